@@ -1,0 +1,115 @@
+"""Every error medimgd raises on purpose, and what the caller may do about it.
+
+Owns the root of the tree; each package's ``errors.py`` hangs its own branches below it:
+
+    MedimgdError
+    ├── InvalidUID
+    ├── UnreadableInstance
+    ├── Refusal                     the input is outside what can be analysed; never a negative
+    │   ├── CannotDecode
+    │   ├── UnsuitableSeries        gaps, tilt, duplicates, mixed matrices
+    │   └── OutsideContract
+    ├── CannotCompose               a report could not be built from this reference header
+    ├── AssociationFailed           peer unreachable, rejected us or aborted
+    ├── ReceiverNotStarted          the listening port could not be taken
+    ├── StorageError                ``storage.errors``
+    ├── ModelError                  ``model.errors``
+    └── DaemonError                 ``daemon.errors``
+
+A class says whether doing the same thing again later can help (``retryable``); callers decide by
+that alone. Messages name the attribute, the rule, what was received and what to do. They never
+hold a patient's name, birth date or pixels.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class MedimgdError(Exception):
+    """The root of the tree."""
+
+    retryable: ClassVar[bool] = False
+
+
+class InvalidUID(MedimgdError):
+    """A UID breaks PS3.5 section 9.1 and must not become a path or a key."""
+
+    retryable = False
+
+
+class UnreadableInstance(MedimgdError):
+    """A data set cannot be parsed, or lacks the UIDs that say where it belongs."""
+
+    retryable = False
+
+
+class RefusalReason(StrEnum):
+    """Why no statement about any finding is made, as stored, shown and reported."""
+
+    CANNOT_DECODE = "cannot decode"
+    GEOMETRY = "unsuitable geometry"
+    INCOMPLETE_SERIES = "series incomplete"
+    OUTSIDE_CONTRACT = "outside the model's input contract"
+    QUALITY = "insufficient quality"
+    SOFTWARE_FAILURE = "software failure"
+
+
+class Refusal(MedimgdError):
+    """The input is outside what can be analysed. A refusal is a result, never a negative.
+
+    Parameters
+    ----------
+    message : str
+        One sentence for people: attribute, rule, value received.
+    reason : RefusalReason, optional
+        The coded reason; each subclass has its own default.
+    """
+
+    retryable = False
+    reason: RefusalReason = RefusalReason.OUTSIDE_CONTRACT
+
+    def __init__(self, message: str, reason: RefusalReason | None = None) -> None:
+        super().__init__(message)
+        if reason is not None:
+            self.reason = reason
+
+
+class CannotDecode(Refusal):
+    """The pixel data cannot be turned into the numbers the header promises."""
+
+    retryable = False
+    reason = RefusalReason.CANNOT_DECODE
+
+
+class UnsuitableSeries(Refusal):
+    """The slices of a series do not make one evenly spaced stack."""
+
+    retryable = False
+    reason = RefusalReason.GEOMETRY
+
+
+class OutsideContract(Refusal):
+    """A model may not see this input: its manifest says so."""
+
+    retryable = False
+    reason = RefusalReason.OUTSIDE_CONTRACT
+
+
+class CannotCompose(MedimgdError):
+    """A result object could not be built from the reference header and the findings."""
+
+    retryable = False
+
+
+class AssociationFailed(MedimgdError):
+    """The peer could not be reached, rejected the association, or aborted it."""
+
+    retryable = True
+
+
+class ReceiverNotStarted(MedimgdError):
+    """The listening port is taken or may not be opened."""
+
+    retryable = True

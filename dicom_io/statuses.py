@@ -1,0 +1,51 @@
+"""The DIMSE C-STORE statuses medimgd answers with and understands (PS3.4 Annex B.2.3).
+
+Owns the names; no other module writes a status as a number.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class StoreStatusValues(IntEnum):
+    """C-STORE response statuses by name (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
+    SUCCESS = 0x0000
+    NOT_AUTHORISED = 0x0124
+    OUT_OF_RESOURCES = 0xA700
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS = 0xA900
+    WARNING_COERCION = 0xB000
+    WARNING_ELEMENTS_DISCARDED = 0xB006
+    WARNING_DATA_SET_DOES_NOT_MATCH = 0xB007
+    CANNOT_UNDERSTAND = 0xC000
+    CANNOT_STORE = 0xC001
+
+
+_WARNINGS = range(0xB000, 0xC000)
+_TRANSIENT = range(0xA700, 0xA800)
+
+
+def is_delivered(status: int) -> bool:
+    """True when the peer says it holds the instance: Success or a Bxxx warning."""
+    return status == StoreStatusValues.SUCCESS or status in _WARNINGS
+
+
+def is_transient(status: int) -> bool:
+    """True when the peer refused for want of resources (A7xx) and may accept later."""
+    return status in _TRANSIENT
+
+
+def describe(status: int) -> str:
+    """Return a status as people read it, for example ``A700 out of resources``."""
+    if status in StoreStatusValues:
+        name = StoreStatusValues(status).name.lower().replace("_", " ")
+    elif status in _WARNINGS:
+        name = "warning"
+    elif status in _TRANSIENT:
+        name = "out of resources"
+    elif 0xA900 <= status < 0xAA00:
+        name = "data set does not match SOP class"
+    else:
+        name = "failure"
+    return f"{status:04X} {name}"

@@ -1,0 +1,153 @@
+"""The few records every package speaks in: UIDs, instance headers, tensors, findings.
+
+Owns no behaviour beyond checking itself and imports no DICOM library, so that the command line
+can load it in milliseconds. Field names are the snake_case form of the DICOM keyword.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from dicom_io.errors import InvalidUID
+
+IMPLEMENTATION_CLASS_UID = "2.25.209381467311230829345398512361784402397"
+IMPLEMENTATION_VERSION_NAME = "MEDIMGD_0_1"
+MANUFACTURER = "medimgd"
+"""Written into Manufacturer and Contributing Equipment, and how our own objects are recognised."""
+
+_UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UID_MAX_LENGTH = 64
+
+
+def checked_uid(value: str, keyword: str) -> str:
+    """Return `value` if it is digits and single dots, at most 64 characters.
+
+    Components with a leading zero break PS3.5 section 9.1 but are written by real devices, so
+    they pass: what passes is always safe as a path component and as a key.
+
+    Raises
+    ------
+    InvalidUID
+        Anything else, the empty value included.
+    """
+    if len(value) > _UID_MAX_LENGTH or _UID_PATTERN.fullmatch(value) is None:
+        raise InvalidUID(f"{keyword} is not a UID (PS3.5 9.1): received {value[:80]!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHeader:
+    """What the index keeps of one received instance; absent attributes are empty or zero.
+
+    Patient attributes are left out of ``repr`` so that they cannot reach a log by accident.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str = ""
+    study_date: str = ""
+    study_time: str = ""
+    study_description: str = ""
+    series_description: str = ""
+    series_number: int | None = None
+    instance_number: int | None = None
+    body_part_examined: str = ""
+    number_of_frames: int = 1
+    rows: int = 0
+    columns: int = 0
+    is_own: bool = False
+    """True when a contributing equipment item says medimgd made it."""
+    patient_id: str = field(default="", repr=False)
+    patient_name: str = field(default="", repr=False)
+    accession_number: str = field(default="", repr=False)
+
+    @property
+    def has_pixels(self) -> bool:
+        """True when the header describes an image (rows and columns are both present)."""
+        return self.rows > 0 and self.columns > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A coded concept: value, coding scheme designator, meaning (PS3.3 section 8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTensor:
+    """The model's input for one image or one series.
+
+    ``values`` is float32 in [0, 1], C-contiguous, with the axes named in ``axes``:
+    ``("rows", "columns", "channels")`` or ``("slices", "rows", "columns", "channels")``.
+    """
+
+    values: npt.NDArray[np.float32]
+    axes: tuple[str, ...]
+    spacing_mm: tuple[float, ...] | None
+    """Distance between neighbours along each spatial axis of ``values`` after resampling."""
+    sop_instance_uids: tuple[str, ...]
+    """The instances the pixels came from, in slice order."""
+    preprocessing_digest: str
+    notes: Mapping[str, object] = field(default_factory=dict)
+    """Facts for ``explain``: intensity range used, source shape, photometric interpretation."""
+
+
+class PresenceValues(StrEnum):
+    """What is said about a finding (CID 240)."""
+
+    PRESENT = "Present"
+    ABSENT = "Absent"
+    UNDETERMINED = "Undetermined"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One label of a model, judged."""
+
+    label: str
+    """The name shown to people and written as tracking identifier, for example ``Pneumonia``."""
+    code: Code
+    site: Code | None
+    presence: PresenceValues
+    probability: float
+    """0..1, after the model's output was turned into a probability."""
+    threshold: float
+    undetermined_low: float
+    undetermined_high: float
+    """Scores in [low, high) are Undetermined; low == high means there is no band."""
+
+    @property
+    def certainty_percent(self) -> float:
+        """The device's certainty, 0..100, rounded to one decimal as it is reported."""
+        return round(self.probability * 100, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model spoke; part of every result and of the UIDs derived from it."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    title: str
+    """The name for people, for example ``Paediatric chest X-ray pneumonia``."""
+    intended_use: str
+    demonstration: bool = False
+    """True for packages that prove a path and make no clinical claim; stated in every result."""
+
+    @property
+    def at_version(self) -> str:
+        """``name@version``, as shown in the worklist and the logs."""
+        return f"{self.name}@{self.version}"
