@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from dicom_io.errors import InvalidUID
+
+if TYPE_CHECKING:  # the command line loads this module and must not pay for NumPy
+    import numpy as np
+    import numpy.typing as npt
 
 IMPLEMENTATION_CLASS_UID = "2.25.209381467311230829345398512361784402397"
 IMPLEMENTATION_VERSION_NAME = "MEDIMGD_0_1"

@@ -1,0 +1,305 @@
+"""The configuration: one TOML file, environment overrides, read once, frozen.
+
+Owns every setting with its default, unit and reason. Nothing here opens a file other than the
+TOML file, and nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from daemon.errors import ConfigurationError
+
+CONFIG_VARIABLE = "MEDIMGD_CONFIG"
+SEARCH_PATH = (Path("medimgd.toml"), Path("/etc/medimgd/medimgd.toml"))
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
+"""An AE title: 1 to 16 printable ASCII characters, no backslash (PS3.5 6.2)."""
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SiteSection(_Section):
+    """Where this installation keeps its state, and its name."""
+
+    data_folder: Path = Path("run")
+    """Holds the database, the spool and nothing else; put it on a disk that is backed up."""
+    node_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=64)
+    """Written as device serial number into every result."""
+
+
+class PeerSection(_Section):
+    """One rule of who may send: an AE title (or ``*``) from a network."""
+
+    ae_title: AETitle = "*"
+    network: str = "127.0.0.0/8"
+
+    @field_validator("network")
+    @classmethod
+    def _is_a_network(cls, value: str) -> str:
+        ipaddress.ip_network(value, strict=False)
+        return value
+
+
+class ReceiverSection(_Section):
+    """The Storage SCP."""
+
+    address: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` for every interface."""
+    port: Port = 11112
+    """The registered DICOM port (PS3.8 9.1.1). 0 takes any free one."""
+    ae_title: AETitle = "MEDIMGD"
+    """The called AE title that senders must use."""
+    accept_any_called_ae: bool = False
+    peers: tuple[PeerSection, ...] = (PeerSection(), PeerSection(network="::1/128"))
+    """Who may send. The default admits this machine only."""
+    maximum_associations: int = Field(default=50, ge=1, le=1000)
+    minimum_free_mib: int = Field(default=1024, ge=0)
+    """Below this much free disk every C-STORE is answered A700; the sender retries later."""
+    network_timeout_seconds: Seconds = 60.0
+
+
+class StudySection(_Section):
+    """When a study counts as complete."""
+
+    quiet_seconds: Seconds = 30.0
+    """Silence, with no association open, after which a study is complete."""
+    deadline_seconds: Seconds = 3600.0
+    """Longest wait since the first instance of a round, whatever is still open."""
+    deadline_action: Literal["analyse", "hold"] = "analyse"
+    lease_seconds: Seconds = 120.0
+    maximum_attempts: int = Field(default=3, ge=1)
+
+
+class ModelsSection(_Section):
+    """Which model packages may serve."""
+
+    folders: tuple[Path, ...] = ()
+    """Searched besides ``<data_folder>/models`` and the packages medimgd ships."""
+    bundled: bool = True
+    """Whether the packages shipped with medimgd take part."""
+    disabled: tuple[str, ...] = ()
+    """``name`` or ``name@version`` of packages that must not run."""
+
+
+class WorkerSection(_Section):
+    """The process that runs the networks."""
+
+    maximum_batch: int = Field(default=8, ge=1, le=256)
+    lease_seconds: Seconds = 120.0
+    """A silent worker's jobs go back to the queue after this long."""
+    maximum_attempts: int = Field(default=3, ge=1)
+    device: Literal["auto", "cpu"] = "auto"
+
+
+class DestinationSection(_Section):
+    """One archive that receives the results."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    host: str = Field(min_length=1)
+    port: Annotated[int, Field(ge=1, le=65535)]
+    ae_title: AETitle
+    calling_ae_title: AETitle | None = None
+    """Our AE title towards this archive; the receiver's when absent."""
+    timeout_seconds: Seconds = 30.0
+    confirm: bool = True
+    """Ask by C-FIND whether what was sent is there; peers without C-FIND stay at ``sent``."""
+
+
+class ResultsSection(_Section):
+    """What is written back."""
+
+    send_refusals: bool = False
+    """Whether "analysis not performed" goes to the archives too; the worklist always shows it."""
+    title: Literal["126000", "private"] = "126000"
+    """Root title of the report: Imaging Measurement Report, or a private one for OHIF viewers."""
+    first_retry_seconds: Seconds = 10.0
+    longest_retry_seconds: Seconds = 4 * 3600.0
+    give_up_after_days: Annotated[float, Field(gt=0)] = 14.0
+
+
+class WebSection(_Section):
+    """The worklist page."""
+
+    enabled: bool = True
+    address: str = "127.0.0.1"
+    port: Port = 8042
+    user: str = ""
+    password_hash: SecretStr = SecretStr("")
+    """From ``medimgd config hash-password``; needed to listen anywhere but on loopback."""
+    finding_order: tuple[str, ...] = ()
+    """Labels from worst to mildest; labels not named follow in alphabetical order."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine can reach the page."""
+        if self.address == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.address).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _needs_a_password_elsewhere(self) -> WebSection:
+        protected = bool(self.user and self.password_hash.get_secret_value())
+        if self.enabled and not self.is_loopback and not protected:
+            raise ValueError(
+                f"web.address {self.address!r} is not loopback: set web.user and "
+                "web.password_hash (medimgd config hash-password) or use 127.0.0.1"
+            )
+        return self
+
+
+class RetentionSection(_Section):
+    """How long finished studies keep their pixels here."""
+
+    days: Annotated[float, Field(gt=0)] = 30.0
+
+
+class LogSection(_Section):
+    """How the processes speak."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    style: Literal["text", "json"] = "text"
+
+
+class Config(BaseSettings):
+    """Everything an installation can decide. Absent sections take their defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MEDIMGD_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    site: SiteSection = SiteSection()
+    receiver: ReceiverSection = ReceiverSection()
+    study: StudySection = StudySection()
+    models: ModelsSection = ModelsSection()
+    worker: WorkerSection = WorkerSection()
+    destinations: tuple[DestinationSection, ...] = ()
+    results: ResultsSection = ResultsSection()
+    web: WebSection = WebSection()
+    retention: RetentionSection = RetentionSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _destinations_have_one_name_each(self) -> Config:
+        names = [destination.name for destination in self.destinations]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"destinations: the name {repeated[0]!r} is used more than once")
+        return self
+
+    @property
+    def database_path(self) -> Path:
+        """Where the SQLite database lies."""
+        return self.site.data_folder / "medimgd.sqlite3"
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where received instances lie."""
+        return self.site.data_folder / "spool"
+
+    @property
+    def site_models_folder(self) -> Path:
+        """Where ``medimgd models add`` puts packages."""
+        return self.site.data_folder / "models"
+
+
+def find_config_file(named: Path | None) -> Path | None:
+    """Return the file to read: the named one, ``MEDIMGD_CONFIG``, or the first that exists.
+
+    Raises
+    ------
+    ConfigurationError
+        A file was named and does not exist.
+    """
+    chosen = named or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if chosen is None:
+        return next((path for path in SEARCH_PATH if path.is_file()), None)
+    if not chosen.is_file():
+        raise ConfigurationError(
+            f"configuration file {chosen} does not exist: create it with "
+            f"'medimgd config init {chosen}' or name another one with --config"
+        )
+    return chosen
+
+
+def load_config(named: Path | None = None) -> Config:
+    """Read the TOML file, let ``MEDIMGD_<SECTION>__<FIELD>`` override it, check everything.
+
+    Raises
+    ------
+    ConfigurationError
+        With every fault at once: file, field, value received, rule.
+    """
+    path = find_config_file(named)
+
+    class _FromFile(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+            if path is not None:
+                sources += (TomlConfigSettingsSource(settings_cls, path),)
+            return sources
+
+    try:
+        loaded = _FromFile()
+    except ValidationError as error:
+        raise ConfigurationError(_all_faults(path, error)) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path or 'environment'}: {error}") from error
+    return Config.model_construct(**{name: getattr(loaded, name) for name in Config.model_fields})
+
+
+def _all_faults(path: Path | None, error: ValidationError) -> str:
+    origin = str(path) if path else "built-in defaults and environment"
+    lines = [f"{origin}: {error.error_count()} fault(s)"]
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        lines.append(f"  {field}: {_rule(fault)}{_received(field, fault)}")
+    return "\n".join(lines)
+
+
+def _rule(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "no such setting"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _received(field: str, fault: Any) -> str:
+    value = fault.get("input")
+    if isinstance(value, (dict, list)) or "password" in field:
+        return ""
+    return f" (received {value!r})"

@@ -1,0 +1,35 @@
+"""Errors of the processes and the command line, below ``dicom_io.errors.MedimgdError``.
+
+    DaemonError
+    ├── ConfigurationError      the TOML file or the environment breaks a rule
+    ├── UnknownStudy            no study is known by what was typed
+    └── DemonstrationFailed     an expected report did not arrive
+"""
+
+from __future__ import annotations
+
+from dicom_io.errors import MedimgdError
+
+
+class DaemonError(MedimgdError):
+    """The root of this package's errors."""
+
+    retryable = False
+
+
+class ConfigurationError(DaemonError):
+    """The configuration breaks one or more rules; all of them are in the message."""
+
+    retryable = False
+
+
+class UnknownStudy(DaemonError):
+    """No study, or more than one, matches what was typed."""
+
+    retryable = False
+
+
+class DemonstrationFailed(DaemonError):
+    """The demonstration ended without every report it expected."""
+
+    retryable = False
