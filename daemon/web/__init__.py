@@ -1,0 +1,1 @@
+"""The worklist page and its JSON, read only."""

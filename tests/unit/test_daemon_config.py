@@ -1,0 +1,95 @@
+"""One TOML file, environment overrides, every fault at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from daemon.config import Config, load_config
+from daemon.errors import ConfigurationError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "medimgd.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, ""))
+
+    assert config.receiver.ae_title == "MEDIMGD"
+    assert config.receiver.port == 11112
+    assert config.web.is_loopback
+
+
+def test_the_environment_overrides_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "[receiver]\nport = 104\nae_title = 'FROMFILE'\n")
+    monkeypatch.setenv("MEDIMGD_RECEIVER__PORT", "10400")
+
+    config = load_config(path)
+
+    assert config.receiver.port == 10400
+    assert config.receiver.ae_title == "FROMFILE"
+
+
+def test_every_fault_is_listed_at_once_with_field_value_and_rule(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "[receiver]\nport = 99999\nae_tile = 'X'\n"
+        "[[receiver.peers]]\nnetwork = '10.0.0.300'\n"
+        "[[destinations]]\nname = 'pacs'\nhost = 'h'\nport = 0\nae_title = 'A'\n",
+    )
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path)
+
+    message = str(caught.value)
+    assert str(path) in message
+    assert "receiver.port" in message
+    assert "99999" in message
+    assert "receiver.ae_tile: no such setting" in message
+    assert "10.0.0.300" in message
+    assert "destinations.0.port" in message
+
+
+def test_the_page_refuses_other_addresses_without_a_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="not loopback"):
+        load_config(write(tmp_path, "[web]\naddress = '0.0.0.0'\n"))
+
+
+def test_the_page_may_listen_elsewhere_with_a_password(tmp_path: Path) -> None:
+    text = "[web]\naddress = '0.0.0.0'\nuser = 'reader'\npassword_hash = 'scrypt$x'\n"
+
+    config = load_config(write(tmp_path, text))
+
+    assert "scrypt" not in repr(config)
+
+
+def test_two_destinations_may_not_share_a_name(tmp_path: Path) -> None:
+    one = "[[destinations]]\nname = 'pacs'\nhost = 'h'\nport = 104\nae_title = 'A'\n"
+
+    with pytest.raises(ConfigurationError, match="more than once"):
+        load_config(write(tmp_path, one + one))
+
+
+def test_a_named_file_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="config init"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_broken_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"medimgd\.toml.*line 1"):
+        load_config(write(tmp_path, "[receiver\n"))
+
+
+def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, ""))
+
+    with pytest.raises(ValidationError):
+        config.receiver.port = 1  # type: ignore[misc]
+    assert isinstance(config, Config)

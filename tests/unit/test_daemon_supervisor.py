@@ -1,0 +1,117 @@
+"""Children are restarted with a growing pause, and stopped in order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon import supervisor
+from daemon.exit_codes import ExitCode
+from daemon.supervisor import Child, Supervisor, backoff_seconds
+
+SLEEPS = "import time; time.sleep(60)"
+DIES = "raise SystemExit(9)"
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def running():
+    threads: list[tuple[Supervisor, threading.Thread, list[ExitCode]]] = []
+
+    def run(children: list[Child], command) -> tuple[Supervisor, list[ExitCode]]:
+        watched = Supervisor(children, None, command)
+        codes: list[ExitCode] = []
+        thread = threading.Thread(target=lambda: codes.append(watched.run()))
+        thread.start()
+        threads.append((watched, thread, codes))
+        return watched, codes
+
+    yield run
+    for watched, thread, _ in threads:
+        watched.request_stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_pauses_double_up_to_a_limit() -> None:
+    assert [backoff_seconds(n) for n in (1, 2, 3)] == [0.5, 1.0, 2.0]
+    assert backoff_seconds(50) == supervisor.LONGEST_BACKOFF_SECONDS
+
+
+def test_a_killed_child_starts_again(running) -> None:
+    child = Child("receiver", "receiver-1")
+    running([child], lambda role, slot: program(SLEEPS))
+    until(lambda: child.is_running)
+    first = child.process.pid
+
+    child.process.send_signal(signal.SIGKILL)
+
+    until(lambda: child.is_running and child.process.pid != first)
+    assert child.deaths == 1
+
+
+def test_an_essential_child_that_keeps_dying_ends_the_parent(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    _, codes = running([Child("courier", "courier-1")], lambda role, slot: program(DIES))
+
+    until(lambda: bool(codes))
+
+    assert codes == [ExitCode.CHILD_KEEPS_DYING]
+
+
+def test_a_worker_that_keeps_dying_never_stops_reception(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_SECONDS", 0.02)
+    receiver = Child("receiver", "receiver-1")
+    worker = Child("worker", "worker-1", may_keep_dying=True)
+    watched, codes = running(
+        [receiver, worker], lambda role, slot: program(DIES if role == "worker" else SLEEPS)
+    )
+
+    until(lambda: worker.deaths > supervisor.DEATHS_BEFORE_GIVING_UP)
+
+    assert receiver.is_running
+    watched.request_stop()
+    until(lambda: bool(codes))
+    assert codes == [ExitCode.CHILD_KEEPS_DYING]
+
+
+def test_reception_stops_before_the_courier(running, tmp_path: Path) -> None:
+    log = tmp_path / "order"
+    text = (
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        f"    open({str(log)!r}, 'a').write(sys.argv[1] + '\\n')\n"
+        "    raise SystemExit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"open({str(log)!r} + sys.argv[1], 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    children = [Child("courier", "courier-1"), Child("receiver", "receiver-1")]
+    watched, codes = running(children, lambda role, slot: [*program(text), role])
+    until(lambda: all(Path(f"{log}{role}").exists() for role in ("courier", "receiver")))
+
+    watched.request_stop()
+    until(lambda: bool(codes))
+
+    assert log.read_text().split() == ["receiver", "courier"]
+    assert codes == [ExitCode.OK]
