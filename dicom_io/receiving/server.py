@@ -1,0 +1,345 @@
+"""The Storage SCP: takes every storage SOP class in every transfer syntax, and Verification.
+
+Owns the decision on each request for an association and the answer to each C-STORE. Never decodes
+a data set, and must not know where instances go (the sink) or who listens in (the observer).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import traceback
+from collections.abc import Sequence
+from io import BytesIO
+from types import TracebackType
+from typing import Self, cast
+
+from pydicom.dataset import Dataset
+from pynetdicom import ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from dicom_io.errors import InvalidUID, MedimgdError, ReceiverNotStarted
+from dicom_io.receiving.access import ANY, AccessFaultValues, Peer, checked_ae_title, judge
+from dicom_io.receiving.instances import (
+    AssociationObserver,
+    InstanceSink,
+    ReceivedInstance,
+    StoreAnswer,
+)
+from dicom_io.receiving.limits import OpenAssociations, ReceiverLimits
+from dicom_io.receiving.listener import AcceptedAssociation, AssociationListener
+from dicom_io.statuses import StoreStatusValues, describe
+from dicom_io.vocabulary import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    checked_uid,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+DEFAULT_AE_TITLE = "MEDIMGD"
+DEFAULT_PORT = 11112
+"""The port the DICOM standard registers for servers without privileges (PS3.8 9.1.2)."""
+
+STOP_WAIT_SECONDS = 10.0
+"""How long open associations may take to finish when the receiver stops."""
+
+_ERROR_COMMENT_MAX_LENGTH = 64
+
+# Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21).
+_CALLED_AE_TITLE_NOT_RECOGNISED = (1, 1, 7)
+_CALLING_AE_TITLE_NOT_RECOGNISED = (1, 1, 3)
+_TEMPORARY_CONGESTION = (2, 3, 1)
+_LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+
+_WANT_OF_RESOURCES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+
+
+class StorageServer:
+    """Receives instances on one port and hands each to a sink.
+
+    Parameters
+    ----------
+    sink : InstanceSink
+        Decides each C-STORE's status; called by as many threads as there are associations.
+    ae_titles : sequence of str
+        The called AE titles we answer to; ``*`` among them answers to all.
+    address : str
+        Address to listen on; loopback unless configured otherwise.
+    port : int
+        0 takes any free port, told by `port` once started.
+    peers : sequence of Peer
+        Who may call; empty means this machine only (see `access.judge`).
+    limits : ReceiverLimits
+        Associations, PDU size and timeouts.
+    observer : AssociationObserver, optional
+        Told of associations opened, closed and refused.
+    reuse_port : bool
+        Let several receivers share the port.
+
+    References
+    ----------
+    PS3.4 Annex A (Verification) and Annex B (Storage), PS3.7 sections 9.1.1 and 9.1.5.
+    """
+
+    def __init__(
+        self,
+        sink: InstanceSink,
+        *,
+        ae_titles: Sequence[str] = (DEFAULT_AE_TITLE,),
+        address: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        peers: Sequence[Peer] = (),
+        limits: ReceiverLimits | None = None,
+        observer: AssociationObserver | None = None,
+        reuse_port: bool = False,
+    ) -> None:
+        self._sink = sink
+        self._ae_titles = tuple(checked_ae_title(title, "ae_titles") for title in ae_titles)
+        self._address = address
+        self._wanted_port = port
+        self._peers = tuple(peers)
+        self._limits = limits or ReceiverLimits()
+        self._observer = observer or AssociationObserver()
+        self._reuse_port = reuse_port
+        self._open = OpenAssociations(self._limits.maximum_associations)
+        self._listener: AssociationListener | None = None
+        self._is_stopping = False
+
+    @property
+    def port(self) -> int:
+        """The port listened on; the configured one before the start."""
+        if self._listener is None:
+            return self._wanted_port
+        return int(self._listener.server_address[1])
+
+    @property
+    def open_associations(self) -> int:
+        """How many associations are open now."""
+        return len(self._open)
+
+    def start(self) -> None:
+        """Take the port and begin to accept associations.
+
+        Raises
+        ------
+        ReceiverNotStarted
+            If the port is taken, not permitted, or the address is not this machine's.
+        """
+        try:
+            self._listener = self._make_listener()
+        except OSError as error:
+            raise ReceiverNotStarted(
+                f"cannot listen on {self._address} port {self._wanted_port}: "
+                f"{error.strerror or error}. Stop what holds the port, or configure another "
+                "address or port (ports below 1024 need a privilege)"
+            ) from error
+        self._is_stopping = False
+        self._listener.start()
+        LOGGER.info(
+            "receiving on %s port %d as %s",
+            self._address,
+            self.port,
+            ", ".join(self._ae_titles),
+            extra={"action": "receiver started"},
+        )
+
+    def stop(self, wait_seconds: float = STOP_WAIT_SECONDS) -> None:
+        """Refuse new associations, let open ones finish, then abort those that did not."""
+        if self._listener is None:
+            return
+        # Set first: a connection accepted a moment ago must not become an association now.
+        self._is_stopping = True
+        self._listener.stop_listening()
+        if not self._open.wait_until_none(wait_seconds):
+            LOGGER.warning(
+                "%d associations did not finish in %.0f s and are aborted",
+                len(self._open),
+                wait_seconds,
+                extra={"action": "associations aborted"},
+            )
+        self._listener.end_associations()
+        self._listener = None
+        LOGGER.info("receiver stopped", extra={"action": "receiver stopped"})
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _make_listener(self) -> AssociationListener:
+        ae = _application_entity(self._ae_titles, self._limits)
+        listener = ae.make_server(
+            (self._address, self._wanted_port),
+            evt_handlers=[
+                (evt.EVT_REQUESTED, self._on_requested),
+                (evt.EVT_ESTABLISHED, self._on_established),
+                (evt.EVT_CONN_CLOSE, _on_connection_closed),
+                (evt.EVT_C_STORE, self._on_c_store),
+            ],
+            server_class=AssociationListener,
+            reuse_port=self._reuse_port,
+            on_ended=self._on_ended,
+        )
+        return cast("AssociationListener", listener)
+
+    def _on_requested(self, event: evt.Event) -> None:
+        assoc = cast("AcceptedAssociation", event.assoc)
+        request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+        assoc.is_requested = True
+        assoc.calling_ae_title = str(request.calling_ae_title).strip()
+        assoc.called_ae_title = str(request.called_ae_title).strip()
+        refusal = self._refusal(assoc)
+        if refusal is not None:
+            self._refuse(assoc, *refusal)
+
+    def _refusal(self, assoc: AcceptedAssociation) -> tuple[tuple[int, int, int], str] | None:
+        verdict = judge(
+            self._peers,
+            assoc.calling_ae_title,
+            assoc.called_ae_title,
+            assoc.address,
+            self._ae_titles,
+        )
+        if not verdict.admitted:
+            if verdict.fault is AccessFaultValues.CALLED_AE_TITLE:
+                return _CALLED_AE_TITLE_NOT_RECOGNISED, verdict.reason
+            return _CALLING_AE_TITLE_NOT_RECOGNISED, verdict.reason
+        if self._is_stopping:
+            return _TEMPORARY_CONGESTION, "the receiver is stopping: send again later"
+        if not self._open.enter(assoc.association_id):
+            limit = self._limits.maximum_associations
+            return _LOCAL_LIMIT_EXCEEDED, (
+                f"{limit} associations are open, the most allowed: "
+                "send again later, or raise maximum_associations"
+            )
+        return None
+
+    def _refuse(
+        self, assoc: AcceptedAssociation, rejection: tuple[int, int, int], reason: str
+    ) -> None:
+        LOGGER.warning(
+            "refused an association from %s as %r to %r: %s",
+            assoc.address,
+            assoc.calling_ae_title,
+            assoc.called_ae_title,
+            reason,
+            extra={"action": "association refused"},
+        )
+        self._observer.on_refused(
+            assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason
+        )
+        assoc.acse.send_reject(*rejection)
+        # Waits until the rejection has left; ending the thread at once would cut it off.
+        assoc.kill()
+
+    def _on_established(self, event: evt.Event) -> None:
+        assoc = cast("AcceptedAssociation", event.assoc)
+        assoc.is_announced = True
+        self._observer.on_opened(
+            assoc.association_id, assoc.calling_ae_title, assoc.called_ae_title, assoc.address
+        )
+
+    def _on_ended(self, assoc: AcceptedAssociation) -> None:
+        self._open.leave(assoc.association_id)
+        if assoc.is_announced:
+            self._observer.on_closed(assoc.association_id)
+
+    def _on_c_store(self, event: evt.Event) -> Dataset:
+        assoc = cast("AcceptedAssociation", event.assoc)
+        try:
+            answer = self._store(assoc, event)
+        except Exception as error:  # noqa: BLE001 - the DIMSE handler must always answer
+            answer = _answer_to_failure(error)
+            _log_failure(assoc, error, answer)
+        return _status_dataset(answer)
+
+    def _store(self, assoc: AcceptedAssociation, event: evt.Event) -> StoreAnswer:
+        request = cast("C_STORE", event.request)
+        with cast("BytesIO", request.DataSet).getbuffer() as data_set:
+            received = ReceivedInstance(
+                association_id=assoc.association_id,
+                calling_ae_title=assoc.calling_ae_title,
+                called_ae_title=assoc.called_ae_title,
+                address=assoc.address,
+                sop_class_uid=checked_uid(str(request.AffectedSOPClassUID), "SOPClassUID"),
+                sop_instance_uid=checked_uid(str(request.AffectedSOPInstanceUID), "SOPInstanceUID"),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                data_set=data_set,
+            )
+            return self._sink.store(received)
+
+
+def _on_connection_closed(event: evt.Event) -> None:
+    cast("AcceptedAssociation", event.assoc).wake_if_never_requested()
+
+
+def _application_entity(ae_titles: Sequence[str], limits: ReceiverLimits) -> ApplicationEntity:
+    own = [title for title in ae_titles if title != ANY]
+    ae = ApplicationEntity(ae_title=own[0] if own else DEFAULT_AE_TITLE)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = limits.maximum_pdu_bytes
+    ae.network_timeout = limits.network_timeout_seconds
+    ae.acse_timeout = limits.request_timeout_seconds
+    # The limit is ours to hold: pynetdicom's own also counts connections that ask for nothing.
+    ae.maximum_associations = limits.maximum_associations + 10_000
+    ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
+    return ae
+
+
+def _answer_to_failure(error: Exception) -> StoreAnswer:
+    if isinstance(error, InvalidUID):
+        return StoreAnswer(StoreStatusValues.CANNOT_UNDERSTAND, str(error))
+    if isinstance(error, OSError) and error.errno in _WANT_OF_RESOURCES:
+        return StoreAnswer(StoreStatusValues.OUT_OF_RESOURCES, "out of resources, send again later")
+    if isinstance(error, MedimgdError):
+        status = (
+            StoreStatusValues.OUT_OF_RESOURCES
+            if error.retryable
+            else StoreStatusValues.CANNOT_STORE
+        )
+        return StoreAnswer(status, str(error))
+    return StoreAnswer(StoreStatusValues.CANNOT_STORE, "internal error, see the receiver's log")
+
+
+def _log_failure(assoc: AcceptedAssociation, error: Exception, answer: StoreAnswer) -> None:
+    # Our own messages hold no patient data; a foreign one may quote the data set, so only its
+    # kind and the place it came from are written.
+    if isinstance(error, MedimgdError):
+        cause = str(error)
+    else:
+        places = traceback.extract_tb(error.__traceback__)[-3:]
+        where = " < ".join(f"{p.filename}:{p.lineno} {p.name}" for p in reversed(places))
+        cause = f"{type(error).__name__} at {where}"
+    LOGGER.error(
+        "an instance from %r (%s) was not stored, answered %s: %s",
+        assoc.calling_ae_title,
+        assoc.address,
+        describe(answer.status),
+        cause,
+        extra={"action": "instance not stored", "association_id": assoc.association_id},
+    )
+
+
+def _status_dataset(answer: StoreAnswer) -> Dataset:
+    ds = Dataset()
+    ds.Status = int(answer.status)
+    if answer.status != StoreStatusValues.SUCCESS and answer.comment:
+        ds.ErrorComment = _error_comment(answer.comment)
+    return ds
+
+
+def _error_comment(comment: str) -> str:
+    plain = comment.encode("ascii", errors="replace").decode("ascii").replace("\\", "/")
+    return "".join(c if c.isprintable() else " " for c in plain)[:_ERROR_COMMENT_MAX_LENGTH]
