@@ -1,0 +1,204 @@
+"""Associations that we request: opening one, and saying in words why it could not be opened.
+
+Owns the translation of everything that can go wrong before the first message into one error.
+Must not know what is sent over the association.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pydicom.uid import UID
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext, build_context
+
+from dicom_io.errors import AssociationFailed
+from dicom_io.network import disable_nagle
+from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+"""A host on the same site answers in milliseconds; a firewall that drops packets never does."""
+
+ASSOCIATION_TIMEOUT_SECONDS = 30.0
+"""For the answer to a request for an association or for its release."""
+
+RESPONSE_TIMEOUT_SECONDS = 120.0
+"""For the answer to one message; a busy PACS may take a minute to file an instance."""
+
+MAXIMUM_CONTEXTS = 128
+"""Presentation contexts of one association: odd identifiers from 1 to 255 (PS3.8 9.3.2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A peer that we call."""
+
+    name: str
+    """How the site calls it, for messages."""
+    host: str
+    port: int
+    ae_title: str
+    """Theirs: the called AE title."""
+    calling_ae_title: str = "MEDIMGD"
+    """Ours, as the peer knows us."""
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
+    association_timeout_seconds: float = ASSOCIATION_TIMEOUT_SECONDS
+    response_timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.ae_title} at {self.host} port {self.port})"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Context:
+    """What is to be negotiated: one SOP class in one transfer syntax."""
+
+    sop_class_uid: str
+    transfer_syntax_uid: str
+
+
+@contextmanager
+def open_association(
+    destination: Destination, contexts: Iterable[Context]
+) -> Iterator[Association | None]:
+    """Open an association for exactly these contexts and release it at the end.
+
+    Yields
+    ------
+    Association or None
+        None when the peer accepted the association but none of the contexts. Accepted and refused
+        contexts are told by `accepts`.
+
+    Raises
+    ------
+    AssociationFailed
+        If the peer cannot be reached, rejects the association, or does not answer.
+    """
+    assoc, was_connected = _request(destination, contexts)
+    if not assoc.is_established:
+        if _accepted_without_contexts(assoc):
+            yield None
+            return
+        raise _failure(destination, assoc, was_connected=was_connected)
+    try:
+        yield assoc
+    finally:
+        _end(assoc)
+
+
+def accepts(assoc: Association, context: Context) -> bool:
+    """Return True when the peer accepted this SOP class in this transfer syntax."""
+    return any(
+        (cx.abstract_syntax, cx.transfer_syntax[0])
+        == (context.sop_class_uid, context.transfer_syntax_uid)
+        for cx in assoc.accepted_contexts
+    )
+
+
+def _request(destination: Destination, contexts: Iterable[Context]) -> tuple[Association, bool]:
+    connected: list[bool] = []
+
+    def on_connected(event: evt.Event) -> None:
+        connected.append(True)
+        wrapper = event.assoc.dul.socket
+        if wrapper is not None and wrapper.socket is not None:
+            disable_nagle(wrapper.socket)
+
+    try:
+        assoc = _application_entity(destination).associate(
+            destination.host,
+            destination.port,
+            contexts=[_proposal(context) for context in contexts],
+            ae_title=destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, on_connected)],
+        )
+    except OSError as error:
+        # Only the name lookup and the local socket raise; a refused connection does not.
+        raise _unreachable(destination, error) from error
+    return assoc, bool(connected)
+
+
+def _application_entity(destination: Destination) -> ApplicationEntity:
+    ae = ApplicationEntity(ae_title=destination.calling_ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.connection_timeout = destination.connect_timeout_seconds
+    ae.acse_timeout = destination.association_timeout_seconds
+    ae.dimse_timeout = destination.response_timeout_seconds
+    # Must outlast the wait for a response, or it would cut that wait short.
+    ae.network_timeout = destination.response_timeout_seconds + 1
+    return ae
+
+
+def _proposal(context: Context) -> PresentationContext:
+    return build_context(UID(context.sop_class_uid), UID(context.transfer_syntax_uid))
+
+
+def _end(assoc: Association) -> None:
+    if assoc.is_established:
+        assoc.release()
+    elif not assoc.is_released:
+        assoc.kill()
+
+
+def _accepted_without_contexts(assoc: Association) -> bool:
+    answer = assoc.acceptor.primitive
+    return answer is not None and answer.result == 0 and bool(assoc.rejected_contexts)
+
+
+def _failure(
+    destination: Destination, assoc: Association, *, was_connected: bool
+) -> AssociationFailed:
+    if not was_connected:
+        return _unreachable(destination, _connection_error(destination))
+    answer = assoc.acceptor.primitive
+    if assoc.is_rejected and answer is not None:
+        return _rejection(destination, answer)
+    return AssociationFailed(
+        f"{destination} took the connection but did not answer the request for an association "
+        f"within {destination.association_timeout_seconds:g} s, or broke it off: check that a "
+        "DICOM service listens there, without TLS, and that it is not overloaded"
+    )
+
+
+def _connection_error(destination: Destination) -> OSError:
+    # pynetdicom swallows the reason a connection failed, so it is asked for once more.
+    try:
+        socket.create_connection(
+            (destination.host, destination.port), timeout=destination.connect_timeout_seconds
+        ).close()
+    except OSError as error:
+        return error
+    return OSError("the first attempt to connect failed, a second one did not")
+
+
+def _unreachable(destination: Destination, error: OSError) -> AssociationFailed:
+    failure = AssociationFailed(
+        f"cannot connect to {destination}: {error.strerror or error}. "
+        "Check host and port, and that the peer is running and no firewall is between"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _rejection(destination: Destination, answer: A_ASSOCIATE) -> AssociationFailed:
+    reason = answer.reason_str
+    remedy = {
+        "Calling AE title not recognised": (
+            f"enter our AE title {destination.calling_ae_title!r} and this machine's address "
+            "at the peer"
+        ),
+        "Called AE title not recognised": (
+            f"correct ae_title of this destination, {destination.ae_title!r} is not the peer's"
+        ),
+    }.get(reason, "the peer may accept later" if answer.result == 2 else "ask the peer's log")
+    return AssociationFailed(
+        f"{destination} rejected the association of {destination.calling_ae_title!r}: "
+        f"{answer.result_str}, {answer.source_str}, {reason}: {remedy}"
+    )
