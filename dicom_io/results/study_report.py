@@ -1,0 +1,94 @@
+"""The report of one model on one study: each finding as Present, Absent or Undetermined.
+
+Owns TID 1500 with study-level groups (TID 1501). Regions do not belong here: a document that
+mixes both kinds of group shows as a black viewport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from highdicom.sr import ContentItem
+
+from dicom_io.errors import CannotCompose
+from dicom_io.results import codes
+from dicom_io.results.content import (
+    CONTAINS,
+    HAS_CONCEPT_MOD,
+    code_item,
+    container,
+    encode_report,
+    measurement_group,
+    percent_item,
+    text_item,
+)
+from dicom_io.results.document import composing
+from dicom_io.results.reference import Evidence, read_evidence
+from dicom_io.results.request import (
+    EncodedDocument,
+    ReportRequest,
+    SRClassValues,
+    operating_point,
+)
+from dicom_io.vocabulary import Finding, PresenceValues
+
+
+def compose_study_report(
+    request: ReportRequest,
+    sop_class: SRClassValues = SRClassValues.COMPREHENSIVE_3D,
+    capture: EncodedDocument | None = None,
+    evidence: Evidence | None = None,
+) -> EncodedDocument:
+    """Return the Structured Report of a result with findings.
+
+    Parameters
+    ----------
+    request : ReportRequest
+        What is stated, by which model, about which instances.
+    sop_class : SRClassValues
+        The class to encode in; see ``SR_CLASS_PREFERENCE`` for the order to fall back in. The
+        class is part of the instance UID.
+    capture : EncodedDocument, optional
+        The result card of the same result, listed as evidence; it must be sent first.
+    evidence : Evidence, optional
+        What `read_evidence` returned for this request, to read the headers only once.
+
+    Raises
+    ------
+    CannotCompose
+        When the request holds a refusal, or its source or codes cannot be written.
+
+    References
+    ----------
+    DICOM PS3.16 TID 1500, TID 1501, TID 4019; PS3.3 A.35.
+    """
+    if request.refusal is not None:
+        raise CannotCompose("a refusal is not a study report: use compose_refusal_report")
+    evidence = evidence or read_evidence(request)
+    with composing("the study report"):
+        groups = [
+            measurement_group(request, evidence, finding.label, _statements(request, finding))
+            for finding in request.findings
+        ]
+        content = [
+            container(codes.IMAGING_MEASUREMENTS, groups),
+            container(
+                codes.QUALITATIVE_EVALUATIONS,
+                [text_item(codes.COMMENT, request.summary, CONTAINS)],
+            ),
+        ]
+        return encode_report(request, evidence, sop_class, content, capture)
+
+
+def _statements(request: ReportRequest, finding: Finding) -> Iterator[ContentItem]:
+    # A viewer that prints only "Finding: Pneumonia" must not turn a negative into a positive.
+    if finding.presence is PresenceValues.PRESENT:
+        yield code_item(codes.FINDING, finding.code, CONTAINS)
+    if finding.site is not None:
+        yield code_item(codes.FINDING_SITE, finding.site, HAS_CONCEPT_MOD)
+    yield text_item(codes.ALGORITHM_NAME, request.model.name, HAS_CONCEPT_MOD)
+    yield text_item(codes.ALGORITHM_VERSION, request.model.version, HAS_CONCEPT_MOD)
+    yield text_item(codes.ALGORITHM_PARAMETERS, operating_point(finding), HAS_CONCEPT_MOD)
+    yield code_item(codes.ALGORITHM_FAMILY, codes.ARTIFICIAL_INTELLIGENCE, HAS_CONCEPT_MOD)
+    yield percent_item(codes.CERTAINTY_OF_FINDING, finding.certainty_percent)
+    yield code_item(finding.code, codes.PRESENCE[finding.presence], CONTAINS)
