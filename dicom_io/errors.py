@@ -5,6 +5,7 @@ Owns the root of the tree; each package's ``errors.py`` hangs its own branches b
     MedimgdError
     ├── InvalidUID
     ├── UnreadableInstance
+    ├── InvalidRecipe               a model's input description cannot be followed
     ├── Refusal                     the input is outside what can be analysed; never a negative
     │   ├── CannotDecode
     │   ├── UnsuitableSeries        gaps, tilt, duplicates, mixed matrices
@@ -41,6 +42,12 @@ class InvalidUID(MedimgdError):
 
 class UnreadableInstance(MedimgdError):
     """A data set cannot be parsed, or lacks the UIDs that say where it belongs."""
+
+    retryable = False
+
+
+class InvalidRecipe(MedimgdError, ValueError):
+    """A model's input description names a shape, range or field that cannot be followed."""
 
     retryable = False
 

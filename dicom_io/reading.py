@@ -96,6 +96,11 @@ class EncodedDataSet:
         return self.transfer_syntax_uid in _IMPLICIT
 
     @property
+    def is_deflated(self) -> bool:
+        """True when the stream was inflated, perhaps not to its end."""
+        return self.transfer_syntax_uid in _DEFLATED
+
+    @property
     def is_little_endian(self) -> bool:
         """True except for the retired Explicit VR Big Endian."""
         return self.transfer_syntax_uid != ExplicitVRBigEndian

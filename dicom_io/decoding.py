@@ -1,0 +1,381 @@
+"""Frames of a stored image as the stored values its header promises, one frame at a time.
+
+Owns every check between a file and an array, and the translation of every decoder's fault. It must
+not know what the values mean: that is ``grayscale``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import UID
+
+from dicom_io.attributes import integer, raw_value, text
+from dicom_io.codestreams import check_fragments
+from dicom_io.errors import CannotDecode
+from dicom_io.reading import (
+    PARSER_FAULTS,
+    PIXEL_DATA_TAG,
+    EncodedDataSet,
+    PixelElement,
+    open_data_set,
+    parse_open,
+    quiet_pydicom,
+)
+
+StoredValues = npt.NDArray[np.integer[Any]]
+"""One frame, (rows, columns) or (rows, columns, samples), native byte order."""
+
+MAX_DECODED_BYTES = 2 * 1024**3
+"""An image larger than this when decoded is refused: no radiograph or enhanced series needs it."""
+
+MAX_LOOKUP_BYTES = 16 * 1024 * 1024
+"""Header values above this are left out; palettes and lookup tables stay far below."""
+
+_MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
+_PALETTE = "PALETTE COLOR"
+_SINGLE_SAMPLE = _MONOCHROME | {_PALETTE}
+_BITS_ALLOCATED = frozenset({1, 8, 16, 32})
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePixel:
+    """The Image Pixel module of a header, checked (PS3.3 C.7.6.3)."""
+
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    photometric_interpretation: str
+    planar_configuration: int
+
+    @property
+    def decoded_bits(self) -> int:
+        """The size of all frames when decoded."""
+        return self.rows * self.columns * self.samples * self.frames * self.bits_allocated
+
+    @property
+    def encoded_bytes(self) -> int:
+        """The size of all frames in native encoding, padding byte left out."""
+        bits = self.decoded_bits
+        if self.photometric_interpretation == "YBR_FULL_422":
+            bits = bits * 2 // 3
+        return -(-bits // 8)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A file whose header was read and whose pixel data was found complete; nothing is decoded."""
+
+    path: Path
+    header: Dataset
+    pixel: ImagePixel
+    element: PixelElement
+    transfer_syntax_uid: str
+
+    @property
+    def end_offset(self) -> int:
+        """Where native pixel data ends; how far a deflated data set must be inflated."""
+        return self.element.offset + self.pixel.encoded_bytes
+
+
+def open_image(path: Path) -> StoredImage:
+    """Read the header of an image and check that its pixel data can be what the header says.
+
+    Nothing in the size of the image is allocated: dimensions are checked against the bytes there
+    are (native), against the codestream's own (compressed), and against ``MAX_DECODED_BYTES``.
+
+    Raises
+    ------
+    UnreadableInstance
+        The file cannot be parsed.
+    CannotDecode
+        No pixel data, a transfer syntax without decoder, attributes that contradict each other,
+        or pixel data that is truncated.
+
+    References
+    ----------
+    PS3.3 C.7.6.3, PS3.5 section 8 and Annex A.4
+    """
+    with open_data_set(path) as encoded:
+        ds, found = parse_open(path, encoded, None, MAX_LOOKUP_BYTES)
+        element = _checked_element(found)
+        with quiet_pydicom():
+            pixel = _image_pixel(ds)
+        image = StoredImage(path, ds, pixel, element, encoded.transfer_syntax_uid)
+        decoder = _decoder(image)
+        _check_size(image, encoded)
+        if decoder.is_encapsulated:
+            check_fragments(encoded, element, pixel, image.transfer_syntax_uid)
+    # A deflated data set is opened again here, inflated as far as its pixels reach.
+    with open_data_set(path, image.end_offset) as encoded:
+        if not decoder.is_encapsulated:
+            _check_native(image, encoded)
+    return image
+
+
+def iter_frames(image: StoredImage, indices: Sequence[int] | None = None) -> Iterator[StoredValues]:
+    """Decode frames one after the other, so that memory holds one at a time.
+
+    Parameters
+    ----------
+    image : StoredImage
+        From ``open_image``.
+    indices : sequence of int, optional
+        Zero-based frame numbers, in the order wanted; all frames when absent.
+
+    Yields
+    ------
+    numpy.ndarray
+        Stored values, (rows, columns), or (rows, columns, 3) as RGB for colour and palette images.
+        Bits above Bits Stored (overlays in old files) are masked, signed values sign-extended.
+
+    Raises
+    ------
+    CannotDecode
+        The decoder failed, or gave fewer frames or another shape than the header promises.
+
+    References
+    ----------
+    PS3.5 8.1.1 (unused bits), PS3.3 C.7.6.3.1.2 (photometric interpretation)
+    """
+    wanted = range(image.pixel.frames) if indices is None else indices
+    with open_data_set(image.path, image.end_offset) as encoded:
+        encoded.stream.seek(image.element.offset)
+        decoded = _decoder(image).iter_array(
+            encoded.stream, indices=None if indices is None else list(indices), **_options(image)
+        )
+        for index in wanted:
+            yield _next_frame(image, decoded, index)
+
+
+def _next_frame(
+    image: StoredImage, decoded: Iterator[tuple[Any, dict[str, Any]]], index: int
+) -> StoredValues:
+    try:
+        with quiet_pydicom():
+            values, properties = next(decoded)
+            return _finished(image, values, str(properties["photometric_interpretation"]))
+    except StopIteration as error:
+        _refuse(image, f"frame {index + 1} of {image.pixel.frames} is missing", error)
+    except PARSER_FAULTS as error:
+        _refuse(image, f"the decoder failed on frame {index + 1}", error)
+
+
+def _refuse(image: StoredImage, what: str, cause: Exception) -> NoReturn:
+    """Refuse without quoting the decoder: its messages may quote the data."""
+    raise CannotDecode(
+        f"PixelData (7FE0,0010) in {UID(image.transfer_syntax_uid).name}: {what} "
+        f"({type(cause).__name__}); send the object again, or uncompressed"
+    ) from cause
+
+
+def _finished(image: StoredImage, values: StoredValues, photometric: str) -> StoredValues:
+    pixel = image.pixel
+    if values.shape[:2] != (pixel.rows, pixel.columns):
+        raise ValueError(f"decoded shape {values.shape[:2]}")
+    if _needs_shift(image):
+        values = masked(values, pixel.bits_stored, pixel.high_bit, is_signed=pixel.is_signed)
+    if photometric == _PALETTE:
+        values = apply_color_lut(values, image.header)[..., :3]
+    elif photometric not in _MONOCHROME | {"RGB"}:
+        raise CannotDecode(
+            f"PhotometricInterpretation (0028,0004) {photometric} cannot be turned into RGB or "
+            "grey; send the object as MONOCHROME2 or RGB"
+        )
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+
+
+def masked(
+    values: StoredValues, bits_stored: int, high_bit: int, *, is_signed: bool
+) -> StoredValues:
+    """Return the stored bits of each cell, right-aligned and sign-extended (PS3.5 8.1.1).
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Cells of 8, 16 or 32 bits in which the sample ends at bit `high_bit`.
+    bits_stored, high_bit : int
+        (0028,0101) and (0028,0102).
+    is_signed : bool
+        True when Pixel Representation (0028,0103) is 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        Same shape; the signed or unsigned type of the same width.
+    """
+    width = values.dtype.itemsize * 8
+    kind = "i" if is_signed else "u"
+    cells = values.astype(values.dtype.newbyteorder("="), copy=False)
+    cells = cells.view(f"{kind}{values.dtype.itemsize}")
+    # Shifting up drops what lies above the sample; shifting back down extends the sign.
+    shifted: StoredValues = np.right_shift(
+        np.left_shift(cells, width - 1 - high_bit), width - bits_stored
+    )
+    return shifted
+
+
+def _needs_shift(image: StoredImage) -> bool:
+    """Native cells may hold the sample anywhere; codecs always deliver it right-aligned."""
+    pixel = image.pixel
+    return not image.element.is_encapsulated and pixel.high_bit != pixel.bits_stored - 1
+
+
+def _options(image: StoredImage) -> dict[str, Any]:
+    pixel = image.pixel
+    options: dict[str, Any] = {
+        "rows": pixel.rows,
+        "columns": pixel.columns,
+        "number_of_frames": pixel.frames,
+        "samples_per_pixel": pixel.samples,
+        "bits_allocated": pixel.bits_allocated,
+        "bits_stored": pixel.bits_stored,
+        "pixel_representation": int(pixel.is_signed),
+        "photometric_interpretation": pixel.photometric_interpretation,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": image.element.vr or "OW",
+        "allow_excess_frames": False,
+    }
+    if pixel.samples > 1:
+        options["planar_configuration"] = pixel.planar_configuration
+    if _needs_shift(image):
+        options["correct_unused_bits"] = False
+    offsets = raw_value(image.header, "ExtendedOffsetTable")
+    lengths = raw_value(image.header, "ExtendedOffsetTableLengths")
+    if isinstance(offsets, bytes) and isinstance(lengths, bytes):
+        options["extended_offsets"] = (offsets, lengths)
+    return options
+
+
+def _checked_element(element: PixelElement | None) -> PixelElement:
+    if element is None:
+        raise CannotDecode("PixelData (7FE0,0010) is missing: the object holds no image")
+    if element.tag != PIXEL_DATA_TAG:
+        raise CannotDecode(
+            f"pixel data is floating point ({element.tag >> 16:04X},{element.tag & 0xFFFF:04X}); "
+            "only integer PixelData (7FE0,0010) is analysed"
+        )
+    return element
+
+
+def _decoder(image: StoredImage) -> Decoder:
+    uid = UID(image.transfer_syntax_uid)
+    try:
+        decoder = get_decoder(uid)
+    except NotImplementedError as error:
+        raise CannotDecode(
+            f"transfer syntax {uid.name} ({uid}) has no decoder; send the object uncompressed"
+        ) from error
+    if not decoder.is_available:
+        raise CannotDecode(
+            f"the decoder for {uid.name} is not installed; install pylibjpeg and pyjpegls"
+        )
+    if decoder.is_encapsulated != image.element.is_encapsulated:
+        raise CannotDecode(
+            f"PixelData (7FE0,0010) is {'' if image.element.is_encapsulated else 'not '}"
+            f"encapsulated, against its transfer syntax {uid.name}; send the object again"
+        )
+    return decoder
+
+
+def _check_native(image: StoredImage, encoded: EncodedDataSet) -> None:
+    pixel, element = image.pixel, image.element
+    there = min(element.length, encoded.size - element.offset)
+    if there < pixel.encoded_bytes:
+        raise CannotDecode(
+            f"PixelData (7FE0,0010) holds {there} bytes; Rows {pixel.rows} x Columns "
+            f"{pixel.columns} x {pixel.frames} frames x {pixel.samples} samples of "
+            f"{pixel.bits_allocated} bits need {pixel.encoded_bytes}: truncated, send it again"
+        )
+
+
+def _image_pixel(ds: Dataset) -> ImagePixel:
+    bits_allocated = _required(ds, "BitsAllocated")
+    bits_stored = _default(integer(ds, "BitsStored"), bits_allocated)
+    frames = integer(ds, "NumberOfFrames")
+    pixel = ImagePixel(
+        rows=_required(ds, "Rows"),
+        columns=_required(ds, "Columns"),
+        frames=1 if frames is None else frames,
+        samples=_default(integer(ds, "SamplesPerPixel"), 1),
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        high_bit=_default(integer(ds, "HighBit"), bits_stored - 1),
+        is_signed=integer(ds, "PixelRepresentation") == 1,
+        photometric_interpretation=text(ds, "PhotometricInterpretation").upper(),
+        planar_configuration=_default(integer(ds, "PlanarConfiguration"), 0),
+    )
+    _check_consistent(pixel)
+    return pixel
+
+
+def _default(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _required(ds: Dataset, keyword: str) -> int:
+    value = integer(ds, keyword)
+    if value is None or value <= 0:
+        raise CannotDecode(
+            f"{keyword} must be a positive whole number (PS3.3 C.7.6.3): received "
+            f"{'nothing' if value is None else value}"
+        )
+    return value
+
+
+def _check_consistent(pixel: ImagePixel) -> None:
+    single = pixel.photometric_interpretation in _SINGLE_SAMPLE
+    rules = (
+        (pixel.frames >= 1, "NumberOfFrames (0028,0008)", pixel.frames),
+        (pixel.samples in {1, 3}, "SamplesPerPixel (0028,0002)", pixel.samples),
+        (
+            pixel.bits_allocated in _BITS_ALLOCATED,
+            "BitsAllocated (0028,0100)",
+            pixel.bits_allocated,
+        ),
+        (
+            1 <= pixel.bits_stored <= pixel.bits_allocated,
+            "BitsStored (0028,0101)",
+            pixel.bits_stored,
+        ),
+        (
+            pixel.bits_stored - 1 <= pixel.high_bit < pixel.bits_allocated,
+            "HighBit (0028,0102)",
+            pixel.high_bit,
+        ),
+        (
+            bool(pixel.photometric_interpretation) and single == (pixel.samples == 1),
+            "PhotometricInterpretation (0028,0004)",
+            pixel.photometric_interpretation or "nothing",
+        ),
+    )
+    for holds, attribute, received in rules:
+        if not holds:
+            raise CannotDecode(
+                f"{attribute} does not fit the other attributes of the image (PS3.3 C.7.6.3): "
+                f"received {received}"
+            )
+
+
+def _check_size(image: StoredImage, encoded: EncodedDataSet) -> None:
+    """Native data is bounded by the bytes there are; what is compressed only by this ceiling."""
+    pixel = image.pixel
+    compressed = image.element.is_encapsulated or encoded.is_deflated
+    if compressed and pixel.decoded_bits > MAX_DECODED_BYTES * 8:
+        raise CannotDecode(
+            f"Rows {pixel.rows} x Columns {pixel.columns} x {pixel.frames} frames would decode to "
+            f"{pixel.decoded_bits // 8} bytes; at most {MAX_DECODED_BYTES} are decoded"
+        )
