@@ -1,0 +1,258 @@
+"""When a study is complete: by quiet, by a known count, or by a deadline with a named action.
+
+Owns the judgement, a pure function, and its evidence; knows nothing of what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select, update
+
+from storage import audit, schema
+from storage.clock import after
+from storage.database import Database
+from storage.states import STUDY_MOVES, Actor, StudyState, check_move
+from storage.studies import instance_set_digest, require_study
+
+DEFAULT_QUIET_SECONDS = 30.0
+"""Senders pause between series for seconds, rarely for half a minute."""
+
+DEFAULT_DEADLINE_SECONDS = 1800.0
+"""An association that stays open without end must not hold a study for ever."""
+
+
+class DeadlineAction(StrEnum):
+    """What the deadline does with a study that never became quiet."""
+
+    ANALYSE = "analyse"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRules:
+    """When to stop waiting."""
+
+    quiet_seconds: float = DEFAULT_QUIET_SECONDS
+    quiet_seconds_by_modality: Mapping[str, float] = field(default_factory=dict)
+    """Overrides; of a study's modalities the most patient one counts."""
+    deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
+    """Since the study began to be received, or received again."""
+    deadline_action: DeadlineAction = DeadlineAction.ANALYSE
+
+    def quiet_for(self, modalities: tuple[str, ...]) -> float:
+        """Return the quiet time for a study of these modalities."""
+        overrides = [
+            self.quiet_seconds_by_modality[modality]
+            for modality in modalities
+            if modality in self.quiet_seconds_by_modality
+        ]
+        return max(overrides, default=self.quiet_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivingStudy:
+    """What the judgement rests on."""
+
+    study_instance_uid: str
+    modalities: tuple[str, ...]
+    instance_count: int
+    expected_instances: int | None
+    receiving_since: datetime
+    last_instance_at: datetime
+    open_associations: int
+    """Open ones that brought an instance of this study."""
+
+
+class Verdict(StrEnum):
+    """What is to be done with a study under reception."""
+
+    WAIT = "wait"
+    COMPLETE = "complete"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict, a sentence for people, and the evidence as it is stored."""
+
+    study_instance_uid: str
+    verdict: Verdict
+    reason: str
+    evidence: Mapping[str, Any]
+    due_at: datetime
+    """When the verdict can change by time alone."""
+
+
+def judge(study: ReceivingStudy, rules: CompletionRules, now: datetime) -> Judgement:
+    """Decide whether to wait longer for a study; a pure function of its arguments."""
+    quiet_needed = rules.quiet_for(study.modalities)
+    quiet = (now - study.last_instance_at).total_seconds()
+    quiet_at = after(study.last_instance_at, quiet_needed)
+    deadline_at = after(study.receiving_since, rules.deadline_seconds)
+    verdict, reason, due_at = Verdict.WAIT, "", deadline_at
+    if study.instance_count == 0:
+        reason = "no instance but conflicting ones: waits for one that can be analysed"
+    elif study.expected_instances and study.instance_count >= study.expected_instances:
+        verdict = Verdict.COMPLETE
+        reason = f"{study.instance_count} of {study.expected_instances} expected instances arrived"
+    elif study.open_associations == 0 and quiet >= quiet_needed:
+        verdict = Verdict.COMPLETE
+        reason = f"quiet for {quiet:.0f} s with no open association (needed {quiet_needed:g} s)"
+    elif now >= deadline_at:
+        analyse = rules.deadline_action is DeadlineAction.ANALYSE
+        verdict = Verdict.COMPLETE if analyse else Verdict.HOLD
+        reason = f"deadline of {rules.deadline_seconds:g} s passed: {rules.deadline_action}"
+    elif study.open_associations:
+        reason = f"{study.open_associations} open association(s) still bring instances"
+    else:
+        reason = f"quiet for {quiet:.0f} of {quiet_needed:g} s"
+        due_at = min(quiet_at, deadline_at)
+    evidence = {
+        "reason": reason,
+        "quiet_seconds": round(quiet, 3),
+        "quiet_seconds_needed": quiet_needed,
+        "open_associations": study.open_associations,
+        "instances": study.instance_count,
+        "expected_instances": study.expected_instances,
+        "receiving_since": study.receiving_since.isoformat(),
+        "judged_at": now.isoformat(),
+    }
+    return Judgement(study.study_instance_uid, verdict, reason, evidence, due_at)
+
+
+def _receiving_query() -> Select[Any]:
+    study, link, assoc = schema.study, schema.association_study, schema.association
+    open_count = (
+        select(func.count())
+        .select_from(link.join(assoc, assoc.c.id == link.c.association_id))
+        .where(link.c.study_instance_uid == study.c.study_instance_uid, assoc.c.closed_at.is_(None))
+        .scalar_subquery()
+    )
+    return select(study, open_count.label("open_associations")).where(
+        study.c.state == StudyState.RECEIVING
+    )
+
+
+def _receiving(connection: Connection) -> list[ReceivingStudy]:
+    return [
+        ReceivingStudy(
+            row.study_instance_uid,
+            tuple(row.modalities),
+            row.instance_count,
+            row.expected_instances,
+            row.state_since,
+            row.last_instance_at,
+            row.open_associations,
+        )
+        for row in connection.execute(_receiving_query())
+    ]
+
+
+def judge_receiving(
+    database: Database, rules: CompletionRules, now: datetime
+) -> tuple[Judgement, ...]:
+    """Judge every study under reception and change nothing; shows why each still waits."""
+    with database.read() as connection:
+        return tuple(judge(study, rules, now) for study in _receiving(connection))
+
+
+def complete_due_studies(
+    database: Database, rules: CompletionRules, now: datetime
+) -> tuple[Judgement, ...]:
+    """Complete or hold every study whose waiting is over, with the evidence.
+
+    Returns
+    -------
+    tuple of Judgement
+        Those that were moved.
+    """
+    if all(one.verdict is Verdict.WAIT for one in judge_receiving(database, rules, now)):
+        return ()  # the usual second: nobody else's write has to wait for us
+    with database.write() as connection:
+        # Judged again under the write lock: an instance may have come in between.
+        judged = [judge(study, rules, now) for study in _receiving(connection)]
+        due = tuple(one for one in judged if one.verdict is not Verdict.WAIT)
+        for one in due:
+            _apply(connection, one, now)
+    return due
+
+
+def _apply(connection: Connection, judgement: Judgement, now: datetime) -> None:
+    if judgement.verdict is Verdict.COMPLETE:
+        complete_within(
+            connection,
+            judgement.study_instance_uid,
+            judgement.evidence,
+            actor=Actor.SCHEDULER,
+            now=now,
+        )
+        return
+    uid = judgement.study_instance_uid
+    state = check_move(STUDY_MOVES, uid, StudyState.RECEIVING, StudyState.HELD, Actor.SCHEDULER)
+    connection.execute(
+        update(schema.study)
+        .where(schema.study.c.study_instance_uid == uid)
+        .values(
+            state=state,
+            state_since=now,
+            reason=judgement.reason,
+            completion_evidence=dict(judgement.evidence),
+        )
+    )
+    audit.append(connection, now, Actor.SCHEDULER, "study held", uid, reason=judgement.reason)
+
+
+def complete_within(
+    connection: Connection,
+    study_instance_uid: str,
+    evidence: Mapping[str, Any],
+    *,
+    actor: Actor,
+    now: datetime,
+) -> None:
+    """Move a study to ``complete`` within the caller's transaction, with its digest."""
+    study = require_study(connection, study_instance_uid)
+    state = check_move(STUDY_MOVES, study_instance_uid, study.state, StudyState.COMPLETE, actor)
+    table = schema.instance
+    pairs = connection.execute(
+        select(table.c.sop_instance_uid, table.c.sha256).where(
+            table.c.study_instance_uid == study_instance_uid
+        )
+    )
+    connection.execute(
+        update(schema.study)
+        .where(schema.study.c.study_instance_uid == study_instance_uid)
+        .values(
+            state=state,
+            state_since=now,
+            reason=str(evidence.get("reason", "")),
+            completed_at=now,
+            prepared_at=None,
+            completion_evidence=dict(evidence),
+            instance_set_digest=instance_set_digest(
+                (row.sop_instance_uid, row.sha256) for row in pairs
+            ),
+            attempts=0,
+            lease_owner=None,
+            lease_until=None,
+        )
+    )
+
+
+def complete_now(database: Database, study_instance_uid: str, now: datetime) -> None:
+    """Stop waiting for a study, or prepare it again, because the operator says so.
+
+    Raises
+    ------
+    NotFound, IllegalMove
+        No such study, or it is complete already.
+    """
+    evidence = {"reason": "completed by the operator", "judged_at": now.isoformat()}
+    with database.write() as connection:
+        complete_within(connection, study_instance_uid, evidence, actor=Actor.OPERATOR, now=now)
+        audit.append(connection, now, Actor.OPERATOR, "complete now", study_instance_uid)

@@ -1,0 +1,113 @@
+"""Opening SQLite connections: the only place that does, with the settings durability rests on.
+
+Needs the standard library only, so that ``medimgd status`` answers without loading SQLAlchemy.
+Knows no table.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from storage.errors import DatabaseMissing, translated_database_error
+
+BUSY_TIMEOUT_SECONDS = 15.0
+"""How long a writer waits for another process's short transaction before ``DatabaseBusy``."""
+
+_WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
+"""What a checkpoint leaves of the write-ahead log after a burst of tensors."""
+
+_WRITER_SETTINGS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    f"PRAGMA journal_size_limit={_WAL_SIZE_LIMIT_BYTES}",
+)
+
+
+def _uri(path: Path, parameters: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?{parameters}"
+
+
+def _open(path: Path, parameters: str) -> sqlite3.Connection:
+    # isolation_level None: transactions are begun and ended by ``storage.database`` alone.
+    return sqlite3.connect(
+        _uri(path, parameters),
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def connect_writer(path: Path, *, create: bool = False) -> sqlite3.Connection:
+    """Open for reading and writing; only `create` may make a new file.
+
+    Raises
+    ------
+    sqlite3.Error
+        Untranslated: ``storage.database`` translates for everyone.
+    """
+    connection = _open(path, "mode=rwc" if create else "mode=rw")
+    try:
+        for setting in _WRITER_SETTINGS:
+            connection.execute(setting)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open read-only; works beside a running daemon, without one, and in a read-only folder.
+
+    A database in WAL mode needs its ``-shm`` file, which a reader without write permission in
+    the folder cannot make. While no ``-wal`` file exists nobody writes, and the main file alone
+    is the whole truth.
+    """
+    connection = _open(path, "mode=ro")
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        if path.with_name(path.name + "-wal").exists():
+            raise
+        connection = _open(path, "mode=ro&immutable=1")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def require_database(path: Path) -> None:
+    """Raise ``DatabaseMissing`` unless a file lies at `path`."""
+    if not path.is_file():
+        raise DatabaseMissing(
+            f"no database at {path}: it is made by `medimgd run`; "
+            "if it should exist, check the configured state folder"
+        )
+
+
+def schema_revision(connection: sqlite3.Connection) -> str | None:
+    """Return the migration the database stands at; None for a file never migrated."""
+    query = "SELECT name FROM sqlite_master WHERE type='table' AND name='alembic_version'"
+    if connection.execute(query).fetchone() is None:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing database read-only, with errors translated.
+
+    Raises
+    ------
+    DatabaseMissing, DatabaseUnavailable, DatabaseCorrupt
+        As ``storage.errors`` says.
+    """
+    require_database(path)
+    try:
+        return connect_reader(path)
+    except sqlite3.Error as error:
+        raise translated_database_error(error, str(path)) from error

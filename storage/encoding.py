@@ -1,0 +1,104 @@
+"""Turning the records of ``dicom_io.vocabulary`` into columns and back.
+
+Owns the stored form of findings, model identities and tensors; knows no query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from sqlalchemy import RowMapping
+
+from dicom_io.vocabulary import Code, Finding, ImageTensor, ModelIdentity, PresenceValues
+
+
+def canonical_digest(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finding_to_json(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON values."""
+    return asdict(finding)
+
+
+def finding_from_json(stored: Mapping[str, Any]) -> Finding:
+    """Return the finding that ``finding_to_json`` stored."""
+    site = stored["site"]
+    return Finding(
+        **{
+            **stored,
+            "code": Code(**stored["code"]),
+            "site": None if site is None else Code(**site),
+            "presence": PresenceValues(stored["presence"]),
+        }
+    )
+
+
+def findings_to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return findings as a JSON list, in their order."""
+    return [finding_to_json(finding) for finding in findings]
+
+
+def identity_to_json(identity: ModelIdentity) -> dict[str, Any]:
+    """Return a model identity as JSON values."""
+    return asdict(identity)
+
+
+def identity_from_json(stored: Mapping[str, Any]) -> ModelIdentity:
+    """Return the identity that ``identity_to_json`` stored."""
+    return ModelIdentity(**stored)
+
+
+def tensor_to_columns(tensor: ImageTensor) -> dict[str, Any]:
+    """Return a tensor as the columns of table ``tensor``: float32, little-endian, C order."""
+    values = np.ascontiguousarray(tensor.values, dtype="<f4")
+    return {
+        "dtype": "<f4",
+        "shape": list(values.shape),
+        "axes": list(tensor.axes),
+        "spacing_mm": None if tensor.spacing_mm is None else list(tensor.spacing_mm),
+        "notes": _plain(tensor.notes),
+        "data": values.tobytes(),
+    }
+
+
+def tensor_from_columns(
+    row: RowMapping, sop_instance_uids: Sequence[str], preprocessing_digest: str
+) -> ImageTensor:
+    """Return the tensor that ``tensor_to_columns`` stored; its array is read-only."""
+    spacing = row["spacing_mm"]
+    return ImageTensor(
+        values=np.frombuffer(row["data"], dtype=row["dtype"]).reshape(row["shape"]),
+        axes=tuple(row["axes"]),
+        spacing_mm=None if spacing is None else tuple(spacing),
+        sop_instance_uids=tuple(sop_instance_uids),
+        preprocessing_digest=preprocessing_digest,
+        notes=row["notes"],
+    )
+
+
+def _plain(value: object) -> Any:
+    """Return notes as JSON values: NumPy scalars and arrays, tuples and enums included."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def plain_json(value: Mapping[str, object]) -> dict[str, Any]:
+    """Return a mapping as JSON values; what JSON has no word for becomes text."""
+    plain: dict[str, Any] = _plain(value)
+    return plain

@@ -1,0 +1,4 @@
+"""Alembic migrations, oldest first; they only go forward.
+
+Each migration stands for itself and imports nothing of ``storage.schema``, which moves on.
+"""

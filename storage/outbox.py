@@ -1,0 +1,528 @@
+"""The outbox: every document on its way to every destination, with its own state and backoff.
+
+Owns the ``delivery`` and ``destination_state`` tables. Knows DIMSE statuses by their category
+only and opens no association.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
+
+from dicom_io.statuses import describe, is_delivered, is_transient
+from storage import audit, schema
+from storage.clock import after
+from storage.database import Database
+from storage.errors import NotFound
+from storage.results import ComposedDocument, insert_document_within
+from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryPolicy:
+    """How patiently the outbox repeats."""
+
+    first_delay_seconds: float = 15.0
+    max_delay_seconds: float = 2 * 3600.0
+    """Between attempts of one document that the destination answers with a failure."""
+    max_outage_delay_seconds: float = 300.0
+    """Between attempts to reach a destination: a PACS that returns is noticed this soon."""
+    jitter: float = 0.2
+    """Share by which a delay is shortened or lengthened at random."""
+    rejected_after: int = 3
+    """Answers of permanent failure after which a delivery waits for a person; some archives
+    answer so while they start."""
+    max_age_seconds: float = 7 * 86400.0
+    """Older deliveries that fail once more are dead."""
+    max_attempts: int = 500
+
+
+def backoff_seconds(
+    failures: int, first: float, longest: float, jitter: float, chance: float
+) -> float:
+    """Return the delay after so many failures in a row: doubled each time, capped, jittered.
+
+    Parameters
+    ----------
+    failures : int
+        1 for the first failure.
+    first, longest : float
+        Seconds.
+    jitter : float
+        0.2 moves the delay by up to a fifth either way.
+    chance : float
+        In [0, 1): where within the jitter; handed in, so that the function is pure.
+    """
+    doubled = first * 2.0 ** min(max(failures - 1, 0), 32)
+    return min(doubled, longest) * (1 + jitter * (2 * chance - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """One document on its way to one destination."""
+
+    id: int
+    result_id: int
+    document_id: int
+    role: str
+    destination: str
+    state: DeliveryState
+    state_since: datetime
+    attempts: int
+    next_attempt_at: datetime
+    last_status: int | None
+    """The DIMSE status of the last attempt; None when no answer came."""
+    last_comment: str
+    """The destination's own words, verbatim."""
+    created_at: datetime
+    sent_at: datetime | None
+    confirmed_at: datetime | None
+    study_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryGroup:
+    """What one association should carry: one result's documents, SC before SR."""
+
+    destination: str
+    result_id: int
+    study_instance_uid: str
+    deliveries: tuple[DeliveryRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOutcome:
+    """What came of one attempt."""
+
+    delivery_id: int
+    status: int | None
+    """As the destination answered; None when it did not."""
+    comment: str = ""
+    context_refused: bool = False
+    """The presentation context was not accepted: permanent, and no fallback is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationState:
+    """What is known of a destination by its answers."""
+
+    name: str
+    last_attempt_at: datetime | None
+    last_success_at: datetime | None
+    last_answer: str
+    sr_sop_class_uid: str | None
+    """The SR class it was found to accept; None until learned."""
+    consecutive_failures: int
+    breaker_until: datetime | None
+    """Not contacted before."""
+
+
+_DOCUMENT = schema.document
+_DELIVERY = schema.delivery
+
+
+def _query() -> Select[Any]:
+    return select(
+        _DELIVERY,
+        schema.result.c.study_instance_uid,
+        _DOCUMENT.c.sop_class_uid,
+        _DOCUMENT.c.sop_instance_uid,
+        _DOCUMENT.c.series_instance_uid,
+    ).select_from(
+        _DELIVERY.join(_DOCUMENT, _DOCUMENT.c.id == _DELIVERY.c.document_id).join(
+            schema.result, schema.result.c.id == _DELIVERY.c.result_id
+        )
+    )
+
+
+def _from_row(row: RowMapping) -> DeliveryRecord:
+    values: dict[str, Any] = dict(row)
+    values["state"] = DeliveryState(row["state"])
+    return DeliveryRecord(**values)
+
+
+def due_deliveries(
+    database: Database, now: datetime, *, limit: int = 32
+) -> tuple[DeliveryGroup, ...]:
+    """Return what should be sent now, grouped by destination and result, oldest result first.
+
+    Destinations behind an open breaker are left out. A group never splits: the picture goes
+    before the report that refers to it.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    now : datetime
+        The time.
+    limit : int
+        Groups at most.
+    """
+    breaker = schema.destination_state
+    blocked = select(breaker.c.name).where(breaker.c.breaker_until > now)
+    due_groups = (
+        select(_DELIVERY.c.destination, _DELIVERY.c.result_id)
+        .where(
+            _DELIVERY.c.state == DeliveryState.PENDING,
+            _DELIVERY.c.next_attempt_at <= now,
+            _DELIVERY.c.destination.not_in(blocked),
+        )
+        .distinct()
+        .order_by(_DELIVERY.c.result_id, _DELIVERY.c.destination)
+        .limit(limit)
+        .subquery()
+    )
+    query = (
+        _query()
+        .join(
+            due_groups,
+            (due_groups.c.destination == _DELIVERY.c.destination)
+            & (due_groups.c.result_id == _DELIVERY.c.result_id),
+        )
+        .where(_DELIVERY.c.state == DeliveryState.PENDING, _DELIVERY.c.next_attempt_at <= now)
+        # "SC" sorts before "SR".
+        .order_by(_DELIVERY.c.result_id, _DELIVERY.c.destination, _DELIVERY.c.role)
+    )
+    with database.read() as connection:
+        records = [_from_row(row) for row in connection.execute(query).mappings()]
+    groups = groupby(records, key=lambda each: (each.destination, each.result_id))
+    return tuple(_group(tuple(members)) for _, members in groups)
+
+
+def _group(members: tuple[DeliveryRecord, ...]) -> DeliveryGroup:
+    first = members[0]
+    return DeliveryGroup(first.destination, first.result_id, first.study_instance_uid, members)
+
+
+def record_outcomes(
+    database: Database,
+    destination: str,
+    outcomes: Sequence[DeliveryOutcome],
+    now: datetime,
+    policy: DeliveryPolicy,
+) -> tuple[DeliveryRecord, ...]:
+    """Record what came of one association's attempts.
+
+    Success and warnings are ``sent``. No answer or A7xx is repeated with growing delay and opens
+    the destination's breaker; other failures are repeated a few times and then ``rejected``.
+    A delivery that is not pending any more is left alone.
+
+    Returns
+    -------
+    tuple of DeliveryRecord
+        As they stand now.
+    """
+    with database.write() as connection:
+        for outcome in outcomes:
+            delivery = _require(connection, outcome.delivery_id)
+            if delivery.state is DeliveryState.PENDING:
+                _record(connection, delivery, outcome, now, policy)
+        _record_destination(connection, destination, outcomes, now, policy)
+        return tuple(_require(connection, outcome.delivery_id) for outcome in outcomes)
+
+
+def _require(connection: Connection, delivery_id: int) -> DeliveryRecord:
+    row = connection.execute(_query().where(_DELIVERY.c.id == delivery_id)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no delivery {delivery_id}")
+    return _from_row(row)
+
+
+def judge_outcome(
+    delivery: DeliveryRecord, outcome: DeliveryOutcome, now: datetime, policy: DeliveryPolicy
+) -> DeliveryState:
+    """Return the state an outcome leads to; a pure function."""
+    attempts = delivery.attempts + 1
+    status = outcome.status
+    if status is not None and is_delivered(status):
+        return DeliveryState.SENT
+    permanent = outcome.context_refused or (status is not None and not is_transient(status))
+    if permanent and attempts >= policy.rejected_after:
+        return DeliveryState.REJECTED
+    age = (now - delivery.created_at).total_seconds()
+    if age >= policy.max_age_seconds or attempts >= policy.max_attempts:
+        return DeliveryState.DEAD
+    return DeliveryState.PENDING
+
+
+def _record(
+    connection: Connection,
+    delivery: DeliveryRecord,
+    outcome: DeliveryOutcome,
+    now: datetime,
+    policy: DeliveryPolicy,
+) -> None:
+    attempts = delivery.attempts + 1
+    values: dict[str, Any] = {
+        "attempts": attempts,
+        "last_status": outcome.status,
+        "last_comment": outcome.comment,
+    }
+    state = judge_outcome(delivery, outcome, now, policy)
+    if state is DeliveryState.PENDING:
+        values["next_attempt_at"] = _next_attempt(attempts, outcome, now, policy)
+        _update(connection, delivery.id, values)
+        return
+    if state is DeliveryState.SENT:
+        values["sent_at"] = now
+    _move(connection, delivery, state, Actor.COURIER, now, values)
+
+
+def _next_attempt(
+    attempts: int, outcome: DeliveryOutcome, now: datetime, policy: DeliveryPolicy
+) -> datetime:
+    if outcome.status is None and not outcome.context_refused:
+        # The destination's breaker is the delay: when it answers again, everything goes at once.
+        return now
+    delay = backoff_seconds(
+        attempts,
+        policy.first_delay_seconds,
+        policy.max_delay_seconds,
+        policy.jitter,
+        random.random(),  # noqa: S311 - spreads attempts, guards nothing
+    )
+    return after(now, delay)
+
+
+def _update(connection: Connection, delivery_id: int, values: dict[str, Any]) -> None:
+    connection.execute(update(_DELIVERY).where(_DELIVERY.c.id == delivery_id).values(values))
+
+
+def _move(
+    connection: Connection,
+    delivery: DeliveryRecord,
+    after_state: DeliveryState,
+    actor: Actor,
+    now: datetime,
+    values: dict[str, Any],
+) -> None:
+    subject = f"delivery {delivery.id}"
+    state = check_move(DELIVERY_MOVES, subject, delivery.state, after_state, actor)
+    _update(connection, delivery.id, {**values, "state": state, "state_since": now})
+    if state in (DeliveryState.REJECTED, DeliveryState.DEAD):
+        audit.append(
+            connection,
+            now,
+            actor,
+            f"delivery {state}",
+            delivery.study_instance_uid,
+            delivery_id=delivery.id,
+            destination=delivery.destination,
+            status=values.get("last_status"),
+        )
+
+
+def _record_destination(
+    connection: Connection,
+    name: str,
+    outcomes: Sequence[DeliveryOutcome],
+    now: datetime,
+    policy: DeliveryPolicy,
+) -> None:
+    known = _destination(connection, name)
+    values: dict[str, Any] = {"last_attempt_at": now, "last_answer": _answer(outcomes)}
+    statuses = [each.status for each in outcomes if each.status is not None]
+    if any(is_delivered(status) for status in statuses):
+        values["last_success_at"] = now
+    unreachable = all(each.status is None and not each.context_refused for each in outcomes)
+    if unreachable or (statuses and all(is_transient(status) for status in statuses)):
+        failures = known.consecutive_failures + 1
+        delay = backoff_seconds(
+            failures,
+            policy.first_delay_seconds,
+            policy.max_outage_delay_seconds,
+            policy.jitter,
+            random.random(),  # noqa: S311 - spreads attempts, guards nothing
+        )
+        values |= {"consecutive_failures": failures, "breaker_until": after(now, delay)}
+    else:
+        values |= {"consecutive_failures": 0, "breaker_until": None}
+    _write_destination(connection, name, values)
+
+
+def _answer(outcomes: Sequence[DeliveryOutcome]) -> str:
+    if not outcomes:
+        return "nothing was sent"
+    # The worst answer says most: none at all, then a failure, then the rest.
+    worst = max(
+        outcomes,
+        key=lambda each: (each.status is None, not is_delivered(each.status or 0)),
+    )
+    if worst.status is None:
+        return worst.comment or "no answer"
+    said = describe(worst.status)
+    return f"{said}: {worst.comment}" if worst.comment else said
+
+
+def _write_destination(connection: Connection, name: str, values: dict[str, Any]) -> None:
+    table = schema.destination_state
+    changed = connection.execute(update(table).where(table.c.name == name).values(values))
+    if changed.rowcount == 0:
+        connection.execute(insert(table).values(name=name, **values))
+
+
+def _destination(connection: Connection, name: str) -> DestinationState:
+    table = schema.destination_state
+    row = connection.execute(select(table).where(table.c.name == name)).mappings().one_or_none()
+    if row is None:
+        return DestinationState(name, None, None, "", None, 0, None)
+    return DestinationState(**row)
+
+
+def destination_state(database: Database, name: str) -> DestinationState:
+    """Return what is known of a destination; nothing yet for a new one."""
+    with database.read() as connection:
+        return _destination(connection, name)
+
+
+def list_destinations(database: Database) -> tuple[DestinationState, ...]:
+    """Return every destination ever contacted, by name."""
+    table = schema.destination_state
+    with database.read() as connection:
+        rows = connection.execute(select(table).order_by(table.c.name)).mappings()
+        return tuple(DestinationState(**row) for row in rows)
+
+
+def learn_sr_sop_class(database: Database, destination: str, sop_class_uid: str | None) -> None:
+    """Remember which SR class a destination accepts; None forgets it."""
+    with database.write() as connection:
+        _write_destination(connection, destination, {"sr_sop_class_uid": sop_class_uid})
+
+
+def composed_document_id(
+    database: Database, result_id: int, role: str, sop_class_uid: str
+) -> int | None:
+    """Return the document already composed in this class, so that it is not composed twice."""
+    with database.read() as connection:
+        return _composed(connection, result_id, role, sop_class_uid)
+
+
+def _composed(connection: Connection, result_id: int, role: str, sop_class_uid: str) -> int | None:
+    return connection.scalar(
+        select(_DOCUMENT.c.id).where(
+            _DOCUMENT.c.result_id == result_id,
+            _DOCUMENT.c.role == role,
+            _DOCUMENT.c.sop_class_uid == sop_class_uid,
+        )
+    )
+
+
+def replace_document(
+    database: Database, delivery_id: int, document: ComposedDocument, now: datetime
+) -> DeliveryRecord:
+    """Let a pending delivery carry the same statement in another SOP class.
+
+    The first document stays for other destinations. When the result has a document of this
+    class already, those bytes are used and the given ones are dropped.
+    """
+    with database.write() as connection:
+        delivery = _require(connection, delivery_id)
+        known = _composed(connection, delivery.result_id, document.role, document.sop_class_uid)
+        document_id = known or insert_document_within(connection, delivery.result_id, document, now)
+        _update(connection, delivery_id, {"document_id": document_id, "next_attempt_at": now})
+        return _require(connection, delivery_id)
+
+
+def confirm_deliveries(
+    database: Database, destination: str, sop_instance_uids: Iterable[str], now: datetime
+) -> int:
+    """Mark sent documents as held by the destination (storage commitment or a query)."""
+    confirmed = _sent(database, destination, sop_instance_uids)
+    with database.write() as connection:
+        for delivery in confirmed:
+            _move(
+                connection,
+                delivery,
+                DeliveryState.CONFIRMED,
+                Actor.COURIER,
+                now,
+                {"confirmed_at": now},
+            )
+    return len(confirmed)
+
+
+def unconfirmed_deliveries(
+    database: Database, *, sent_before: datetime, limit: int = 100
+) -> tuple[DeliveryRecord, ...]:
+    """Return what was sent before an instant and is not confirmed, oldest first."""
+    query = (
+        _query()
+        .where(_DELIVERY.c.state == DeliveryState.SENT, _DELIVERY.c.sent_at < sent_before)
+        .order_by(_DELIVERY.c.sent_at)
+        .limit(limit)
+    )
+    with database.read() as connection:
+        return tuple(_from_row(row) for row in connection.execute(query).mappings())
+
+
+def _sent(
+    database: Database, destination: str, sop_instance_uids: Iterable[str]
+) -> list[DeliveryRecord]:
+    query = _query().where(
+        _DELIVERY.c.destination == destination,
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
+    )
+    with database.read() as connection:
+        return [_from_row(row) for row in connection.execute(query).mappings()]
+
+
+def retry_delivery_within(connection: Connection, delivery: DeliveryRecord, now: datetime) -> None:
+    """Let a rejected or dead delivery be sent again at once, its age counted anew."""
+    values = {"attempts": 0, "next_attempt_at": now, "created_at": now}
+    _move(connection, delivery, DeliveryState.PENDING, Actor.OPERATOR, now, values)
+
+
+def deliveries_of_study_within(
+    connection: Connection, study_instance_uid: str
+) -> tuple[DeliveryRecord, ...]:
+    """Return a study's deliveries, oldest result first."""
+    query = (
+        _query()
+        .where(schema.result.c.study_instance_uid == study_instance_uid)
+        .order_by(_DELIVERY.c.id)
+    )
+    return tuple(_from_row(row) for row in connection.execute(query).mappings())
+
+
+def delivery_states(
+    database: Database, result_ids: Iterable[int]
+) -> dict[int, dict[DeliveryState, int]]:
+    """Return how many deliveries of each result stand in which state, for the worklist."""
+    query = (
+        select(_DELIVERY.c.result_id, _DELIVERY.c.state, func.count())
+        .where(_DELIVERY.c.result_id.in_(list(result_ids)))
+        .group_by(_DELIVERY.c.result_id, _DELIVERY.c.state)
+    )
+    counts: dict[int, dict[DeliveryState, int]] = {}
+    with database.read() as connection:
+        for result_id, state, count in connection.execute(query):
+            counts.setdefault(result_id, {})[DeliveryState(state)] = count
+    return counts
+
+
+def wake_destination(database: Database, destination: str, now: datetime) -> int:
+    """Close a destination's breaker and make all its pending deliveries due at once."""
+    with database.write() as connection:
+        _write_destination(
+            connection, destination, {"breaker_until": None, "consecutive_failures": 0}
+        )
+        woken = connection.execute(
+            update(_DELIVERY)
+            .where(
+                _DELIVERY.c.destination == destination,
+                _DELIVERY.c.state == DeliveryState.PENDING,
+                _DELIVERY.c.next_attempt_at > now,
+            )
+            .values(next_attempt_at=now)
+        )
+        return woken.rowcount

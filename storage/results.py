@@ -1,0 +1,415 @@
+"""Results and their documents: what the models said, and the bytes composed from it, once.
+
+Owns the ``result`` and ``document`` tables; a result's deliveries belong to ``storage.outbox``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, RowMapping, Select, insert, select, update
+
+from dicom_io.errors import RefusalReason
+from dicom_io.vocabulary import Finding, ModelIdentity
+from storage import audit, schema
+from storage.database import Database
+from storage.encoding import (
+    canonical_digest,
+    finding_from_json,
+    findings_to_json,
+    identity_from_json,
+    identity_to_json,
+)
+from storage.errors import NotFound
+from storage.states import RESULT_MOVES, Actor, DeliveryState, ResultState, check_move
+
+
+class ResultKind(StrEnum):
+    """What kind of statement a result is."""
+
+    FINDING = "finding"
+    REFUSAL = "refusal"
+    """The model abstains, with a reason."""
+    FAILURE = "failure"
+    """The analysis was given up after repeated failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewResult:
+    """What is written when a job ends."""
+
+    job_id: int
+    run: int
+    study_instance_uid: str
+    model: ModelIdentity
+    instance_set_digest: str
+    preprocessing_digest: str
+    kind: ResultKind
+    findings: tuple[Finding, ...]
+    refusal_reason: RefusalReason | None
+    refusal_message: str
+    analysis_started_at: datetime
+
+
+class ComposedDocument(Protocol):
+    """An encoded object as ``dicom_io.results`` hands it over."""
+
+    @property
+    def role(self) -> str:
+        """``SR`` or ``SC``."""
+
+    @property
+    def sop_class_uid(self) -> str:
+        """Its SOP class."""
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """Derived: the same content has the same UID."""
+
+    @property
+    def series_instance_uid(self) -> str:
+        """Stable per study, model and role."""
+
+    @property
+    def data(self) -> bytes:
+        """A whole Part 10 file."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRecord:
+    """One composed document, without its bytes (``read_document``)."""
+
+    id: int
+    result_id: int
+    role: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    composed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """One result with what its job knows."""
+
+    id: int
+    job_id: int
+    study_instance_uid: str
+    series_instance_uid: str
+    """Empty when no series could be chosen."""
+    model: ModelIdentity
+    sop_instance_uids: tuple[str, ...]
+    """The instances analysed, in slice order."""
+    instance_set_digest: str
+    preprocessing_digest: str
+    kind: ResultKind
+    findings: tuple[Finding, ...]
+    refusal_reason: RefusalReason | None
+    """None for findings."""
+    refusal_message: str
+    result_digest: str
+    """Over all that the statement depends on and nothing of time: goes into derived UIDs."""
+    analysis_started_at: datetime
+    finished_at: datetime
+    composed_at: datetime | None
+    version_number: int
+    """1, 2, … per study and model name."""
+    predecessor_result_id: int | None
+    state: ResultState
+    state_since: datetime
+    reason: str
+
+
+def write_result(connection: Connection, new: NewResult, now: datetime) -> int:
+    """Insert a result with its place in the chain of versions, within the caller's transaction."""
+    table = schema.result
+    latest = connection.execute(
+        select(table.c.id, table.c.version_number)
+        .where(
+            table.c.study_instance_uid == new.study_instance_uid,
+            table.c.model_name == new.model.name,
+        )
+        .order_by(table.c.version_number.desc())
+        .limit(1)
+    ).first()
+    inserted = connection.execute(
+        insert(table).values(
+            job_id=new.job_id,
+            run=new.run,
+            study_instance_uid=new.study_instance_uid,
+            model_name=new.model.name,
+            kind=new.kind,
+            findings=findings_to_json(new.findings),
+            refusal_reason=new.refusal_reason or "",
+            refusal_message=new.refusal_message,
+            result_digest=_digest(new),
+            analysis_started_at=new.analysis_started_at,
+            finished_at=now,
+            version_number=1 if latest is None else latest.version_number + 1,
+            predecessor_result_id=None if latest is None else latest.id,
+            state=ResultState.AWAITING,
+            state_since=now,
+        )
+    )
+    assert inserted.inserted_primary_key is not None  # noqa: S101 - one row, integer key
+    return int(inserted.inserted_primary_key[0])
+
+
+def _digest(new: NewResult) -> str:
+    return canonical_digest(
+        {
+            "study_instance_uid": new.study_instance_uid,
+            "model": identity_to_json(new.model),
+            "instance_set_digest": new.instance_set_digest,
+            "preprocessing_digest": new.preprocessing_digest,
+            "kind": new.kind,
+            "findings": findings_to_json(new.findings),
+            "refusal_reason": new.refusal_reason,
+            "refusal_message": new.refusal_message,
+        }
+    )
+
+
+def _query() -> Select[Any]:
+    result, job = schema.result, schema.job
+    return select(
+        result,
+        job.c.series_instance_uid,
+        job.c.model_identity,
+        job.c.sop_instance_uids,
+        job.c.instance_set_digest,
+        job.c.preprocessing_digest,
+    ).select_from(result.join(job, job.c.id == result.c.job_id))
+
+
+def result_from_row(row: RowMapping) -> ResultRecord:
+    """Return the record of one result row joined with its job."""
+    values: dict[str, Any] = dict(row)
+    del values["model_name"], values["run"]
+    values["model"] = identity_from_json(values.pop("model_identity"))
+    values["sop_instance_uids"] = tuple(row["sop_instance_uids"])
+    values["kind"] = ResultKind(row["kind"])
+    values["findings"] = tuple(finding_from_json(each) for each in row["findings"])
+    reason = row["refusal_reason"]
+    values["refusal_reason"] = RefusalReason(reason) if reason else None
+    values["state"] = ResultState(row["state"])
+    return ResultRecord(**values)
+
+
+def results_awaiting_composition(
+    database: Database, *, limit: int = 16
+) -> tuple[ResultRecord, ...]:
+    """Return results without documents, oldest first, so that predecessors are composed first."""
+    table = schema.result
+    query = _query().where(table.c.state == ResultState.AWAITING).order_by(table.c.id).limit(limit)
+    with database.read() as connection:
+        return tuple(result_from_row(row) for row in connection.execute(query).mappings())
+
+
+def get_result(database: Database, result_id: int) -> ResultRecord:
+    """Return one result; ``NotFound`` when there is none."""
+    with database.read() as connection:
+        return _require(connection, result_id)
+
+
+def _require(connection: Connection, result_id: int) -> ResultRecord:
+    query = _query().where(schema.result.c.id == result_id)
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no result {result_id}")
+    return result_from_row(row)
+
+
+def results_of_study_within(
+    connection: Connection, study_instance_uid: str
+) -> tuple[ResultRecord, ...]:
+    """Return every result of a study, oldest first."""
+    table = schema.result
+    query = _query().where(table.c.study_instance_uid == study_instance_uid).order_by(table.c.id)
+    return tuple(result_from_row(row) for row in connection.execute(query).mappings())
+
+
+def latest_results(
+    database: Database, study_instance_uids: Iterable[str]
+) -> Mapping[str, tuple[ResultRecord, ...]]:
+    """Return the newest result of each model for each study, for one page of the worklist."""
+    table = schema.result
+    query = (
+        _query()
+        .where(table.c.study_instance_uid.in_(list(study_instance_uids)))
+        .order_by(table.c.version_number)
+    )
+    newest: dict[str, dict[str, ResultRecord]] = defaultdict(dict)
+    with database.read() as connection:
+        for row in connection.execute(query).mappings():
+            record = result_from_row(row)
+            newest[record.study_instance_uid][record.model.name] = record
+    return {uid: tuple(by_model.values()) for uid, by_model in newest.items()}
+
+
+_DOCUMENT_COLUMNS = tuple(column for column in schema.document.c if column.name != "data")
+
+
+def documents_of_results_within(
+    connection: Connection, result_ids: Sequence[int]
+) -> tuple[DocumentRecord, ...]:
+    """Return the documents of these results, in the order they were composed."""
+    table = schema.document
+    query = select(*_DOCUMENT_COLUMNS).where(table.c.result_id.in_(result_ids))
+    rows = connection.execute(query.order_by(table.c.id)).mappings()
+    return tuple(DocumentRecord(**row) for row in rows)
+
+
+def predecessor_documents(database: Database, result: ResultRecord) -> tuple[DocumentRecord, ...]:
+    """Return the documents of the nearest earlier version that has any; empty for the first.
+
+    For Predecessor Documents Sequence (PS3.3 C.17.2.3).
+    """
+    table = schema.result
+    earlier = (
+        select(table.c.id)
+        .where(
+            table.c.study_instance_uid == result.study_instance_uid,
+            table.c.model_name == result.model.name,
+            table.c.version_number < result.version_number,
+            table.c.state == ResultState.COMPOSED,
+        )
+        .order_by(table.c.version_number.desc())
+        .limit(1)
+    )
+    with database.read() as connection:
+        found = connection.scalar(earlier)
+        return () if found is None else documents_of_results_within(connection, [found])
+
+
+def store_documents(
+    database: Database,
+    result_id: int,
+    documents: Sequence[ComposedDocument],
+    destinations: Sequence[str],
+    now: datetime,
+) -> tuple[DocumentRecord, ...]:
+    """Store what was composed, with one delivery per document and destination, all at once.
+
+    A result is composed once: when it has documents already, those are returned and the given
+    ones are dropped.
+    """
+    with database.write() as connection:
+        result = _require(connection, result_id)
+        if result.state is not ResultState.COMPOSED:
+            _move(connection, result, ResultState.COMPOSED, Actor.COURIER, now, composed_at=now)
+            for document in documents:
+                document_id = insert_document_within(connection, result_id, document, now)
+                _insert_deliveries(connection, result_id, document_id, document, destinations, now)
+        return documents_of_results_within(connection, [result_id])
+
+
+def insert_document_within(
+    connection: Connection, result_id: int, document: ComposedDocument, now: datetime
+) -> int:
+    """Insert one document; return its id."""
+    inserted = connection.execute(
+        insert(schema.document).values(
+            result_id=result_id,
+            role=document.role,
+            sop_class_uid=document.sop_class_uid,
+            sop_instance_uid=document.sop_instance_uid,
+            series_instance_uid=document.series_instance_uid,
+            data=document.data,
+            composed_at=now,
+        )
+    )
+    assert inserted.inserted_primary_key is not None  # noqa: S101 - one row, integer key
+    return int(inserted.inserted_primary_key[0])
+
+
+def _insert_deliveries(
+    connection: Connection,
+    result_id: int,
+    document_id: int,
+    document: ComposedDocument,
+    destinations: Sequence[str],
+    now: datetime,
+) -> None:
+    rows = [
+        {
+            "result_id": result_id,
+            "document_id": document_id,
+            "role": document.role,
+            "destination": destination,
+            "state": DeliveryState.PENDING,
+            "state_since": now,
+            "next_attempt_at": now,
+            "created_at": now,
+        }
+        for destination in destinations
+    ]
+    if rows:
+        connection.execute(insert(schema.delivery), rows)
+
+
+def _move(
+    connection: Connection,
+    result: ResultRecord,
+    after_state: ResultState,
+    actor: Actor,
+    now: datetime,
+    **values: Any,
+) -> None:
+    state = check_move(RESULT_MOVES, f"result {result.id}", result.state, after_state, actor)
+    connection.execute(
+        update(schema.result)
+        .where(schema.result.c.id == result.id)
+        .values(state=state, state_since=now, **{"reason": "", **values})
+    )
+
+
+def withhold_result(database: Database, result_id: int, reason: str, now: datetime) -> None:
+    """Note that this result is shown here and sent nowhere, by the site's choice."""
+    with database.write() as connection:
+        result = _require(connection, result_id)
+        _move(connection, result, ResultState.WITHHELD, Actor.COURIER, now, reason=reason)
+
+
+def mark_uncomposable(database: Database, result_id: int, reason: str, now: datetime) -> None:
+    """Note that no valid object could be built; the result waits for a person."""
+    with database.write() as connection:
+        result = _require(connection, result_id)
+        _move(connection, result, ResultState.UNCOMPOSABLE, Actor.COURIER, now, reason=reason)
+        audit.append(
+            connection,
+            now,
+            Actor.COURIER,
+            "result uncomposable",
+            result.study_instance_uid,
+            result_id=result_id,
+            reason=reason,
+        )
+
+
+def recompose_within(connection: Connection, result: ResultRecord, now: datetime) -> None:
+    """Let a withheld or uncomposable result be composed again, for the operator."""
+    _move(connection, result, ResultState.AWAITING, Actor.OPERATOR, now)
+
+
+def read_document(database: Database, document_id: int) -> bytes:
+    """Return the bytes of one document: a whole Part 10 file."""
+    query = select(schema.document.c.data).where(schema.document.c.id == document_id)
+    with database.read() as connection:
+        data = connection.scalar(query)
+    if data is None:
+        raise NotFound(f"no document {document_id}")
+    return bytes(data)
+
+
+def is_own_sop_instance_uid(database: Database, sop_instance_uid: str) -> bool:
+    """True when we composed an object of this UID: it came back and must not be analysed."""
+    table = schema.document
+    query = select(table.c.id).where(table.c.sop_instance_uid == sop_instance_uid)
+    with database.read() as connection:
+        return connection.execute(query).first() is not None

@@ -1,0 +1,177 @@
+"""The state machines of study, job, result and delivery, as tables with who may make each move.
+
+Owns the allowed moves and the refusal of all others; knows nothing of rows or SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeVar
+
+from storage.errors import IllegalMove
+
+
+class Actor(StrEnum):
+    """Who asks for a move."""
+
+    RECEIVER = "receiver"
+    SCHEDULER = "scheduler"
+    PREPARER = "preparer"
+    WORKER = "worker"
+    COURIER = "courier"
+    OPERATOR = "operator"
+
+
+class StudyState(StrEnum):
+    """Where a study stands."""
+
+    RECEIVING = "receiving"
+    """Instances arrive, or may still arrive."""
+    COMPLETE = "complete"
+    """Judged complete; waits for preparation."""
+    ROUTED = "routed"
+    """At least one model has a job for it."""
+    UNMATCHED = "unmatched"
+    """No installed model reads any of its series."""
+    HELD = "held"
+    """Waits for a person: the deadline says so, or preparation failed too often."""
+    REFUSED = "refused"
+    """Models matched, and none may or can analyse what was sent."""
+
+
+class JobState(StrEnum):
+    """Where one analysis (study, series, model version, instance set) stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    REFUSED = "refused"
+    """The model abstains; a refusal is a result."""
+    FAILED = "failed"
+    """Dead letter: waits for a person."""
+    SUPERSEDED = "superseded"
+    """A newer instance set of the same study is analysed instead."""
+
+
+class ResultState(StrEnum):
+    """Whether a result has become documents."""
+
+    AWAITING = "awaiting"
+    COMPOSED = "composed"
+    """Encoded once; only these bytes are ever sent."""
+    WITHHELD = "withheld"
+    """Shown in the worklist and, by the site's choice, not sent."""
+    UNCOMPOSABLE = "uncomposable"
+    """No valid object can be built from this reference header; waits for a person."""
+
+
+class DeliveryState(StrEnum):
+    """Where one document stands on its way to one destination."""
+
+    PENDING = "pending"
+    SENT = "sent"
+    """The destination answered Success or a warning."""
+    CONFIRMED = "confirmed"
+    """Storage commitment or a query proved that the destination holds it."""
+    REJECTED = "rejected"
+    """The destination refused it for good; waits for a person."""
+    DEAD = "dead"
+    """Too old or tried too often; waits for a person."""
+
+
+StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState)
+Moves = Mapping[tuple[StateT, StateT], frozenset[Actor]]
+
+
+def _moves(table: dict[tuple[StateT, StateT], set[Actor]]) -> Moves[StateT]:
+    return MappingProxyType({move: frozenset(actors) for move, actors in table.items()})
+
+
+_S, _J, _R, _D = StudyState, JobState, ResultState, DeliveryState
+
+STUDY_MOVES: Moves[StudyState] = _moves(
+    {
+        (_S.RECEIVING, _S.COMPLETE): {Actor.SCHEDULER, Actor.OPERATOR},
+        (_S.RECEIVING, _S.HELD): {Actor.SCHEDULER},
+        (_S.COMPLETE, _S.ROUTED): {Actor.PREPARER},
+        (_S.COMPLETE, _S.UNMATCHED): {Actor.PREPARER},
+        (_S.COMPLETE, _S.REFUSED): {Actor.PREPARER},
+        # The scheduler holds a study whose preparation died too often.
+        (_S.COMPLETE, _S.HELD): {Actor.PREPARER, Actor.SCHEDULER},
+        # Late instances.
+        (_S.COMPLETE, _S.RECEIVING): {Actor.RECEIVER},
+        (_S.ROUTED, _S.RECEIVING): {Actor.RECEIVER},
+        (_S.UNMATCHED, _S.RECEIVING): {Actor.RECEIVER},
+        (_S.HELD, _S.RECEIVING): {Actor.RECEIVER},
+        (_S.REFUSED, _S.RECEIVING): {Actor.RECEIVER},
+        # Analyse now, or again: after a model was installed, a fault repaired.
+        (_S.HELD, _S.COMPLETE): {Actor.OPERATOR},
+        (_S.UNMATCHED, _S.COMPLETE): {Actor.OPERATOR},
+        (_S.REFUSED, _S.COMPLETE): {Actor.OPERATOR},
+        (_S.ROUTED, _S.COMPLETE): {Actor.OPERATOR},
+    }
+)
+
+JOB_MOVES: Moves[JobState] = _moves(
+    {
+        (_J.WAITING, _J.RUNNING): {Actor.WORKER},
+        (_J.WAITING, _J.SUPERSEDED): {Actor.PREPARER},
+        # Prepared again after the model's manifest changed.
+        (_J.WAITING, _J.REFUSED): {Actor.PREPARER},
+        (_J.RUNNING, _J.DONE): {Actor.WORKER},
+        (_J.RUNNING, _J.REFUSED): {Actor.WORKER},
+        (_J.RUNNING, _J.FAILED): {Actor.WORKER, Actor.SCHEDULER},
+        (_J.RUNNING, _J.WAITING): {Actor.WORKER, Actor.SCHEDULER},
+        # A newer instance set was finished first: its report must stay the latest one.
+        (_J.RUNNING, _J.SUPERSEDED): {Actor.WORKER, Actor.SCHEDULER},
+        # The older instance set is the current one again, after retention removed the rest.
+        (_J.SUPERSEDED, _J.WAITING): {Actor.PREPARER},
+        (_J.SUPERSEDED, _J.REFUSED): {Actor.PREPARER},
+        (_J.FAILED, _J.WAITING): {Actor.OPERATOR},
+        (_J.REFUSED, _J.WAITING): {Actor.OPERATOR},
+    }
+)
+
+RESULT_MOVES: Moves[ResultState] = _moves(
+    {
+        (_R.AWAITING, _R.COMPOSED): {Actor.COURIER},
+        (_R.AWAITING, _R.WITHHELD): {Actor.COURIER},
+        (_R.AWAITING, _R.UNCOMPOSABLE): {Actor.COURIER},
+        (_R.WITHHELD, _R.AWAITING): {Actor.OPERATOR},
+        (_R.UNCOMPOSABLE, _R.AWAITING): {Actor.OPERATOR},
+    }
+)
+
+DELIVERY_MOVES: Moves[DeliveryState] = _moves(
+    {
+        (_D.PENDING, _D.SENT): {Actor.COURIER},
+        (_D.PENDING, _D.REJECTED): {Actor.COURIER},
+        (_D.PENDING, _D.DEAD): {Actor.COURIER},
+        (_D.SENT, _D.CONFIRMED): {Actor.COURIER},
+        (_D.SENT, _D.REJECTED): {Actor.COURIER},
+        (_D.SENT, _D.DEAD): {Actor.COURIER},
+        (_D.REJECTED, _D.PENDING): {Actor.OPERATOR},
+        (_D.DEAD, _D.PENDING): {Actor.OPERATOR},
+    }
+)
+
+
+def check_move(
+    moves: Moves[StateT], subject: str, before: StateT, after: StateT, actor: Actor
+) -> StateT:
+    """Return `after` if the table lets `actor` make this move.
+
+    Raises
+    ------
+    IllegalMove
+        The table has no such move, or not for this actor.
+    """
+    allowed = moves.get((before, after), frozenset())
+    if actor not in allowed:
+        who = ", ".join(sorted(allowed)) or "nobody"
+        raise IllegalMove(
+            f"{subject}: {before} -> {after} is not open to the {actor} (open to: {who})"
+        )
+    return after
