@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_io.results.request import OutcomeValues, ReportRequest, operating_point
+from dicom_io.results.request import OutcomeValues, ReportRequest, one_line, operating_point
 from dicom_io.vocabulary import Finding, PresenceValues
 
 Colour = tuple[int, int, int]
@@ -140,7 +140,7 @@ def _refusal_lines(request: ReportRequest) -> Iterator[_Line]:
     headline = "The analysis failed" if refusal.failed else "The analysis was not performed"
     yield _Line(headline, 26, _WHITE, 12)
     yield _Line(f"Reason: {refusal.reason}", 24, _AMBER, 18)
-    yield _Line(refusal.message, 20, _WHITE, 8)
+    yield _Line(one_line(refusal.message), 20, _WHITE, 8)
     yield _Line("No statement about any finding is made.", 24, _AMBER, 24)
 
 

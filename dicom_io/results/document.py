@@ -7,18 +7,21 @@ the same request gives the same bytes. VERIFIED and FINAL are not in its vocabul
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
+from pydicom.config import RAISE
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import validate_value
 
 from dicom_io.errors import CannotCompose
+from dicom_io.reading import quiet_pydicom
 from dicom_io.results import codes, identity
 from dicom_io.results.reference import PATIENT_AND_STUDY, Evidence, InstanceReference, coded_item
 from dicom_io.results.request import DocumentRole, EncodedDocument, ReportRequest
@@ -30,6 +33,9 @@ from dicom_io.vocabulary import (
 
 APPLICATION_NAME = "medimgd"
 _LONG_STRING_MAX_LENGTH = 64
+_TEXT_VRS = frozenset(
+    {"AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
+)
 _MODALITY = {DocumentRole.REPORT: "SR", DocumentRole.CAPTURE: "OT"}
 
 
@@ -43,18 +49,9 @@ def composing(what: str) -> Iterator[None]:
         The cause is dropped on purpose: the libraries quote the values they dislike.
     """
     try:
-        with warnings.catch_warnings():
-            # A value that pydicom would only warn about must not leave the house.
-            warnings.simplefilter("error", UserWarning)
+        with quiet_pydicom():
             yield
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        OverflowError,
-        UserWarning,
-    ) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise CannotCompose(
             f"{what} could not be composed ({type(error).__name__}); check the codes and names "
             "in the model package"
@@ -123,7 +120,14 @@ def reference_tree(study_instance_uid: str, references: Iterable[InstanceReferen
 
 
 def encode(ds: Dataset, request: ReportRequest, role: DocumentRole) -> EncodedDocument:
-    """Name a complete data set after its own content and write it as a Part 10 file."""
+    """Check a complete data set, name it after its own content and write it as a Part 10 file.
+
+    Raises
+    ------
+    ValueError
+        When a value breaks its VR: pydicom by itself would warn and write it.
+    """
+    _check(ds)
     ds.SOPInstanceUID = identity.instance_uid(
         request.site_namespace, ds.SeriesInstanceUID, ds.SOPClassUID, _content_sha256(ds)
     )
@@ -185,6 +189,17 @@ def _acquisition(header: Dataset) -> list[Dataset]:
 
 def _long_string(text: str) -> str:
     return text[:_LONG_STRING_MAX_LENGTH]
+
+
+def _check(ds: Dataset) -> None:
+    for element in ds:
+        if element.VR == "SQ":
+            for item in element.value:
+                _check(item)
+        elif element.VR in _TEXT_VRS:
+            values = element.value if isinstance(element.value, MultiValue) else [element.value]
+            for value in values:
+                validate_value(element.VR, "" if value is None else str(value), RAISE)
 
 
 def _content_sha256(ds: Dataset) -> str:

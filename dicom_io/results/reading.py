@@ -15,11 +15,10 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
 
 from dicom_io.errors import UnreadableInstance
-from dicom_io.results.reference import tolerant_reading
+from dicom_io.reading import PARSER_FAULTS, quiet_pydicom
 
 _INDENT = "  "
 _MAX_DEPTH = 64
@@ -71,12 +70,9 @@ def capture_png(data: bytes) -> bytes:
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     try:
-        with tolerant_reading():
+        with quiet_pydicom():
             yield
-    except (
-        OSError, InvalidDicomError, ValueError, TypeError, AttributeError, LookupError,
-        EOFError, NotImplementedError, RuntimeError, OverflowError,
-    ) as error:  # fmt: skip
+    except PARSER_FAULTS as error:
         # The cause is dropped on purpose: parser messages quote values of the header.
         raise UnreadableInstance(
             f"the {what} cannot be read as DICOM: {type(error).__name__}"

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 
-from dicom_io.errors import CannotCompose, InvalidUID
+from dicom_io.errors import CannotCompose, InvalidUID, UnreadableInstance
+from dicom_io.header import read_header, read_reference
+from dicom_io.reading import PARSER_FAULTS, quiet_pydicom
 from dicom_io.results.request import ReportRequest
 from dicom_io.vocabulary import Code, checked_uid
 
@@ -74,20 +72,20 @@ def read_evidence(request: ReportRequest) -> Evidence:
     CannotCompose
         When a file cannot be read, has no usable UIDs, or belongs to another study.
     """
-    header = normalise_reference(_read(request.cited[0], _WANTED))
+    try:
+        header = normalise_reference(read_reference(request.cited[0]))
+        headers = {path: read_header(path) for path in request.evidence}
+    except (UnreadableInstance, InvalidUID) as error:
+        raise CannotCompose(f"an instance named as evidence cannot be read: {error}") from error
     references: dict[Path, InstanceReference] = {}
-    for path in request.evidence:
-        identity = _read(path, _IDENTITY)
-        study_instance_uid = _uid(identity, "StudyInstanceUID")
-        if study_instance_uid != header.StudyInstanceUID:
+    for path, found in headers.items():
+        if found.study_instance_uid != header.StudyInstanceUID:
             raise CannotCompose(
                 "evidence must belong to one study: received StudyInstanceUID "
-                f"{header.StudyInstanceUID} and {study_instance_uid}"
+                f"{header.StudyInstanceUID} and {found.study_instance_uid}"
             )
         references[path] = InstanceReference(
-            _uid(identity, "SeriesInstanceUID"),
-            _uid(identity, "SOPClassUID"),
-            _uid(identity, "SOPInstanceUID"),
+            found.series_instance_uid, found.sop_class_uid, found.sop_instance_uid
         )
     # The same instance may lie in two files; a reference to it is written once.
     return Evidence(
@@ -111,7 +109,7 @@ def normalise_reference(source: Dataset) -> Dataset:
         When one of the four UIDs that place an instance is missing or is not a UID.
     """
     header = Dataset()
-    with tolerant_reading():
+    with quiet_pydicom():
         for keyword in _IDENTITY:
             setattr(header, keyword, _uid(source, keyword))
         for keyword, rule in _TYPE_2.items():
@@ -146,33 +144,6 @@ def code_of(item: Dataset) -> Code:
     return Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning))
 
 
-@contextmanager
-def tolerant_reading() -> Iterator[None]:
-    """Accept broken values and unknown character sets in silence while a foreign header is read.
-
-    pydicom warns about each of them; here every value is checked and repaired by its own rule.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-        # Conversion of a raw value warns on behalf of whoever touched the attribute.
-        warnings.filterwarnings("ignore", category=UserWarning)
-        yield
-
-
-def _read(path: Path, keywords: Iterable[str]) -> Dataset:
-    try:
-        with tolerant_reading():
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords))
-    except (
-        OSError, InvalidDicomError, ValueError, TypeError, KeyError, AttributeError,
-        EOFError, NotImplementedError, RecursionError, OverflowError, MemoryError,
-    ) as error:  # fmt: skip
-        # The cause is dropped on purpose: parser messages quote values of the patient's header.
-        raise CannotCompose(
-            f"evidence file {path.name} cannot be read as DICOM: {type(error).__name__}"
-        ) from None
-
-
 def _value(source: Dataset, keyword: str) -> str:
     """Return the first value as clean text, empty when absent or not to be understood."""
     try:
@@ -180,7 +151,7 @@ def _value(source: Dataset, keyword: str) -> str:
         if isinstance(value, MultiValue):
             value = value[0] if value else None
         return _clean("" if value is None else str(value))
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, NotImplementedError):
+    except PARSER_FAULTS:
         return ""
 
 
@@ -260,7 +231,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 def _items(source: Dataset, keyword: str) -> list[Dataset]:
     try:
         return [item for item in source.get(keyword) or () if isinstance(item, Dataset)]
-    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+    except PARSER_FAULTS:
         return []
 
 
@@ -332,15 +303,6 @@ _REQUEST_ATTRIBUTES: _Rules = MappingProxyType(
         "RequestedProcedureID": _identifier(_SHORT),
         "RequestedProcedureDescription": _text(_LONG),
     }
-)
-_WANTED = (
-    *_IDENTITY,
-    *_TYPE_2,
-    *_TYPE_3,
-    "SpecificCharacterSet",
-    "PregnancyStatus",
-    "RequestAttributesSequence",
-    *_CODE_SEQUENCES,
 )
 PATIENT_AND_STUDY = (
     "PatientName",

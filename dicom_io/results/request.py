@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +19,7 @@ from dicom_io.errors import CannotCompose, RefusalReason
 from dicom_io.vocabulary import Finding, ModelIdentity, PresenceValues, checked_uid
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{16,128}")
+_UNWRITABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
 _SERIES_DESCRIPTION_MAX_LENGTH = 64
 
 
@@ -151,6 +153,11 @@ class ReportRequest:
         probabilities = [finding.probability for finding in self.findings]
         return (
             (not self.evidence, "evidence must name at least one instance", "none"),
+            (
+                any(_UNWRITABLE.search(text) for text in self._written()),
+                "names, versions, labels and codes must hold no backslash or control character",
+                "one that does",
+            ),
             (not self.cited, "cited must name at least one instance", "none"),
             (
                 not set(self.cited) <= set(self.evidence),
@@ -189,6 +196,16 @@ class ReportRequest:
             ),
         )
 
+    def _written(self) -> Iterator[str]:
+        """Yield every text that becomes a short attribute, where a backslash would split it."""
+        yield from (self.node_id, self.software_version)
+        yield from (self.model.name, self.model.version, self.model.title)
+        for finding in self.findings:
+            yield finding.label
+            for code in (finding.code, finding.site):
+                if code is not None:
+                    yield from (code.value, code.scheme, code.meaning)
+
     @property
     def outcome(self) -> OutcomeValues:
         """The flag of the whole result: one Present is enough to be positive."""
@@ -222,11 +239,16 @@ class ReportRequest:
         if self.refusal is None:
             return f"{named}: {', '.join(spoken(finding) for finding in self.findings)}."
         verb = "failed" if self.refusal.failed else "was not performed"
-        message = self.refusal.message.strip().rstrip(".")
+        message = one_line(self.refusal.message).rstrip(".")
         return (
             f"The analysis by {named} {verb} ({self.refusal.reason}): {message}. "
             "No statement about any finding is made."
         )
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and control characters."""
+    return " ".join(_UNWRITABLE.sub(" ", text).split())
 
 
 def spoken(finding: Finding) -> str:
