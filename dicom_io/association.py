@@ -7,6 +7,8 @@ Must not know what is sent over the association.
 from __future__ import annotations
 
 import socket
+import ssl
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_io.errors import AssociationFailed
-from dicom_io.network import disable_nagle
+from dicom_io.network import close, disable_nagle
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -80,12 +83,12 @@ def open_association(
     AssociationFailed
         If the peer cannot be reached, rejects the association, or does not answer.
     """
-    assoc, was_connected = _request(destination, contexts)
+    assoc = _request(destination, contexts)
     if not assoc.is_established:
         if _accepted_without_contexts(assoc):
             yield None
             return
-        raise _failure(destination, assoc, was_connected=was_connected)
+        raise _failure(destination, assoc)
     try:
         yield assoc
     finally:
@@ -101,31 +104,60 @@ def accepts(assoc: Association, context: Context) -> bool:
     )
 
 
-def _request(destination: Destination, contexts: Iterable[Context]) -> tuple[Association, bool]:
-    connected: list[bool] = []
+class _OutgoingSocket(AssociationSocket):
+    """A connection we open; keeps why it could not be opened, and is always closed."""
 
-    def on_connected(event: evt.Event) -> None:
-        connected.append(True)
-        wrapper = event.assoc.dul.socket
-        if wrapper is not None and wrapper.socket is not None:
-            disable_nagle(wrapper.socket)
+    connection_error: OSError | None = None
 
+    def _create_socket(self, address: AddressInformation) -> socket.socket:
+        connection = super()._create_socket(address)
+        disable_nagle(connection)
+        return connection
+
+    def _shutdown_socket(self) -> None:
+        # Called while the failure to connect is being handled, and pynetdicom tells it nobody.
+        error = sys.exception()
+        if isinstance(error, OSError) and not self._is_connected:
+            self.connection_error = error
+        if self.socket is not None:
+            close(self.socket)
+
+
+class _RequestingEntity(ApplicationEntity):
+    """An application entity whose associations use our sockets."""
+
+    def _create_socket(
+        self,
+        assoc: Association,
+        address: AddressInformation,
+        tls_args: tuple[ssl.SSLContext, str] | None,
+    ) -> AssociationSocket:
+        connection = _OutgoingSocket(assoc, address=address)
+        connection.tls_args = tls_args
+        return connection
+
+
+def _request(destination: Destination, contexts: Iterable[Context]) -> Association:
     try:
-        assoc = _application_entity(destination).associate(
+        return _application_entity(destination).associate(
             destination.host,
             destination.port,
             contexts=[_proposal(context) for context in contexts],
             ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, on_connected)],
+            evt_handlers=[(evt.EVT_CONN_CLOSE, _stop_waiting)],
         )
     except OSError as error:
         # Only the name lookup and the local socket raise; a refused connection does not.
         raise _unreachable(destination, error) from error
-    return assoc, bool(connected)
+
+
+def _stop_waiting(event: evt.Event) -> None:
+    # Else a message that will never be answered is waited for until the response timeout.
+    event.assoc.dimse.msg_queue.put((None, None))
 
 
 def _application_entity(destination: Destination) -> ApplicationEntity:
-    ae = ApplicationEntity(ae_title=destination.calling_ae_title)
+    ae = _RequestingEntity(ae_title=destination.calling_ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = destination.connect_timeout_seconds
@@ -152,11 +184,10 @@ def _accepted_without_contexts(assoc: Association) -> bool:
     return answer is not None and answer.result == 0 and bool(assoc.rejected_contexts)
 
 
-def _failure(
-    destination: Destination, assoc: Association, *, was_connected: bool
-) -> AssociationFailed:
-    if not was_connected:
-        return _unreachable(destination, _connection_error(destination))
+def _failure(destination: Destination, assoc: Association) -> AssociationFailed:
+    connection = assoc.dul.socket
+    if isinstance(connection, _OutgoingSocket) and connection.connection_error is not None:
+        return _unreachable(destination, connection.connection_error)
     answer = assoc.acceptor.primitive
     if assoc.is_rejected and answer is not None:
         return _rejection(destination, answer)
@@ -165,17 +196,6 @@ def _failure(
         f"within {destination.association_timeout_seconds:g} s, or broke it off: check that a "
         "DICOM service listens there, without TLS, and that it is not overloaded"
     )
-
-
-def _connection_error(destination: Destination) -> OSError:
-    # pynetdicom swallows the reason a connection failed, so it is asked for once more.
-    try:
-        socket.create_connection(
-            (destination.host, destination.port), timeout=destination.connect_timeout_seconds
-        ).close()
-    except OSError as error:
-        return error
-    return OSError("the first attempt to connect failed, a second one did not")
 
 
 def _unreachable(destination: Destination, error: OSError) -> AssociationFailed:

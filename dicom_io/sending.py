@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian
@@ -197,22 +198,29 @@ def _written(path: Path, instance: OutgoingInstance) -> _StoredFile:
 def _send_files(
     destination: Destination, contexts: Sequence[Context], files: Sequence[_StoredFile]
 ) -> Iterator[SendOutcome]:
+    is_lost = False
     with open_association(destination, contexts) as assoc:
-        for number, file in enumerate(files, start=1):
-            yield _send_file(assoc, file, message_id=number % 0xFFFF + 1)
+        for number, file in enumerate(files):
+            if assoc is None or not accepts(assoc, file.context):
+                yield SendOutcome(file.sop_instance_uid, None, CONTEXT_REFUSED, True)
+            elif is_lost:
+                yield SendOutcome(file.sop_instance_uid, None, "not tried: association had ended")
+            else:
+                outcome = _send_file(assoc, file, message_id=number % 0xFFFF + 1)
+                is_lost = outcome.status is None
+                yield outcome
 
 
-def _send_file(assoc: Association | None, file: _StoredFile, message_id: int) -> SendOutcome:
-    uid = file.sop_instance_uid
-    if assoc is None or not accepts(assoc, file.context):
-        return SendOutcome(uid, None, CONTEXT_REFUSED, context_refused=True)
+def _send_file(assoc: Association, file: _StoredFile, message_id: int) -> SendOutcome:
     try:
         answer = assoc.send_c_store(file.path, msg_id=message_id)
     except RuntimeError:  # What pynetdicom raises on an association that has ended.
-        return SendOutcome(uid, None, "not tried: the association had already ended")
+        answer = Dataset()
     if "Status" not in answer:
-        return SendOutcome(uid, None, "no answer: the peer was silent or broke the association")
-    return SendOutcome(uid, int(answer.Status), str(answer.get("ErrorComment", "") or ""))
+        comment = "no answer: the peer was silent or broke the association"
+        return SendOutcome(file.sop_instance_uid, None, comment)
+    comment = str(answer.get("ErrorComment", "") or "")
+    return SendOutcome(file.sop_instance_uid, int(answer.Status), comment)
 
 
 def _echo_problem(assoc: Association | None) -> str:

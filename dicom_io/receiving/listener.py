@@ -6,7 +6,6 @@ Must not know who is admitted or what is stored: the server passes that in as ev
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import ssl
@@ -24,7 +23,7 @@ from pynetdicom.events import EventHandlerType
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationServer, RequestHandler
 
-from dicom_io.network import disable_nagle
+from dicom_io.network import close, disable_nagle
 from dicom_io.statuses import StoreStatusValues
 
 LOGGER = logging.getLogger(__name__)
@@ -63,6 +62,12 @@ class AcceptedAssociation(Association):
             self.force_end()
             self.on_ended(self)
 
+    def allow_silence(self, seconds: float | None) -> None:
+        """Let the peer pause this long in the middle of a PDU from now on."""
+        wrapper = self.dul.socket
+        if wrapper is not None and wrapper.socket is not None:
+            wrapper.socket.settimeout(seconds)
+
     def wake_if_never_requested(self) -> None:
         """Stop waiting for a request from a peer that has already hung up."""
         if not self.is_requested:
@@ -75,7 +80,7 @@ class AcceptedAssociation(Association):
         self.dul.kill_dul()
         wrapper = self.dul.socket
         if wrapper is not None and wrapper.socket is not None:
-            _close(wrapper.socket)
+            close(wrapper.socket)
 
     def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
         # pynetdicom drops an incomplete request without an answer and the sender would wait.
@@ -192,7 +197,7 @@ class AssociationListener(AssociationServer):
         connection, address = super().get_request()
         disable_nagle(connection)
         # Without this, a peer that stops in the middle of a PDU holds its threads for ever.
-        connection.settimeout(self.ae.network_timeout)
+        connection.settimeout(self.ae.acse_timeout)
         return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
@@ -214,12 +219,6 @@ class AssociationListener(AssociationServer):
     def _living(self) -> list[AcceptedAssociation]:
         with self._live_lock:
             return list(self._live)
-
-
-def _close(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # The peer was quicker.
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
 
 
 def _join_all(threads: Iterable[threading.Thread], seconds: float) -> None:

@@ -245,6 +245,7 @@ class StorageServer:
 
     def _on_established(self, event: evt.Event) -> None:
         assoc = cast("AcceptedAssociation", event.assoc)
+        assoc.allow_silence(self._limits.network_timeout_seconds)
         assoc.is_announced = True
         self._observer.on_opened(
             assoc.association_id, assoc.calling_ae_title, assoc.called_ae_title, assoc.address

@@ -20,7 +20,7 @@ import pytest
 _START_SECONDS = 30.0
 _RUN_SECONDS = 120.0
 
-# Without it DCMTK leaves Nagle's algorithm on and every instance waits 40 ms for an acknowledgement.
+# Without it DCMTK leaves Nagle's algorithm on: every instance waits 40 ms for an acknowledgement.
 _PEER_ENVIRONMENT = {"TCP_NODELAY": "1", "DCMDICTPATH": os.environ.get("DCMDICTPATH", "")}
 
 

@@ -1,0 +1,332 @@
+"""Sending to storescp, Orthanc and our own receiver; peers that refuse, hang or are down."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
+
+from dicom_io.association import Destination
+from dicom_io.errors import AssociationFailed
+from dicom_io.query import holds_instance
+from dicom_io.receiving.folder_sink import FolderSink
+from dicom_io.receiving.instances import STORED, ReceivedInstance, StoreAnswer
+from dicom_io.receiving.server import StorageServer
+from dicom_io.sending import CONTEXT_REFUSED, OutgoingInstance, echo, send, send_paths
+from dicom_io.statuses import StoreStatusValues
+
+STORESCP_TAKING_ONLY_MR = """
+[[TransferSyntaxes]]
+[Explicit]
+TransferSyntax1 = LittleEndianExplicit
+[[PresentationContexts]]
+[OnlyMR]
+PresentationContext1 = MRImageStorage\\Explicit
+[[Profiles]]
+[Default]
+PresentationContexts = OnlyMR
+"""
+
+
+class Keeper:
+    """Keeps the data sets in the order they came and answers as told."""
+
+    def __init__(self, *answers: StoreAnswer) -> None:
+        self.received: list[tuple[str, str, bytes]] = []
+        self._answers = list(answers)
+
+    def store(self, received: ReceivedInstance) -> StoreAnswer:
+        self.received.append(
+            (received.association_id, received.sop_instance_uid, bytes(received.data_set))
+        )
+        return self._answers.pop(0) if self._answers else STORED
+
+
+@pytest.fixture
+def receiver():
+    """Start our own receiver over a sink and give the destination that reaches it."""
+    servers: list[StorageServer] = []
+
+    def start(sink) -> Destination:
+        server = StorageServer(sink, ae_titles=["PACS"], port=0)
+        server.start()
+        servers.append(server)
+        return destination_at(server.port)
+
+    yield start
+    for server in servers:
+        server.stop(wait_seconds=1)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_behind():
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before, threading.enumerate()
+
+
+@pytest.fixture
+def ct_and_sr(testdata) -> list[OutgoingInstance]:
+    folder = testdata / "single"
+    return [outgoing(folder / "ct_image.dcm"), outgoing(folder / "sr_document.dcm")]
+
+
+def destination_at(port: int, **changes) -> Destination:
+    destination = Destination("pacs", "127.0.0.1", port, "PACS", calling_ae_title="MEDIMGD")
+    return replace(
+        destination,
+        association_timeout_seconds=5,
+        response_timeout_seconds=5,
+        **changes,
+    )
+
+
+def outgoing(path: Path) -> OutgoingInstance:
+    meta = read_file_meta_info(path)
+    return OutgoingInstance(
+        str(meta.MediaStorageSOPClassUID),
+        str(meta.MediaStorageSOPInstanceUID),
+        str(meta.TransferSyntaxUID),
+        path.read_bytes(),
+    )
+
+
+def data_set_of(data: bytes) -> bytes:
+    meta = dcmread(BytesIO(data), specific_tags=[]).file_meta
+    return data[144 + meta.FileMetaInformationGroupLength :]
+
+
+def test_data_sets_arrive_as_they_are_and_in_order_on_one_association(receiver, ct_and_sr):
+    keeper = Keeper()
+    destination = receiver(keeper)
+
+    outcomes = send(destination, ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert all(outcome.is_delivered for outcome in outcomes)
+    assert [uid for _, uid, _ in keeper.received] == [i.sop_instance_uid for i in ct_and_sr]
+    assert [data for _, _, data in keeper.received] == [data_set_of(i.data) for i in ct_and_sr]
+    assert len({association for association, _, _ in keeper.received}) == 1
+
+
+def test_storescp_accepts_a_report_and_an_image(storescp_peer, ct_and_sr):
+    outcomes = send(destination_at(storescp_peer.port), ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    stored = {read_file_meta_info(p).MediaStorageSOPInstanceUID for p in storescp_peer.paths()}
+    assert stored == {instance.sop_instance_uid for instance in ct_and_sr}
+
+
+def test_orthanc_accepts_and_then_says_what_it_holds(orthanc_peer, ct_and_sr):
+    destination = destination_at(orthanc_peer.port)
+    ds = dcmread(BytesIO(ct_and_sr[0].data))
+    place = (ds.StudyInstanceUID, ds.SeriesInstanceUID)
+
+    assert holds_instance(destination, *place, ds.SOPInstanceUID) is False
+    outcomes = send(destination, ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert len(orthanc_peer.get("/instances")) == 2
+    assert holds_instance(destination, *place, ds.SOPInstanceUID) is True
+    assert holds_instance(destination, *place, "1.2.3") is False
+
+
+def test_a_peer_without_query_service_cannot_say_what_it_holds(storescp_peer):
+    assert holds_instance(destination_at(storescp_peer.port), "1.2", "1.2.3", "1.2.3.4") is None
+
+
+def test_every_transfer_syntax_is_sent_verbatim(receiver, testdata):
+    keeper = Keeper()
+    destination = receiver(keeper)
+    folder = testdata / "transfer-syntaxes"
+
+    outcomes = list(send_paths(destination, [folder]))
+
+    assert len(outcomes) == 13
+    assert {outcome.outcome.status for outcome in outcomes} == {0}
+    expected = [data_set_of(outcome.path.read_bytes()) for outcome in outcomes]
+    assert [data for _, _, data in keeper.received] == expected
+
+
+def test_a_real_series_goes_to_orthanc_file_by_file(orthanc_peer, unpacked):
+    destination = destination_at(orthanc_peer.port)
+
+    outcomes = list(send_paths(destination, [unpacked("ct-chest-60")]))
+
+    assert len(outcomes) == 60
+    assert all(outcome.outcome.is_delivered for outcome in outcomes)
+    assert len(orthanc_peer.get("/instances")) == 60
+
+
+def test_more_kinds_than_one_association_holds_are_split(receiver, testdata, tmp_path):
+    keeper = Keeper()
+    destination = receiver(keeper)
+    for number in range(130):
+        ds = dcmread(testdata / "single" / "ct_image.dcm")
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = f"1.3.6.1.4.1.99999.{number}"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"1.2.3.{number}"
+        ds.save_as(tmp_path / f"{number:03}.dcm")
+
+    outcomes = list(send_paths(destination, [tmp_path]))
+
+    assert [outcome.outcome.status for outcome in outcomes] == [0] * 130
+    assert len({association for association, _, _ in keeper.received}) == 2
+
+
+def test_files_that_are_no_instances_are_named_and_the_rest_is_sent(receiver, testdata, tmp_path):
+    keeper = Keeper()
+    destination = receiver(keeper)
+    note = tmp_path / "note.txt"
+    note.write_text("not an image")
+    absent = tmp_path / "absent.dcm"
+
+    outcomes = list(send_paths(destination, [note, absent, testdata / "single" / "ct_image.dcm"]))
+
+    assert [outcome.outcome.status for outcome in outcomes] == [None, None, 0]
+    assert outcomes[0].path == note
+    assert "not a DICOM file" in outcomes[0].outcome.comment
+    assert "No such file" in outcomes[1].outcome.comment
+
+
+def test_a_refused_context_is_told_apart_and_the_rest_is_sent(
+    start_storescp, testdata, tmp_path, ct_and_sr
+):
+    configuration = tmp_path / "storescp.cfg"
+    configuration.write_text(STORESCP_TAKING_ONLY_MR)
+    peer = start_storescp("-xf", configuration, "Default")
+    ds = dcmread(testdata / "single" / "ct_image.dcm")
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    ds.save_as(tmp_path / "mr.dcm")
+
+    outcomes = send(destination_at(peer.port), [*ct_and_sr, outgoing(tmp_path / "mr.dcm")])
+
+    assert [outcome.context_refused for outcome in outcomes] == [True, True, False]
+    assert [outcome.status for outcome in outcomes] == [None, None, 0]
+    assert outcomes[0].comment == CONTEXT_REFUSED
+    assert len(peer.paths()) == 1
+
+
+def test_a_peer_refusing_every_context_is_no_connection_problem(
+    start_storescp, tmp_path, ct_and_sr
+):
+    configuration = tmp_path / "storescp.cfg"
+    configuration.write_text(STORESCP_TAKING_ONLY_MR)
+    peer = start_storescp("-xf", configuration, "Default")
+
+    outcomes = send(destination_at(peer.port), ct_and_sr)
+
+    assert [outcome.context_refused for outcome in outcomes] == [True, True]
+
+
+def test_statuses_are_kept_verbatim_with_their_comments(receiver, ct_and_sr):
+    keeper = Keeper(
+        StoreAnswer(StoreStatusValues.OUT_OF_RESOURCES, "disk full"),
+        StoreAnswer(0xB007, "something is odd"),
+    )
+    destination = receiver(keeper)
+
+    outcomes = send(destination, ct_and_sr)
+
+    assert [(o.status, o.comment) for o in outcomes] == [
+        (0xA700, "disk full"),
+        (0xB007, "something is odd"),
+    ]
+    assert [outcome.is_delivered for outcome in outcomes] == [False, True]
+
+
+def test_a_peer_that_breaks_off_keeps_what_it_answered(start_storescp, ct_and_sr):
+    peer = start_storescp("+xa", "--abort-after")
+    started = time.monotonic()
+
+    outcomes = send(destination_at(peer.port), ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [None, None]
+    assert not any(outcome.context_refused for outcome in outcomes)
+    assert "broke the association" in outcomes[0].comment
+    assert "not tried" in outcomes[1].comment
+    assert time.monotonic() - started < 4
+
+
+def test_a_peer_that_never_answers_a_message_is_given_up(start_storescp, ct_and_sr):
+    peer = start_storescp("+xa", "--sleep-during", "3")
+    destination = replace(
+        destination_at(peer.port), response_timeout_seconds=0.5, association_timeout_seconds=1
+    )
+
+    outcomes = send(destination, ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [None, None]
+    assert "no answer" in outcomes[0].comment
+
+
+def test_a_port_that_takes_connections_and_never_speaks_is_given_up(ct_and_sr):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        destination = replace(
+            destination_at(mute.getsockname()[1]), association_timeout_seconds=0.5
+        )
+
+        with pytest.raises(AssociationFailed, match="did not answer the request"):
+            send(destination, ct_and_sr)
+
+
+def test_a_peer_that_is_down_is_named_with_host_port_and_titles(free_port, ct_and_sr):
+    with pytest.raises(AssociationFailed) as failure:
+        send(destination_at(free_port), ct_and_sr)
+
+    assert f"pacs (PACS at 127.0.0.1 port {free_port}): Connection refused" in str(failure.value)
+    assert failure.value.retryable
+
+
+def test_a_host_nobody_knows_is_named(ct_and_sr):
+    destination = replace(destination_at(104), host="pacs.invalid")
+
+    with pytest.raises(AssociationFailed, match=r"cannot connect to .*pacs\.invalid port 104"):
+        send(destination, ct_and_sr)
+
+
+def test_a_rejection_says_what_to_enter_where(receiver, ct_and_sr):
+    destination = replace(receiver(Keeper()), ae_title="OTHER")
+
+    with pytest.raises(AssociationFailed) as failure:
+        send(destination, ct_and_sr)
+
+    assert "Called AE title not recognised" in str(failure.value)
+    assert "correct ae_title of this destination, 'OTHER'" in str(failure.value)
+
+
+def test_echo_says_that_a_peer_answers(storescp_peer):
+    outcome = echo(destination_at(storescp_peer.port))
+
+    assert outcome.ok
+    assert 0 < outcome.seconds < 5
+    assert "PACS at 127.0.0.1" in outcome.detail
+
+
+def test_echo_says_why_a_peer_does_not_answer(free_port):
+    outcome = echo(destination_at(free_port))
+
+    assert not outcome.ok
+    assert "Connection refused" in outcome.detail
+
+
+def test_a_folder_sink_plays_the_pacs(receiver, tmp_path, ct_and_sr, run_dcmtk):
+    sink = FolderSink(tmp_path / "archive")
+    destination = receiver(sink)
+
+    send(destination, ct_and_sr)
+    send(destination, ct_and_sr)
+
+    names = sorted(f"{instance.sop_instance_uid}.dcm" for instance in ct_and_sr)
+    assert [path.name for path in sink.paths()] == names
+    assert {path.name for path in sink.folder.iterdir()} == set(names)
+    assert run_dcmtk("dcmdump", "-q", "+fo", *sink.paths()).returncode == 0

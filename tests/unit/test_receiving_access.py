@@ -1,0 +1,107 @@
+"""Who may open an association."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicom_io.receiving.access import AccessFaultValues, Peer, judge
+
+OURS = ("MEDIMGD",)
+CT = Peer.from_text("CT1", "10.0.0.0/24")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+def test_without_rules_this_machine_is_admitted(address):
+    assert judge([], "ANYONE", "MEDIMGD", address, OURS).admitted
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "192.168.1.1", "fe80::1", "::ffff:10.0.0.5"])
+def test_without_rules_other_machines_are_refused(address):
+    verdict = judge([], "CT1", "MEDIMGD", address, OURS)
+
+    assert not verdict.admitted
+    assert verdict.fault is AccessFaultValues.NETWORK
+    assert "no peer is configured" in verdict.reason
+
+
+def test_a_rule_admits_its_title_from_its_network():
+    assert judge([CT], "CT1", "MEDIMGD", "10.0.0.77", OURS).admitted
+
+
+def test_with_a_rule_loopback_is_no_longer_admitted_by_itself():
+    assert not judge([CT], "CT1", "MEDIMGD", "127.0.0.1", OURS).admitted
+
+
+def test_spaces_around_titles_do_not_count():
+    assert judge([CT], " CT1 ", "MEDIMGD  ", "10.0.0.77", OURS).admitted
+
+
+def test_case_of_titles_counts():
+    assert not judge([CT], "ct1", "MEDIMGD", "10.0.0.77", OURS).admitted
+
+
+def test_a_star_admits_every_title_from_its_network():
+    rule = Peer.from_text("*", "2001:db8::/32")
+
+    assert judge([rule], "WHOEVER", "MEDIMGD", "2001:db8::17", OURS).admitted
+    assert not judge([rule], "WHOEVER", "MEDIMGD", "2001:db9::17", OURS).admitted
+
+
+def test_an_ipv4_caller_on_an_ipv6_socket_matches_ipv4_rules():
+    assert judge([CT], "CT1", "MEDIMGD", "::ffff:10.0.0.77", OURS).admitted
+
+
+def test_the_second_of_two_rules_admits_too():
+    rules = [CT, Peer.from_text("CT1", "10.9.0.0/16")]
+
+    assert judge(rules, "CT1", "MEDIMGD", "10.9.4.4", OURS).admitted
+
+
+def test_an_unknown_title_is_refused_with_the_rule_that_would_admit_it():
+    verdict = judge([CT], "MR9", "MEDIMGD", "10.0.0.5", OURS)
+
+    assert verdict.fault is AccessFaultValues.CALLING_AE_TITLE
+    assert "add a peer with ae_title = 'MR9' and network = '10.0.0.5/32'" in verdict.reason
+
+
+def test_a_known_title_from_elsewhere_is_a_fault_of_the_network():
+    verdict = judge([CT], "CT1", "MEDIMGD", "2001:db8::5", OURS)
+
+    assert verdict.fault is AccessFaultValues.NETWORK
+    assert "network = '2001:db8::5/128'" in verdict.reason
+
+
+def test_the_suggested_rule_does_admit():
+    suggested = Peer.from_text("CT1", "fe80::1/128")
+
+    assert judge([suggested], "CT1", "MEDIMGD", "fe80::1%eth0", OURS).admitted
+    refused = judge([CT], "CT1", "MEDIMGD", "fe80::1%eth0", OURS)
+    assert "network = 'fe80::1/128'" in refused.reason
+
+
+def test_a_called_title_that_is_not_ours_is_refused_before_all_else():
+    verdict = judge([CT], "MR9", "OTHER", "192.168.0.1", OURS)
+
+    assert verdict.fault is AccessFaultValues.CALLED_AE_TITLE
+    assert "add 'OTHER' to ae_titles" in verdict.reason
+
+
+def test_a_star_among_our_titles_answers_to_every_title():
+    assert judge([CT], "CT1", "OTHER", "10.0.0.5", ["*"]).admitted
+
+
+@pytest.mark.parametrize(
+    ("ae_title", "network"),
+    [
+        ("", "10.0.0.0/8"),
+        ("A" * 17, "10.0.0.0/8"),
+        ("A\\B", "10.0.0.0/8"),
+        ("CTÄ", "10.0.0.0/8"),
+        ("CT1", "10.0.0.5/8"),
+        ("CT1", "hospital"),
+        ("CT1", ""),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(ae_title, network):
+    with pytest.raises(ValueError, match=r"AE|network|address|host bits"):
+        Peer.from_text(ae_title, network)
