@@ -1,0 +1,90 @@
+"""The errors of model packages, weights and devices.
+
+Owns the branch below ``ModelError``:
+
+    ModelError
+    ├── PackageFault                a package folder is not what its manifest promises
+    ├── ConditionFault              a condition in a manifest cannot be understood
+    ├── CatalogueFault              a package cannot be installed, found or removed
+    ├── RuntimeFault                weights do not load, or do not do what the manifest says
+    ├── UnusableOutput              a prediction holds NaN or infinity; never a finding
+    ├── DeviceOutOfMemory           the device cannot hold even the smallest batch
+    └── TrainingDataFault           films for training are absent, unreadable or leak
+
+Every class says whether doing the same again later can help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from dicom_io.errors import MedimgdError
+
+
+class ModelError(MedimgdError):
+    """The root of the model side."""
+
+    retryable: ClassVar[bool] = False
+
+
+class _ListedFaults(ModelError):
+    """An error that names all faults at once.
+
+    Parameters
+    ----------
+    subject : str
+        What is at fault: a package, a manifest, a condition.
+    faults : iterable of str
+        One sentence per fault.
+    """
+
+    retryable = False
+
+    def __init__(self, subject: str, faults: Iterable[str]) -> None:
+        self.subject = subject
+        self.faults = tuple(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__(f"{subject}: {count}: " + "; ".join(self.faults))
+
+
+class PackageFault(_ListedFaults):
+    """A package folder is not what its manifest promises; all faults are in ``faults``."""
+
+    retryable = False
+
+
+class ConditionFault(_ListedFaults):
+    """A condition cannot be understood; all faults are in ``faults``."""
+
+    retryable = False
+
+
+class CatalogueFault(_ListedFaults):
+    """A package cannot be installed, or no such package is installed."""
+
+    retryable = False
+
+
+class RuntimeFault(ModelError):
+    """The weights do not load, or do not do what the manifest says."""
+
+    retryable = False
+
+
+class UnusableOutput(ModelError):
+    """A prediction holds NaN, infinity or numbers that are no probabilities."""
+
+    retryable = False
+
+
+class DeviceOutOfMemory(ModelError):
+    """The device has no memory left for even the smallest batch; it may have later."""
+
+    retryable = True
+
+
+class TrainingDataFault(ModelError):
+    """Films for training are absent, unreadable, or the same patient is in two splits."""
+
+    retryable = False

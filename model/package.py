@@ -1,0 +1,362 @@
+"""A model package: a folder with a manifest, weights and what both promise.
+
+Owns the manifest's fields and the check that a folder keeps its word. Loads no weights and no
+network library, so that every process can read the catalogue; ``model.runtimes`` does the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from dicom_io.errors import MedimgdError, RefusalReason
+from dicom_io.tensors import TensorRecipe
+from dicom_io.vocabulary import Code, ModelIdentity
+from model.condition_reading import read_condition
+from model.conditions import Condition, keywords
+from model.errors import PackageFault
+from model.manifest import ManifestTable, read_manifest
+
+MANIFEST_FORMAT = 1
+MOST_LABELS = 1000
+NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?"
+VERSION_PATTERN = r"\d{1,6}\.\d{1,6}\.\d{1,6}(?:[-+][0-9A-Za-z.-]{1,24})?"
+_DIGEST_PATTERN = r"[0-9a-f]{64}"
+_READ_CHUNK_BYTES = 1 << 20
+
+
+class OutputKindValues(StrEnum):
+    """What the numbers are that come out of the network."""
+
+    PROBABILITY = "probability"
+    """Each output lies in 0..1 already."""
+    LOGIT = "logit"
+    """Each output goes through the sigmoid, independently."""
+    SOFTMAX = "softmax"
+    """The outputs are unscaled scores of classes that exclude each other; softmax is applied."""
+
+
+class OrderValues(StrEnum):
+    """How candidates are ordered by an attribute."""
+
+    ASCENDING = "ascending"
+    DESCENDING = "descending"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The network's last layer."""
+
+    kind: OutputKindValues
+    size: int
+    """How many numbers come out per input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One statement the model makes."""
+
+    name: str
+    code: Code
+    site: Code | None
+    threshold: float
+    """Scores at or above it are Present, outside the undetermined band."""
+    undetermined_low: float
+    undetermined_high: float
+    """Scores in [low, high) are Undetermined; equal ends mean there is no band."""
+    index: int
+    """Which of the network's outputs speaks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankBy:
+    """One key of the order among candidates: an attribute or a preferred condition."""
+
+    attribute: str = ""
+    order: OrderValues = OrderValues.ASCENDING
+    prefer: Condition | None = None
+    """Candidates that pass come first; ``attribute`` is empty then."""
+
+    @property
+    def words(self) -> str:
+        """The key as people read it."""
+        if self.prefer is not None:
+            return f"first those where {self.prefer.words}"
+        return f"by {self.attribute}, {self.order}, absent last"
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRule:
+    """Which images (kind image) or series (kind volume) the model is for."""
+
+    where: Condition
+    rank: tuple[RankBy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContractClause:
+    """One thing the chosen input must satisfy, or the model abstains."""
+
+    require: Condition
+    text: str
+    """Why, as a sentence for the radiologist."""
+    reason: RefusalReason = RefusalReason.OUTSIDE_CONTRACT
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPackage:
+    """Everything a manifest says, checked."""
+
+    folder: Path
+    identity: ModelIdentity
+    recipe: TensorRecipe
+    output: Output
+    labels: tuple[Label, ...]
+    selection: SelectionRule
+    contract: tuple[ContractClause, ...]
+    weights_path: Path
+    runtime: str
+    preprocessing_digest: str
+    limits: tuple[str, ...] = ()
+    metrics: Mapping[str, object] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def at_version(self) -> str:
+        """``name@version``."""
+        return self.identity.at_version
+
+    @property
+    def keywords(self) -> frozenset[str]:
+        """The attributes that selection, ranking and contract look at."""
+        preferred = [key.prefer for key in self.selection.rank if key.prefer is not None]
+        clauses = [clause.require for clause in self.contract]
+        ranked = {key.attribute for key in self.selection.rank if key.attribute}
+        return keywords(self.selection.where, *preferred, *clauses) | ranked
+
+
+def load_package(folder: Path) -> ModelPackage:
+    """Read and check a package folder, its weights' digest included.
+
+    Raises
+    ------
+    PackageFault
+        With every fault found, not only the first.
+    """
+    faults: list[str] = []
+    manifest = read_manifest(folder, faults)
+    package = _read_package(folder, manifest) if manifest is not None else None
+    if package is None or faults:
+        raise PackageFault(f"model package {folder.name}", faults)
+    return package
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
+    manifest.whole_number("format", MANIFEST_FORMAT, MANIFEST_FORMAT)
+    weights = manifest.table("weights")
+    weights_path, digest = _read_weights(folder, weights)
+    identity = _read_identity(manifest, digest)
+    labels, output = _read_labels(manifest)
+    recipe = _read_recipe(manifest)
+    preprocessing_digest = _read_preprocessing_digest(manifest, recipe)
+    selection = _read_selection(manifest.table("selection"))
+    contract = tuple(
+        clause
+        for table in manifest.tables("contract", required=False)
+        if (clause := _read_clause(table)) is not None
+    )
+    package = None
+    if recipe is not None and selection is not None:
+        package = ModelPackage(
+            folder=folder,
+            identity=identity,
+            recipe=recipe,
+            output=output,
+            labels=labels,
+            selection=selection,
+            contract=contract,
+            weights_path=weights_path,
+            runtime=weights.text("runtime", "keras", "must be keras", default="keras"),
+            preprocessing_digest=preprocessing_digest,
+            limits=manifest.texts("limits"),
+            metrics=manifest.table("metrics", required=False).plain(),
+            training=manifest.table("training", required=False).plain(),
+        )
+        weights.refuse_unknown()
+        manifest.refuse_unknown()
+    return package
+
+
+def _read_identity(manifest: ManifestTable, weights_sha256: str) -> ModelIdentity:
+    return ModelIdentity(
+        name=manifest.text(
+            "name", NAME_PATTERN, "must be lower case letters, digits and hyphens, at most 48"
+        ),
+        version=manifest.text(
+            "version", VERSION_PATTERN, "must be a version such as 1.0.0 or 1.0.0-rc1"
+        ),
+        weights_sha256=weights_sha256,
+        title=manifest.text("title", r"[^\n]{1,64}", "must be one line of at most 64 characters"),
+        intended_use=manifest.text("intended_use"),
+        demonstration=manifest.flag("demonstration", default=False),
+    )
+
+
+def _read_weights(folder: Path, weights: ManifestTable) -> tuple[Path, str]:
+    """Check that the file is inside the folder and is the one the manifest means."""
+    name = weights.text(
+        "file", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", "must be a plain file name in the folder"
+    )
+    stated = weights.text("sha256", _DIGEST_PATTERN, "must be 64 hexadecimal digits, lower case")
+    path = folder / name if name else folder / "absent"
+    if name and not path.is_file():
+        weights.add_fault("file", f"there is no such file in {folder}")
+    elif name and stated:
+        found = sha256_of(path)
+        if found != stated:
+            weights.add_fault(
+                "sha256",
+                f"the SHA-256 of {name} is {found}: the file was changed or copied badly; "
+                f"install the package again",
+            )
+    return path, stated
+
+
+def _read_recipe(manifest: ManifestTable) -> TensorRecipe | None:
+    table = manifest.table("input")
+    if not table.plain():
+        return None
+    try:
+        return TensorRecipe.from_mapping(dict(table.plain()))
+    except (MedimgdError, ValueError, TypeError, KeyError) as error:
+        manifest.faults.append(f"input: {error}")
+        return None
+
+
+def _read_preprocessing_digest(manifest: ManifestTable, recipe: TensorRecipe | None) -> str:
+    rule = "must be 64 hexadecimal digits, lower case"
+    stated = manifest.text("preprocessing_digest", _DIGEST_PATTERN, rule)
+    if stated and recipe is not None and stated != recipe.digest:
+        manifest.add_fault(
+            "preprocessing_digest",
+            f"this installation's steps for [input] have the digest {recipe.digest}: the model "
+            f"was trained on other pixels than it would be shown; train it again or install "
+            f"the version of medimgd it was made with",
+        )
+    return stated
+
+
+def _read_labels(manifest: ManifestTable) -> tuple[tuple[Label, ...], Output]:
+    tables = manifest.tables("labels")
+    output = _read_output(manifest.table("output"), len(tables))
+    labels = tuple(_read_label(table, n, output.size) for n, table in enumerate(tables))
+    for what, values in (
+        ("name", [label.name.casefold() for label in labels]),
+        ("index", [str(label.index) for label in labels]),
+        ("code", [f"{label.code.value} {label.code.scheme}" for label in labels]),
+    ):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            manifest.faults.append(f"labels: {what} must differ, twice is {', '.join(twice)}")
+    return labels, output
+
+
+def _read_output(table: ManifestTable, label_count: int) -> Output:
+    kinds = ", ".join(OutputKindValues)
+    kind = table.text("kind", "|".join(OutputKindValues), f"must be one of {kinds}")
+    size = table.whole_number("size", 1, MOST_LABELS, default=max(label_count, 1))
+    if size < label_count:
+        table.add_fault("size", f"must be at least the number of labels, {label_count}")
+    if kind == OutputKindValues.SOFTMAX and size < 2:
+        table.add_fault("size", "softmax needs at least two outputs")
+    table.refuse_unknown()
+    return Output(OutputKindValues(kind) if kind else OutputKindValues.PROBABILITY, size)
+
+
+def _read_label(table: ManifestTable, position: int, output_size: int) -> Label:
+    threshold = table.number("threshold", 0.0, 1.0)
+    low, high = _read_band(table, threshold)
+    label = Label(
+        name=table.text("name", r"[^\n]{1,64}", "must be one line of at most 64 characters"),
+        code=table.code("code"),
+        site=table.code("site") if table.has("site") else None,
+        threshold=threshold,
+        undetermined_low=low,
+        undetermined_high=high,
+        index=table.whole_number(
+            "index", 0, max(output_size - 1, 0), default=min(position, output_size - 1)
+        ),
+    )
+    table.refuse_unknown()
+    return label
+
+
+def _read_band(table: ManifestTable, threshold: float) -> tuple[float, float]:
+    """Return the undetermined band; without one both ends are the threshold."""
+    value = table.raw("undetermined")
+    if value is None:
+        return threshold, threshold
+    numbers = isinstance(value, list) and len(value) == 2
+    if numbers and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):  # type: ignore[attr-defined]
+        low, high = (float(v) for v in value)  # type: ignore[attr-defined]
+        if 0 <= low <= threshold <= high <= 1:
+            return low, high
+    table.add_fault(
+        "undetermined",
+        f"must be [low, high] within 0..1 with the threshold {threshold:g} between them",
+    )
+    return threshold, threshold
+
+
+def _read_selection(table: ManifestTable) -> SelectionRule | None:
+    where = read_condition(table.raw("where"), table.place_of("where"), table.faults)
+    rank = tuple(_read_rank(item) for item in table.tables("rank", required=False))
+    table.refuse_unknown()
+    return None if where is None else SelectionRule(where, rank)
+
+
+def _read_rank(table: ManifestTable) -> RankBy:
+    if table.has("prefer"):
+        place = table.place_of("prefer")
+        prefer = read_condition(table.raw("prefer"), place, table.faults)
+        table.refuse_unknown()
+        return RankBy(prefer=prefer)
+    orders = ", ".join(OrderValues)
+    attribute = table.text("attribute", r"\w+", "must be a DICOM keyword, or use 'prefer'")
+    order = table.text(
+        "order", "|".join(OrderValues), f"must be one of {orders}", default=OrderValues.ASCENDING
+    )
+    table.refuse_unknown()
+    # The same check of the keyword as for conditions: it must exist and name nobody.
+    probe = {"attribute": attribute, "exists": True}
+    if attribute:
+        read_condition(probe, table.place_of("attribute"), table.faults)
+    return RankBy(attribute, OrderValues(order or OrderValues.ASCENDING))
+
+
+def _read_clause(table: ManifestTable) -> ContractClause | None:
+    reasons = [str(reason) for reason in RefusalReason]
+    reason = table.text(
+        "reason",
+        "|".join(reasons),
+        f"must be one of {', '.join(reasons)}",
+        default=RefusalReason.OUTSIDE_CONTRACT,
+    )
+    text = table.text("text", rule="must say in a sentence why the model asks for it")
+    require = read_condition(table.raw("require"), table.place_of("require"), table.faults)
+    table.refuse_unknown()
+    if require is None:
+        return None
+    return ContractClause(require, text, RefusalReason(reason or RefusalReason.OUTSIDE_CONTRACT))

@@ -1,0 +1,159 @@
+"""The trial of a package in a process of its own: it loads, it computes, the answer is sane.
+
+Owns the trial. A runtime that crashes takes only the trial's process with it, and that too is a
+fault with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.errors import ModelError, PackageFault
+from model.package import ModelPackage, load_package
+from model.runtimes.keras_runtime import KerasPredictor, probe_shape
+from model.runtimes.port import FloatArray, Predictor
+
+CHECK_SECONDS = 300.0
+"""Loading and two predictions take seconds; a model that takes this long hangs."""
+
+SAME_SCORE = 1e-4
+"""How far a score may differ between batch sizes: the order of additions differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a trial found."""
+
+    model: str
+    """``name@version``, or the folder's name when the manifest cannot be read."""
+    faults: tuple[str, ...]
+    device: str = ""
+    runtime: str = ""
+    load_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+    image_seconds: float = 0.0
+    """One prediction of one input, after warm-up."""
+    probabilities: tuple[tuple[float, ...], ...] = ()
+    """The answers for an input of zeros and for one of ones."""
+
+    @property
+    def passed(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.faults
+
+    def as_mapping(self) -> dict[str, object]:
+        """Return the record as plain data for JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def check_package(
+    folder: Path, *, device: str = "auto", timeout_seconds: float = CHECK_SECONDS
+) -> CheckReport:
+    """Load a package and predict zeros and ones, in a process of its own; never raises for it.
+
+    Parameters
+    ----------
+    folder : Path
+        A package folder.
+    device : str
+        ``auto``, ``cpu`` or ``gpu``.
+    timeout_seconds : float
+        The trial is killed after that.
+    """
+    command = [sys.executable, "-m", "model.runtimes.check", str(folder.resolve()), device]
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        return CheckReport(folder.name, (f"gave no answer within {timeout_seconds:g} s",))
+    return _read_answer(folder, done)
+
+
+def _read_answer(folder: Path, done: subprocess.CompletedProcess[str]) -> CheckReport:
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return CheckReport(folder.name, (f"the runtime was ended by {name} during the trial",))
+    lines = done.stdout.strip().splitlines()
+    try:
+        plain = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        fault = f"the trial ended with status {done.returncode}: {last[:300]}"
+        return CheckReport(folder.name, (fault,))
+    plain.pop("passed")
+    plain["faults"] = tuple(plain["faults"])
+    plain["probabilities"] = tuple(tuple(row) for row in plain["probabilities"])
+    return CheckReport(**plain)
+
+
+def try_package(folder: Path, device: str = "auto") -> CheckReport:
+    """Do the trial in this process."""
+    try:
+        package = load_package(folder)
+    except PackageFault as error:
+        return CheckReport(folder.name, error.faults)
+    try:
+        return _try_predictor(package, KerasPredictor(package, device=device))
+    except ModelError as error:
+        return CheckReport(package.at_version, (str(error),))
+
+
+def _try_predictor(package: ModelPackage, predictor: Predictor) -> CheckReport:
+    started = time.perf_counter()
+    predictor.load()
+    load_seconds = time.perf_counter() - started
+    warm_up_seconds = predictor.warm_up()
+    shape = probe_shape(package.recipe)
+    probes = np.stack([np.zeros(shape, np.float32), np.ones(shape, np.float32)])
+    started = time.perf_counter()
+    alone = predictor.predict(probes[:1])
+    image_seconds = time.perf_counter() - started
+    # A batch large enough to be run in another compiled size than a single input.
+    together = predictor.predict(np.concatenate([probes, probes, probes]))
+    return CheckReport(
+        model=package.at_version,
+        faults=tuple(_score_faults(alone, together)),
+        device=predictor.device,
+        runtime=predictor.description.runtime,
+        load_seconds=round(load_seconds, 3),
+        warm_up_seconds=round(warm_up_seconds, 3),
+        image_seconds=round(image_seconds, 5),
+        probabilities=tuple(tuple(float(v) for v in row) for row in together[:2]),
+    )
+
+
+def _score_faults(alone: FloatArray, together: FloatArray) -> list[str]:
+    difference = float(np.abs(alone[0] - together[0]).max())
+    if difference > SAME_SCORE:
+        fault = f"the same input scores differently alone and in a batch, by {difference:g}"
+        return [f"{fault}: the network depends on its neighbours"]
+    return []
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Try the package named on the command line; print the report as one line of JSON."""
+    report = try_package(Path(arguments[0]), *arguments[1:2])
+    sys.stdout.write(json.dumps(report.as_mapping()) + "\n")
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

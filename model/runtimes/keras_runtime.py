@@ -1,0 +1,310 @@
+"""The Keras runtime: weights on a GPU when there is one, on the CPU when there is none.
+
+Owns TensorFlow and Keras, imported in ``load`` only, and translates their exceptions. Batches run
+in sizes compiled once; nobody outside sees a raw output of a network.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dicom_io.tensors import TensorRecipe
+from model.errors import DeviceOutOfMemory, RuntimeFault
+from model.findings import probabilities
+from model.package import ModelPackage, OutputKindValues
+from model.runtimes.port import FloatArray, PredictorDescription, planned_batches
+from model.runtimes.weights_file import read_weights_file
+
+logger = logging.getLogger(__name__)
+
+IMAGE_BATCH_SIZES = (1, 8, 32)
+VOLUME_BATCH_SIZES = (1, 4)
+PROBE_SLICES = 16
+"""Slices of a probe where the recipe leaves the number to the series."""
+
+DEVICE_CHOICES = ("auto", "cpu", "gpu")
+
+_LOAD_FAULTS = (
+    ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError,
+    NotImplementedError, IndexError,
+)  # fmt: skip
+"""What Keras raises for files it cannot use; anything else is a fault of ours and passes."""
+
+_SQUASHING = frozenset({"sigmoid", "softmax", "hard_sigmoid", "log_softmax"})
+
+
+class KerasPredictor:
+    """A ``Predictor`` for Keras 3 models on TensorFlow.
+
+    Parameters
+    ----------
+    package : ModelPackage
+    device : str
+        ``auto`` takes the first GPU TensorFlow finds, else the CPU; ``cpu`` leaves GPUs alone;
+        ``gpu`` is a fault where there is none.
+    batch_sizes : sequence of int, optional
+        The sizes to compile; by default 1, 8, 32 for images and 1, 4 for volumes.
+    threads : int, optional
+        CPU threads for one operation; TensorFlow's choice when None. The first predictor of a
+        process decides.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        *,
+        device: str = "auto",
+        batch_sizes: Sequence[int] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if device not in DEVICE_CHOICES:
+            raise RuntimeFault(f"device: must be one of {', '.join(DEVICE_CHOICES)}; got {device}")
+        default = VOLUME_BATCH_SIZES if package.recipe.kind == "volume" else IMAGE_BATCH_SIZES
+        self._package = package
+        self._wanted_device = device
+        self._sizes = tuple(sorted(batch_sizes or default))
+        self._threads = threads
+        self._device_name = ""
+        self._tf_device = ""
+        self._network: Any = None
+        self._compiled: Any = None
+        self._out_of_memory: type[Exception] = DeviceOutOfMemory
+        self._description: PredictorDescription | None = None
+
+    @property
+    def device(self) -> str:
+        """The device in use; empty before ``load``."""
+        return self._device_name
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes in use, smaller ones only after the device ran out of memory."""
+        return self._sizes
+
+    @property
+    def description(self) -> PredictorDescription:
+        """What computes.
+
+        Raises
+        ------
+        RuntimeFault
+            Before ``load``.
+        """
+        if self._description is None:
+            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
+        return self._description
+
+    def load(self) -> None:
+        """Load the weights on the device and check shapes and last layer against the manifest.
+
+        Raises
+        ------
+        RuntimeFault
+            With a sentence about the file, or all disagreements with the manifest.
+        """
+        weights = read_weights_file(self._package.weights_path)
+        tf, keras = _import_libraries()
+        self._choose_device(tf)
+        self._out_of_memory = tf.errors.ResourceExhaustedError
+        with tf.device(self._tf_device):
+            self._network = self._load_network(keras, weights.keras_version)
+        faults = disagreements(self._package, self._network)
+        if faults:
+            raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
+        self._compiled = self._compile(tf)
+        self._description = PredictorDescription(
+            model=self._package.at_version,
+            runtime=f"keras {keras.__version__}, tensorflow {tf.__version__}",
+            device=self._device_name,
+            precision=str(keras.config.floatx()),
+            parameters=int(self._network.count_params()),
+        )
+
+    def warm_up(self) -> float:
+        """Compute every batch size once, so that no study waits for it; return the seconds."""
+        started = time.perf_counter()
+        for size in self._sizes:
+            self.predict(np.zeros((size, *probe_shape(self._package.recipe)), np.float32))
+        return time.perf_counter() - started
+
+    def predict(self, batch: FloatArray) -> FloatArray:
+        """Return probabilities, (batch, labels); see ``Predictor.predict``."""
+        shape = self._package.recipe.shape
+        if not _fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
+            raise RuntimeFault(
+                f"{self._package.at_version}: batch must be float32 with inputs of shape "
+                f"{shape}, received {batch.dtype} {batch.shape}"
+            )
+        if self._compiled is None:
+            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
+        outputs = np.empty((len(batch), self._package.output.size), np.float32)
+        done = 0
+        while done < len(batch):
+            size, used = planned_batches(len(batch) - done, self._sizes)[0]
+            chunk = _padded(batch[done : done + used], size)
+            try:
+                outputs[done : done + used] = self._run(chunk)[:used]
+            except self._out_of_memory as error:
+                self._shrink(size, error)
+                continue
+            done += used
+        return probabilities(outputs, self._package.output, self._package.labels)
+
+    def _run(self, chunk: FloatArray) -> FloatArray:
+        """Compute one batch of a compiled size; (size, outputs)."""
+        return np.asarray(self._compiled(chunk), dtype=np.float32)
+
+    def _shrink(self, size: int, error: Exception) -> None:
+        """Give up the sizes that do not fit; the next smaller one is tried."""
+        smaller = tuple(known for known in self._sizes if known < size)
+        if not smaller:
+            raise DeviceOutOfMemory(
+                f"{self._package.at_version}: {self._device_name} has no memory for a batch of "
+                f"{size}; free the device or run the worker on the CPU"
+            ) from error
+        logger.warning(
+            "%s: %s has no memory for a batch of %d; using at most %d from now on",
+            self._package.at_version, self._device_name, size, smaller[-1],
+            extra={"action": "batch_shrunk", "batch_size": smaller[-1]},
+        )  # fmt: skip
+        self._sizes = smaller
+
+    def _choose_device(self, tf: Any) -> None:
+        gpus = tf.config.list_physical_devices("GPU") if self._wanted_device != "cpu" else []
+        if self._wanted_device == "gpu" and not gpus:
+            raise RuntimeFault(
+                "device: gpu was asked for but TensorFlow finds none; check the driver "
+                "(nvidia-smi) and the extra 'gpu', or set the device to auto"
+            )
+        if self._threads is not None:
+            _limit_threads(tf, self._threads)
+        if not gpus:
+            self._tf_device, self._device_name = "/CPU:0", "CPU"
+            return
+        _grow_memory(tf, gpus)
+        details = tf.config.experimental.get_device_details(gpus[0])
+        self._tf_device = "/GPU:0"
+        self._device_name = str(details.get("device_name", "GPU"))
+
+    def _load_network(self, keras: Any, keras_version: str) -> Any:
+        path = self._package.weights_path
+        try:
+            # Safe mode: a file may hold layers and numbers, never code to run.
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+        except _LOAD_FAULTS as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise RuntimeFault(
+                f"{path.name}: Keras {keras.__version__} cannot load it (saved by Keras "
+                f"{keras_version}): {_load_hint(str(error))}{type(error).__name__}: "
+                f"{first_line[:200]}"
+            ) from error
+
+    def _compile(self, tf: Any) -> Any:
+        network, device = self._network, self._tf_device
+
+        # One trace per batch size; the sizes are few and fixed, so tracing ends with warm-up.
+        @tf.function(jit_compile=False)  # type: ignore[untyped-decorator]
+        def compute(values: Any) -> Any:
+            with tf.device(device):
+                return tf.cast(network(values, training=False), tf.float32)
+
+        return lambda chunk: compute(tf.convert_to_tensor(chunk)).numpy()
+
+
+def probe_shape(recipe: TensorRecipe) -> tuple[int, ...]:
+    """Return the shape of one input; where the series decides, a few slices stand for it."""
+    return tuple(PROBE_SLICES if edge is None else edge for edge in recipe.shape)
+
+
+def disagreements(package: ModelPackage, network: Any) -> list[str]:
+    """Return where a loaded network is not what the manifest says; empty when it keeps its word."""
+    faults = []
+    inputs, outputs = network.inputs or [], network.outputs or []
+    if len(inputs) != 1 or len(outputs) != 1:
+        count = f"{len(inputs)} and {len(outputs)}"
+        return [f"the network must have one input and one output, it has {count}"]
+    found, wanted = tuple(inputs[0].shape[1:]), package.recipe.shape
+    if not _fits(found, wanted):
+        faults.append(f"[input] makes tensors of {wanted}, the network takes {found}")
+    size = tuple(outputs[0].shape[1:])
+    if size != (package.output.size,):
+        names = ", ".join(label.name for label in package.labels)
+        faults.append(
+            f"[output] size is {package.output.size} for the labels {names}; "
+            f"the network gives {size}"
+        )
+    activation = _last_activation(network)
+    if package.output.kind is not OutputKindValues.PROBABILITY and activation in _SQUASHING:
+        faults.append(
+            f"[output] kind is {package.output.kind}, but the last layer applies {activation} "
+            f"already: the kind is probability"
+        )
+    return faults
+
+
+def _fits(found: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Return True when each edge of `found` is open (None) or the one wanted."""
+    pairs = zip(found, wanted, strict=False)
+    return len(found) == len(wanted) and all(f is None or f == w for f, w in pairs)
+
+
+def _last_activation(network: Any) -> str:
+    layers = getattr(network, "layers", None) or []
+    activation = getattr(layers[-1], "activation", None) if layers else None
+    return str(getattr(activation, "__name__", ""))
+
+
+def _load_hint(message: str) -> str:
+    if "safe_mode" in message or "Lambda" in message or "lambda" in message:
+        return "it holds code (a Lambda layer), which is never run from a package; "
+    if "Unknown layer" in message or "Could not locate class" in message:
+        return "it uses a layer this installation does not know; "
+    return ""
+
+
+def _padded(chunk: FloatArray, size: int) -> FloatArray:
+    if len(chunk) == size:
+        return chunk
+    padding = np.zeros((size - len(chunk), *chunk.shape[1:]), np.float32)
+    return np.concatenate([chunk, padding])
+
+
+def _import_libraries() -> tuple[Any, Any]:
+    """Import TensorFlow and Keras quietly: what matters is logged by this module."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    for name in ("tensorflow", "absl", "h5py"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        import keras  # noqa: PLC0415  importing takes seconds; only workers pay for it
+        import tensorflow as tf  # noqa: PLC0415
+    except ImportError as error:
+        raise RuntimeFault(
+            f"the Keras runtime cannot start: {error}; install tensorflow and keras 3"
+        ) from error
+    return tf, keras
+
+
+def _limit_threads(tf: Any, threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        # TensorFlow is running already: an earlier predictor of this process has decided.
+        logger.debug("threads are set already", extra={"action": "threads_kept"})
+
+
+def _grow_memory(tf: Any, gpus: Sequence[Any]) -> None:
+    """Take GPU memory as it is needed, so that several workers can share a device."""
+    for gpu in gpus:
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            logger.debug("memory growth is set already", extra={"action": "memory_growth_kept"})

@@ -1,0 +1,162 @@
+"""Tiny Keras models whose answers a reader can compute, as complete model packages.
+
+Each takes the mean of every channel of its input and gives ``weight * sum(means) + bias`` for
+each label. ``TinyModel.expected`` computes the same with numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.tensors import TensorRecipe
+from model.manifest_writing import write_manifest
+from model.package import sha256_of
+
+WEIGHTS_NAME = "weights.keras"
+
+
+@dataclass(frozen=True, slots=True)
+class TinyLabel:
+    """One output: ``weight * mean + bias`` before sigmoid or softmax."""
+
+    name: str
+    weight: float
+    bias: float
+    code: tuple[str, str, str]
+    threshold: float = 0.5
+    undetermined: tuple[float, float] | None = None
+
+
+BRIGHT = TinyLabel("Bright", 8.0, -4.0, ("TINY-1", "99MEDIMGD", "Bright image"))
+"""Present when the mean of the tensor is above one half."""
+
+DARK = TinyLabel("Dark", -8.0, 4.0, ("TINY-2", "99MEDIMGD", "Dark image"))
+"""Present when the mean of the tensor is below one half."""
+
+
+@dataclass(frozen=True, slots=True)
+class TinyModel:
+    """A written package and the numbers to recompute its answers."""
+
+    folder: Path
+    labels: tuple[TinyLabel, ...]
+    output: str
+
+    def expected(self, values: np.ndarray) -> np.ndarray:
+        """Return the probabilities for one tensor, (labels,), computed without Keras."""
+        mean = float(np.mean(values, dtype=np.float64)) * values.shape[-1]
+        scores = np.array([label.weight * mean + label.bias for label in self.labels])
+        if self.output == "softmax":
+            weights = np.exp(scores - scores.max())
+            return weights / weights.sum()
+        return 1 / (1 + np.exp(-scores))
+
+
+def write_package(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    version: str = "1.0.0",
+    kind: str = "image",
+    rows: int = 16,
+    columns: int = 16,
+    slices: int | None = 8,
+    channels: int = 1,
+    intensity: Mapping[str, object] | None = None,
+    output: str = "logit",
+    labels: Sequence[TinyLabel] = (BRIGHT,),
+    where: Mapping[str, object] | None = None,
+    rank: Sequence[Mapping[str, object]] = (),
+    contract: Sequence[Mapping[str, object]] = (),
+    changes: Mapping[str, object] | None = None,
+) -> TinyModel:
+    """Write a full, valid package folder; `output` is probability, logit or softmax.
+
+    Parameters
+    ----------
+    folder : Path
+        The package folder itself; made when absent.
+    slices : int, optional
+        Of a volume; None leaves the number to the series. Ignored for kind ``image``.
+    where : mapping, optional
+        The selection; without one everything with a Modality matches.
+    changes : mapping, optional
+        Fields of the manifest to replace at the end, to make it lie: a table replaces single
+        fields of a table, None removes the field.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table: dict[str, object] = {"kind": kind, "rows": rows, "columns": columns}
+    if kind == "volume" and slices is not None:
+        table["slices"] = slices
+    table |= {"channels": channels, "intensity": dict(intensity or {"kind": "percentile"})}
+    recipe = TensorRecipe.from_mapping(table)
+    save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels)
+    manifest: dict[str, object] = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "title": f"Tiny {kind} model",
+        "intended_use": "Proves the path in tests. Makes no clinical claim.",
+        "limits": ["Looks at the mean brightness only."],
+        "demonstration": True,
+        "preprocessing_digest": recipe.digest,
+        "weights": {"file": WEIGHTS_NAME, "sha256": sha256_of(folder / WEIGHTS_NAME)},
+        "output": {"kind": output, "size": len(labels)},
+        "input": table,
+        "selection": {
+            "where": dict(where or {"attribute": "Modality", "exists": True}),
+            "rank": [dict(key) for key in rank],
+        },
+        "contract": [dict(clause) for clause in contract],
+        "labels": [_label_table(label) for label in labels],
+    }
+    write_manifest(folder, _changed(manifest, changes or {}))
+    return TinyModel(folder, tuple(labels), output)
+
+
+def _label_table(label: TinyLabel) -> dict[str, object]:
+    table: dict[str, object] = {
+        "name": label.name,
+        "code": list(label.code),
+        "threshold": label.threshold,
+    }
+    if label.undetermined is not None:
+        table["undetermined"] = list(label.undetermined)
+    return table
+
+
+def _changed(
+    manifest: Mapping[str, object], changes: Mapping[str, object]
+) -> dict[str, object]:
+    result = dict(manifest)
+    for key, value in changes.items():
+        old = result.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = _changed(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def save_network(
+    path: Path, shape: Sequence[int | None], output: str, labels: Sequence[TinyLabel]
+) -> None:
+    """Save the network of a package as a .keras file."""
+    import keras
+
+    pooling = keras.layers.GlobalAveragePooling2D
+    if len(shape) == 4:
+        pooling = keras.layers.GlobalAveragePooling3D
+    image = keras.Input(tuple(shape))
+    activation = "sigmoid" if output == "probability" else "linear"
+    dense = keras.layers.Dense(len(labels), activation=activation, name="scores")
+    network = keras.Model(image, dense(pooling()(image)))
+    kernel = np.array([[label.weight for label in labels]] * int(shape[-1]), dtype=np.float32)
+    dense.set_weights([kernel, np.array([label.bias for label in labels], dtype=np.float32)])
+    network.save(path)
