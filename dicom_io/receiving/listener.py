@@ -238,5 +238,5 @@ def _refusal_of_incomplete(request: C_STORE) -> C_STORE:
     answer.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
     answer.Status = int(StoreStatusValues.CANNOT_UNDERSTAND)
     # The attribute is a plain None in pynetdicom's class, without a declared type.
-    setattr(answer, "ErrorComment", "C-STORE request without data set or UIDs")  # noqa: B010
+    setattr(answer, "ErrorComment", "C-STORE request without UIDs")  # noqa: B010
     return answer

@@ -58,6 +58,11 @@ _LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 _WANT_OF_RESOURCES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
 
+_WITHOUT_DATA_SET = StoreAnswer(
+    StoreStatusValues.CANNOT_UNDERSTAND, "C-STORE request without data set"
+)
+
+
 class StorageServer:
     """Receives instances on one port and hands each to a sink.
 
@@ -268,6 +273,8 @@ class StorageServer:
     def _store(self, assoc: AcceptedAssociation, event: evt.Event) -> StoreAnswer:
         request = cast("C_STORE", event.request)
         with cast("BytesIO", request.DataSet).getbuffer() as data_set:
+            if not data_set:
+                return _WITHOUT_DATA_SET
             received = ReceivedInstance(
                 association_id=assoc.association_id,
                 calling_ae_title=assoc.calling_ae_title,

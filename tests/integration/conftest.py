@@ -138,6 +138,27 @@ def storescp_peer(start_storescp) -> StorescpPeer:
 
 
 @pytest.fixture
+def dcmqrscp_peer(dcmtk, tmp_path: Path) -> Iterator[StorescpPeer]:
+    """DCMTK's small archive under the AE title PACS: stores, and answers queries."""
+    folder = tmp_path / "dcmqrscp"
+    folder.mkdir()
+    port = _free_port()
+    configuration = tmp_path / "dcmqrscp.cfg"
+    configuration.write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
+        "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+        f"AETable BEGIN\nPACS {folder} RW (200, 1024mb) ANY\nAETable END\n"
+    )
+    command = [dcmtk("dcmqrscp"), "-q", "-c", str(configuration), "-dhl"]
+    process = subprocess.Popen(command, env=peer_environment())
+    try:
+        _wait_for_port(process, port, "dcmqrscp")
+        yield StorescpPeer(port, folder)
+    finally:
+        _end(process)
+
+
+@pytest.fixture
 def orthanc_peer(tmp_path: Path) -> Iterator[OrthancPeer]:
     """An Orthanc with an empty store, ready to answer."""
     program = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")

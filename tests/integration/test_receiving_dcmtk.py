@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from pdu_client import PduClient
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.errors import ReceiverNotStarted
 from dicom_io.receiving.access import Peer
@@ -21,6 +22,8 @@ from dicom_io.receiving.server import StorageServer
 from dicom_io.statuses import StoreStatusValues
 
 AE_TITLE = "MEDIMGD"
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+PRIVATE_TRANSFER_SYNTAX = "1.3.6.1.4.1.99999.2.5"
 PRIVATE_SOP_CLASS = "1.3.6.1.4.1.99999.1.77"
 
 # How storescu is told to propose the transfer syntax of each file; it converts whenever it may.
@@ -109,6 +112,20 @@ def push(run_dcmtk):
         return run_dcmtk(tool, "-aec", called, *options, "127.0.0.1", server.port, *paths)
 
     return run
+
+
+@pytest.fixture
+def connect():
+    """Open connections to a receiver that speak the protocol byte by byte."""
+    clients: list[PduClient] = []
+
+    def open_connection(server: StorageServer, host: str = "127.0.0.1") -> PduClient:
+        clients.append(PduClient(server.port, host))
+        return clients[-1]
+
+    yield open_connection
+    for client in clients:
+        client.close()
 
 
 def data_set_bytes(path: Path) -> bytes:
@@ -227,6 +244,95 @@ def test_a_private_sop_class_is_stored(serve, push, sink, testdata, tmp_path):
     assert read_file_meta_info(received).MediaStorageSOPClassUID == PRIVATE_SOP_CLASS
 
 
+def test_an_unknown_transfer_syntax_is_stored_as_it_comes(serve, sink, connect):
+    server = serve()
+    client = connect(server)
+    client.associate(CT_IMAGE_STORAGE, PRIVATE_TRANSFER_SYNTAX)
+
+    status, _ = client.store(CT_IMAGE_STORAGE, "1.2.3", b"any bytes at all")
+
+    assert status == StoreStatusValues.SUCCESS
+    (received,) = sink.paths()
+    assert data_set_bytes(received) == b"any bytes at all"
+    assert read_file_meta_info(received).TransferSyntaxUID == PRIVATE_TRANSFER_SYNTAX
+    client.release()
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("uid", ["../../escaped", "1.2..3", "1.2.3/4", "one"])
+def test_an_instance_uid_that_is_none_is_refused_and_the_association_goes_on(
+    serve, sink, uid, connect
+):
+    server = serve()
+    client = connect(server)
+    client.associate(CT_IMAGE_STORAGE, ImplicitVRLittleEndian)
+
+    status, comment = client.store(CT_IMAGE_STORAGE, uid, b"data")
+
+    assert status == StoreStatusValues.CANNOT_UNDERSTAND
+    assert comment.startswith("SOPInstanceUID is not a UID")
+    assert client.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
+    assert [path.name for path in sink.paths()] == ["1.2.3.dcm"]
+    client.release()
+
+
+def test_a_request_without_data_set_is_refused_and_the_association_goes_on(serve, sink, connect):
+    server = serve()
+    client = connect(server)
+    client.associate(CT_IMAGE_STORAGE, ImplicitVRLittleEndian)
+
+    status, comment = client.store(CT_IMAGE_STORAGE, "1.2.3", None)
+
+    assert status == StoreStatusValues.CANNOT_UNDERSTAND
+    assert comment == "C-STORE request without data set"
+    assert client.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
+    client.release()
+
+
+def test_a_request_without_instance_uid_is_refused_and_the_association_goes_on(
+    serve, sink, connect
+):
+    server = serve()
+    client = connect(server)
+    client.associate(CT_IMAGE_STORAGE, ImplicitVRLittleEndian)
+
+    status, comment = client.store(CT_IMAGE_STORAGE, None, b"data")
+
+    assert status == StoreStatusValues.CANNOT_UNDERSTAND
+    assert comment == "C-STORE request without UIDs"
+    assert client.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
+
+
+def test_a_receiver_on_ipv6_serves_and_judges_ipv6_peers(serve, sink, observer, connect):
+    server = serve(address="::1", peers=[Peer.from_text("RAW", "::1/128")])
+    client = connect(server, host="::1")
+    client.associate(CT_IMAGE_STORAGE, ImplicitVRLittleEndian)
+
+    assert client.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
+    client.release()
+    assert observer.opened[0][3] == "::1"
+
+
+def test_four_senders_at_once_lose_nothing(serve, push, sink, observer, unpacked):
+    server = serve()
+    files = sorted(unpacked("ct-chest-60").rglob("*.dcm"))
+    results = []
+    senders = [
+        threading.Thread(target=lambda part=part: results.append(push("dcmsend", server, *part)))
+        for part in (files[0::4], files[1::4], files[2::4], files[3::4])
+    ]
+
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+
+    assert [result.returncode for result in results] == [0] * 4
+    assert len(sink.paths()) == 60
+    assert wait_until(lambda: len(observer.closed) == 4)
+    assert sorted(observer.closed) == sorted(opened[0] for opened in observer.opened)
+
+
 def test_echo_is_answered(serve, push):
     server = serve()
 
@@ -272,9 +378,11 @@ def test_an_address_outside_the_network_is_rejected(serve, push, sink, observer,
     assert "'CT1' is known, but not from 127.0.0.1" in observer.refused[0][3]
 
 
-def test_one_association_too_many_is_rejected_as_transient(serve, push, run_dcmtk, observer):
+def test_one_association_too_many_is_rejected_as_transient(
+    serve, push, run_dcmtk, observer, connect
+):
     server = serve(limits=ReceiverLimits(maximum_associations=1))
-    holder = PduClient(server.port)
+    holder = connect(server)
     holder.associate()
 
     result = push("echoscu", server, "-v")
@@ -299,9 +407,9 @@ def test_an_association_aborted_by_the_sender_is_closed_once(serve, push, observ
     assert [opened[0] for opened in observer.opened] == observer.closed
 
 
-def test_a_sender_cut_off_in_the_middle_leaves_nothing_behind(serve, sink, observer):
+def test_a_sender_cut_off_in_the_middle_leaves_nothing_behind(serve, sink, observer, connect):
     server = serve(limits=ReceiverLimits(network_timeout_seconds=5))
-    client = PduClient(server.port)
+    client = connect(server)
     client.associate()
     threads = started_threads()
 
@@ -315,9 +423,9 @@ def test_a_sender_cut_off_in_the_middle_leaves_nothing_behind(serve, sink, obser
     assert wait_until(lambda: started_threads() <= threads - 2)
 
 
-def test_a_silent_peer_is_closed_after_the_network_timeout(serve, observer):
+def test_a_silent_peer_is_closed_after_the_network_timeout(serve, observer, connect):
     server = serve(limits=ReceiverLimits(network_timeout_seconds=0.5))
-    client = PduClient(server.port)
+    client = connect(server)
     client.associate()
 
     assert wait_until(lambda: observer.closed)
@@ -325,9 +433,9 @@ def test_a_silent_peer_is_closed_after_the_network_timeout(serve, observer):
     client.close()
 
 
-def test_half_a_pdu_and_then_silence_is_closed_after_the_network_timeout(serve, observer):
+def test_half_a_pdu_and_then_silence_is_closed_after_the_network_timeout(serve, observer, connect):
     server = serve(limits=ReceiverLimits(network_timeout_seconds=0.5))
-    client = PduClient(server.port)
+    client = connect(server)
     client.associate()
 
     client.socket.sendall(b"\x04\x00\x00\x00\x03\xe8" + bytes(10))
@@ -433,9 +541,9 @@ def test_two_receivers_share_a_port_when_asked_to(serve, push):
     assert all(push("echoscu", first).returncode == 0 for _ in range(4))
 
 
-def test_stopping_waits_for_an_open_association(serve, sink, observer):
+def test_stopping_waits_for_an_open_association(serve, sink, observer, connect):
     server = serve()
-    client = PduClient(server.port)
+    client = connect(server)
     client.associate()
     stopper = threading.Thread(target=server.stop, args=(10,))
 
@@ -450,9 +558,9 @@ def test_stopping_waits_for_an_open_association(serve, sink, observer):
     client.close()
 
 
-def test_stopping_aborts_what_does_not_finish(serve, observer):
+def test_stopping_aborts_what_does_not_finish(serve, observer, connect):
     server = serve()
-    client = PduClient(server.port)
+    client = connect(server)
     client.associate()
 
     server.stop(wait_seconds=0.2)
@@ -475,53 +583,3 @@ def _received(client: socket.socket) -> bytes:
         return client.recv(4096)
     except ConnectionError:
         return b""
-
-
-class PduClient:
-    """A peer that speaks just enough of the upper layer protocol, byte by byte."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-
-    def associate(self) -> None:
-        self.socket.sendall(_associate_request(AE_TITLE, "RAW"))
-        assert self._pdu()[0] == 2, "an A-ASSOCIATE-AC was expected"
-
-    def release(self) -> None:
-        self.socket.sendall(b"\x05\x00\x00\x00\x00\x04" + bytes(4))
-        assert self._pdu()[0] == 6, "an A-RELEASE-RP was expected"
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def _pdu(self) -> bytes:
-        head = self._exactly(6)
-        return head + self._exactly(int.from_bytes(head[2:], "big"))
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = self.socket.recv(count - len(data))
-            assert more, "the connection ended too early"
-            data += more
-        return data
-
-
-def _item(kind: int, value: bytes) -> bytes:
-    return bytes([kind, 0]) + len(value).to_bytes(2, "big") + value
-
-
-def _associate_request(called: str, calling: str) -> bytes:
-    verification, implicit = b"1.2.840.10008.1.1", b"1.2.840.10008.1.2"
-    context = bytes([1, 0, 0, 0]) + _item(0x30, verification) + _item(0x40, implicit)
-    user = _item(0x51, (16384).to_bytes(4, "big")) + _item(0x52, b"1.2.3.4")
-    body = (
-        b"\x00\x01\x00\x00"
-        + called.ljust(16).encode()
-        + calling.ljust(16).encode()
-        + bytes(32)
-        + _item(0x10, b"1.2.840.10008.3.1.1.1")
-        + _item(0x20, context)
-        + _item(0x50, user)
-    )
-    return b"\x01\x00" + len(body).to_bytes(4, "big") + body

@@ -141,6 +141,18 @@ def test_orthanc_accepts_and_then_says_what_it_holds(orthanc_peer, ct_and_sr):
     assert holds_instance(destination, *place, "1.2.3") is False
 
 
+def test_dcmqrscp_accepts_and_then_says_what_it_holds(dcmqrscp_peer, ct_and_sr):
+    destination = destination_at(dcmqrscp_peer.port)
+    ds = dcmread(BytesIO(ct_and_sr[0].data))
+    place = (ds.StudyInstanceUID, ds.SeriesInstanceUID)
+
+    outcomes = send(destination, ct_and_sr)
+
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert holds_instance(destination, *place, ds.SOPInstanceUID) is True
+    assert holds_instance(destination, *place, "1.2.3") is False
+
+
 def test_a_peer_without_query_service_cannot_say_what_it_holds(storescp_peer):
     assert holds_instance(destination_at(storescp_peer.port), "1.2", "1.2.3", "1.2.3.4") is None
 
