@@ -62,9 +62,16 @@ def list_audit(
     database: Database, *, subject: str | None = None, limit: int = 200
 ) -> tuple[AuditEntry, ...]:
     """Return the newest lines first, of one subject or of all."""
+    with database.read() as connection:
+        return entries_within(connection, subject=subject, limit=limit)
+
+
+def entries_within(
+    connection: Connection, *, subject: str | None = None, limit: int = 200
+) -> tuple[AuditEntry, ...]:
+    """As ``list_audit``, within the caller's transaction."""
     query = select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
     if subject is not None:
         query = query.where(schema.audit.c.subject == subject)
-    with database.read() as connection:
-        rows = connection.execute(query).all()
+    rows = connection.execute(query)
     return tuple(AuditEntry(r.at, r.actor, r.action, r.subject, r.detail) for r in rows)

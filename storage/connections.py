@@ -89,15 +89,6 @@ def require_database(path: Path) -> None:
         )
 
 
-def schema_revision(connection: sqlite3.Connection) -> str | None:
-    """Return the migration the database stands at; None for a file never migrated."""
-    query = "SELECT name FROM sqlite_master WHERE type='table' AND name='alembic_version'"
-    if connection.execute(query).fetchone() is None:
-        return None
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
-
-
 def open_reader(path: Path) -> sqlite3.Connection:
     """Open an existing database read-only, with errors translated.
 

@@ -18,16 +18,13 @@ from storage.connections import (
     connect_reader,
     connect_writer,
     require_database,
-    schema_revision,
 )
 from storage.errors import (
-    DatabaseNewer,
-    DatabaseOlder,
     DatabaseUnavailable,
     StorageError,
     translated_database_error,
 )
-from storage.schema import CURRENT_REVISION, REVISIONS
+from storage.revisions import REVISIONS, check_revision, schema_revision
 
 _WRITES = "medimgd_writes"
 """Execution option that turns BEGIN into BEGIN IMMEDIATE."""
@@ -115,27 +112,6 @@ def _make_engine(path: Path, *, read_only: bool, create: bool = False) -> Engine
     return engine
 
 
-def check_revision(revision: str | None, path: Path) -> None:
-    """Raise unless the database stands at the revision this program was written for.
-
-    Raises
-    ------
-    DatabaseNewer, DatabaseOlder
-        Named with what to do.
-    """
-    if revision == CURRENT_REVISION:
-        return
-    if revision is None or revision in REVISIONS:
-        raise DatabaseOlder(
-            f"{path} is at schema {revision or 'none'}, this program needs {CURRENT_REVISION}: "
-            "start `medimgd run` once, which migrates it"
-        )
-    raise DatabaseNewer(
-        f"{path} is at schema {revision}, this program knows {CURRENT_REVISION} at most: "
-        "use the medimgd version that wrote it, or a later one"
-    )
-
-
 def open_database(path: Path, *, read_only: bool = False) -> Database:
     """Open an existing, migrated database.
 
@@ -175,7 +151,7 @@ def migrate(path: Path) -> None:
         The database was written by a later version; nothing is changed.
     """
     # Alembic is slow to import and needed here only.
-    from storage.migrations.upgrade import upgrade
+    from storage.migrations.upgrade import upgrade  # noqa: PLC0415
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

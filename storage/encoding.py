@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-
 from sqlalchemy import RowMapping
 
 from dicom_io.vocabulary import Code, Finding, ImageTensor, ModelIdentity, PresenceValues

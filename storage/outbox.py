@@ -1,7 +1,6 @@
 """The outbox: every document on its way to every destination, with its own state and backoff.
 
-Owns the ``delivery`` and ``destination_state`` tables. Knows DIMSE statuses by their category
-only and opens no association.
+Owns the ``delivery`` table. Knows DIMSE statuses by their category only and opens no association.
 """
 
 from __future__ import annotations
@@ -13,54 +12,17 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, select, update
 
-from dicom_io.statuses import describe, is_delivered, is_transient
+from dicom_io.statuses import is_delivered, is_transient
 from storage import audit, schema
+from storage.backoff import DeliveryPolicy, backoff_seconds
 from storage.clock import after
 from storage.database import Database
+from storage.destinations import DeliveryOutcome, record_contact, write_destination
 from storage.errors import NotFound
 from storage.results import ComposedDocument, insert_document_within
 from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryPolicy:
-    """How patiently the outbox repeats."""
-
-    first_delay_seconds: float = 15.0
-    max_delay_seconds: float = 2 * 3600.0
-    """Between attempts of one document that the destination answers with a failure."""
-    max_outage_delay_seconds: float = 300.0
-    """Between attempts to reach a destination: a PACS that returns is noticed this soon."""
-    jitter: float = 0.2
-    """Share by which a delay is shortened or lengthened at random."""
-    rejected_after: int = 3
-    """Answers of permanent failure after which a delivery waits for a person; some archives
-    answer so while they start."""
-    max_age_seconds: float = 7 * 86400.0
-    """Older deliveries that fail once more are dead."""
-    max_attempts: int = 500
-
-
-def backoff_seconds(
-    failures: int, first: float, longest: float, jitter: float, chance: float
-) -> float:
-    """Return the delay after so many failures in a row: doubled each time, capped, jittered.
-
-    Parameters
-    ----------
-    failures : int
-        1 for the first failure.
-    first, longest : float
-        Seconds.
-    jitter : float
-        0.2 moves the delay by up to a fifth either way.
-    chance : float
-        In [0, 1): where within the jitter; handed in, so that the function is pure.
-    """
-    doubled = first * 2.0 ** min(max(failures - 1, 0), 32)
-    return min(doubled, longest) * (1 + jitter * (2 * chance - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,34 +61,9 @@ class DeliveryGroup:
     deliveries: tuple[DeliveryRecord, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryOutcome:
-    """What came of one attempt."""
-
-    delivery_id: int
-    status: int | None
-    """As the destination answered; None when it did not."""
-    comment: str = ""
-    context_refused: bool = False
-    """The presentation context was not accepted: permanent, and no fallback is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationState:
-    """What is known of a destination by its answers."""
-
-    name: str
-    last_attempt_at: datetime | None
-    last_success_at: datetime | None
-    last_answer: str
-    sr_sop_class_uid: str | None
-    """The SR class it was found to accept; None until learned."""
-    consecutive_failures: int
-    breaker_until: datetime | None
-    """Not contacted before."""
-
-
 _DOCUMENT = schema.document
+
+
 _DELIVERY = schema.delivery
 
 
@@ -226,15 +163,8 @@ def record_outcomes(
             delivery = _require(connection, outcome.delivery_id)
             if delivery.state is DeliveryState.PENDING:
                 _record(connection, delivery, outcome, now, policy)
-        _record_destination(connection, destination, outcomes, now, policy)
+        record_contact(connection, destination, outcomes, now, policy)
         return tuple(_require(connection, outcome.delivery_id) for outcome in outcomes)
-
-
-def _require(connection: Connection, delivery_id: int) -> DeliveryRecord:
-    row = connection.execute(_query().where(_DELIVERY.c.id == delivery_id)).mappings().one_or_none()
-    if row is None:
-        raise NotFound(f"no delivery {delivery_id}")
-    return _from_row(row)
 
 
 def judge_outcome(
@@ -252,6 +182,13 @@ def judge_outcome(
     if age >= policy.max_age_seconds or attempts >= policy.max_attempts:
         return DeliveryState.DEAD
     return DeliveryState.PENDING
+
+
+def _require(connection: Connection, delivery_id: int) -> DeliveryRecord:
+    row = connection.execute(_query().where(_DELIVERY.c.id == delivery_id)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no delivery {delivery_id}")
+    return _from_row(row)
 
 
 def _record(
@@ -321,83 +258,6 @@ def _move(
         )
 
 
-def _record_destination(
-    connection: Connection,
-    name: str,
-    outcomes: Sequence[DeliveryOutcome],
-    now: datetime,
-    policy: DeliveryPolicy,
-) -> None:
-    known = _destination(connection, name)
-    values: dict[str, Any] = {"last_attempt_at": now, "last_answer": _answer(outcomes)}
-    statuses = [each.status for each in outcomes if each.status is not None]
-    if any(is_delivered(status) for status in statuses):
-        values["last_success_at"] = now
-    unreachable = all(each.status is None and not each.context_refused for each in outcomes)
-    if unreachable or (statuses and all(is_transient(status) for status in statuses)):
-        failures = known.consecutive_failures + 1
-        delay = backoff_seconds(
-            failures,
-            policy.first_delay_seconds,
-            policy.max_outage_delay_seconds,
-            policy.jitter,
-            random.random(),  # noqa: S311 - spreads attempts, guards nothing
-        )
-        values |= {"consecutive_failures": failures, "breaker_until": after(now, delay)}
-    else:
-        values |= {"consecutive_failures": 0, "breaker_until": None}
-    _write_destination(connection, name, values)
-
-
-def _answer(outcomes: Sequence[DeliveryOutcome]) -> str:
-    if not outcomes:
-        return "nothing was sent"
-    # The worst answer says most: none at all, then a failure, then the rest.
-    worst = max(
-        outcomes,
-        key=lambda each: (each.status is None, not is_delivered(each.status or 0)),
-    )
-    if worst.status is None:
-        return worst.comment or "no answer"
-    said = describe(worst.status)
-    return f"{said}: {worst.comment}" if worst.comment else said
-
-
-def _write_destination(connection: Connection, name: str, values: dict[str, Any]) -> None:
-    table = schema.destination_state
-    changed = connection.execute(update(table).where(table.c.name == name).values(values))
-    if changed.rowcount == 0:
-        connection.execute(insert(table).values(name=name, **values))
-
-
-def _destination(connection: Connection, name: str) -> DestinationState:
-    table = schema.destination_state
-    row = connection.execute(select(table).where(table.c.name == name)).mappings().one_or_none()
-    if row is None:
-        return DestinationState(name, None, None, "", None, 0, None)
-    return DestinationState(**row)
-
-
-def destination_state(database: Database, name: str) -> DestinationState:
-    """Return what is known of a destination; nothing yet for a new one."""
-    with database.read() as connection:
-        return _destination(connection, name)
-
-
-def list_destinations(database: Database) -> tuple[DestinationState, ...]:
-    """Return every destination ever contacted, by name."""
-    table = schema.destination_state
-    with database.read() as connection:
-        rows = connection.execute(select(table).order_by(table.c.name)).mappings()
-        return tuple(DestinationState(**row) for row in rows)
-
-
-def learn_sr_sop_class(database: Database, destination: str, sop_class_uid: str | None) -> None:
-    """Remember which SR class a destination accepts; None forgets it."""
-    with database.write() as connection:
-        _write_destination(connection, destination, {"sr_sop_class_uid": sop_class_uid})
-
-
 def composed_document_id(
     database: Database, result_id: int, role: str, sop_class_uid: str
 ) -> int | None:
@@ -450,6 +310,18 @@ def confirm_deliveries(
     return len(confirmed)
 
 
+def _sent(
+    database: Database, destination: str, sop_instance_uids: Iterable[str]
+) -> list[DeliveryRecord]:
+    query = _query().where(
+        _DELIVERY.c.destination == destination,
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
+    )
+    with database.read() as connection:
+        return [_from_row(row) for row in connection.execute(query).mappings()]
+
+
 def unconfirmed_deliveries(
     database: Database, *, sent_before: datetime, limit: int = 100
 ) -> tuple[DeliveryRecord, ...]:
@@ -462,18 +334,6 @@ def unconfirmed_deliveries(
     )
     with database.read() as connection:
         return tuple(_from_row(row) for row in connection.execute(query).mappings())
-
-
-def _sent(
-    database: Database, destination: str, sop_instance_uids: Iterable[str]
-) -> list[DeliveryRecord]:
-    query = _query().where(
-        _DELIVERY.c.destination == destination,
-        _DELIVERY.c.state == DeliveryState.SENT,
-        _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
-    )
-    with database.read() as connection:
-        return [_from_row(row) for row in connection.execute(query).mappings()]
 
 
 def retry_delivery_within(connection: Connection, delivery: DeliveryRecord, now: datetime) -> None:
@@ -513,7 +373,7 @@ def delivery_states(
 def wake_destination(database: Database, destination: str, now: datetime) -> int:
     """Close a destination's breaker and make all its pending deliveries due at once."""
     with database.write() as connection:
-        _write_destination(
+        write_destination(
             connection, destination, {"breaker_until": None, "consecutive_failures": 0}
         )
         woken = connection.execute(

@@ -17,14 +17,14 @@ from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
 from storage.encoding import plain_json
-from storage.errors import LeaseLost
-from storage.jobs import (
+from storage.enqueueing import (
     NewJob,
     NewRefusal,
     enqueue_within,
     refuse_within,
     supersede_within,
 )
+from storage.errors import LeaseLost
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
 from storage.studies import SeriesRecord, StudyRecord, read_series, require_study, study_from_row
 

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them, and the revision this program was written for.
+"""The tables, as SQLAlchemy Core sees them.
 
 Owns names, types and constraints; holds no query. A change here comes with a migration, and a
 test compares the two.
@@ -27,11 +27,6 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
-
-REVISIONS = ("0001",)
-"""Every migration this program knows, oldest first."""
-
-CURRENT_REVISION = REVISIONS[-1]
 
 metadata = MetaData(
     naming_convention={

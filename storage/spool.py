@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dicom_io.errors import UnreadableInstance
+from dicom_io.errors import InvalidUID, UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.vocabulary import InstanceHeader, checked_uid
 from storage.arrivals import Stored, StoreOutcome
@@ -166,12 +166,14 @@ class Spool:
 
     def stored_instances(self) -> Iterator[Path]:
         """Yield every stored file, study by study; conflicts after the file they contradict."""
-        for study in _sorted(self._studies):
-            yield from self.instances_of(study.name)
+        for uid in self.study_uids():
+            yield from self.instances_of(uid)
 
     def study_uids(self) -> Iterator[str]:
-        """Yield the UID of every study that has a folder."""
-        return (study.name for study in _sorted(self._studies))
+        """Yield the UID of every study that has a folder; other people's folders are passed by."""
+        for folder in _sorted(self._studies):
+            with suppress(InvalidUID):
+                yield checked_uid(folder.name, "StudyInstanceUID")
 
     def instances_of(self, study_instance_uid: str) -> Iterator[Path]:
         """Yield the stored files of one study."""

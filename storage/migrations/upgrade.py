@@ -10,7 +10,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, insert, select
 
-from storage.schema import CURRENT_REVISION, installation
+from storage.revisions import CURRENT_REVISION
+from storage.schema import installation
 
 
 def alembic_config(connection: Connection) -> Config:

@@ -1,0 +1,233 @@
+"""How a claimed job ends: with findings, a refusal, another attempt, or as a dead letter.
+
+Every ending is one transaction of the job's move and its result, open to the lease's holder only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import (
+    Connection,
+    exists,
+    select,
+)
+
+from dicom_io.errors import RefusalReason
+from dicom_io.vocabulary import Finding
+from storage import audit, schema
+from storage.clock import after
+from storage.database import Database
+from storage.errors import LeaseLost
+from storage.jobs import (
+    NEWER_SET,
+    ClaimedJob,
+    JobRecord,
+    drop_tensor,
+    move_job,
+    require_job,
+    result_of,
+)
+from storage.results import ResultKind, write_result
+from storage.states import Actor, JobState
+
+DEFAULT_MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """What the worker found for one claimed job."""
+
+    job: ClaimedJob
+    findings: tuple[Finding, ...]
+    analysis_started_at: datetime
+
+
+def finish_job(database: Database, analysed: Analysed, now: datetime) -> JobState:
+    """Record findings: job ``done`` and its result, in one transaction. Repeating is harmless.
+
+    Returns
+    -------
+    JobState
+        ``done``, or ``superseded`` when a newer instance set was finished first: its report
+        stays the latest, and this one is not made.
+
+    Raises
+    ------
+    LeaseLost
+        The job is somebody else's now; nothing was written.
+    """
+    with database.write() as connection:
+        return _finish_within(connection, analysed, now)
+
+
+def finish_batch(
+    database: Database, batch: Sequence[Analysed], now: datetime
+) -> tuple[JobState | None, ...]:
+    """Record the findings of a batch in one transaction.
+
+    Returns
+    -------
+    tuple of JobState or None
+        In the order of `batch`, as ``finish_job``; None where the lease was lost.
+    """
+    states: list[JobState | None] = []
+    with database.write() as connection:
+        for analysed in batch:
+            try:
+                states.append(_finish_within(connection, analysed, now))
+            except LeaseLost:
+                states.append(None)
+    return tuple(states)
+
+
+def _finish_within(connection: Connection, analysed: Analysed, now: datetime) -> JobState:
+    current = require_job(connection, analysed.job.id)
+    if current.run == analysed.job.run and current.state is JobState.DONE:
+        return JobState.DONE
+    job = require_held(connection, analysed.job)
+    if _overtaken(connection, job):
+        return _supersede_running(connection, job, Actor.WORKER, now)
+    move_job(connection, job, JobState.DONE, Actor.WORKER, now, finished_at=now)
+    drop_tensor(connection, job.id)
+    write_result(
+        connection,
+        result_of(
+            job, ResultKind.FINDING, analysed.analysis_started_at, findings=analysed.findings
+        ),
+        now,
+    )
+    return JobState.DONE
+
+
+def refuse_job(
+    database: Database,
+    job: ClaimedJob,
+    reason: RefusalReason,
+    message: str,
+    *,
+    analysis_started_at: datetime,
+    now: datetime,
+) -> JobState:
+    """Record that the model abstains; raises ``LeaseLost`` like ``finish_job``."""
+    with database.write() as connection:
+        held = require_held(connection, job)
+        if _overtaken(connection, held):
+            return _supersede_running(connection, held, Actor.WORKER, now)
+        move_job(
+            connection, held, JobState.REFUSED, Actor.WORKER, now, reason=message, finished_at=now
+        )
+        write_result(
+            connection,
+            result_of(
+                held, ResultKind.REFUSAL, analysis_started_at, reason=reason, message=message
+            ),
+            now,
+        )
+    return JobState.REFUSED
+
+
+def fail_attempt(
+    database: Database,
+    job: ClaimedJob,
+    reason: str,
+    *,
+    retryable: bool,
+    now: datetime,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    retry_after_seconds: float = 0.0,
+) -> JobState:
+    """End an attempt that failed: the job waits again, or is dead-lettered with a result.
+
+    Returns
+    -------
+    JobState
+        ``waiting``, ``failed`` or ``superseded``.
+    """
+    with database.write() as connection:
+        held = require_held(connection, job)
+        if retryable and held.attempts < max_attempts:
+            available = after(now, retry_after_seconds)
+            move_job(
+                connection,
+                held,
+                JobState.WAITING,
+                Actor.WORKER,
+                now,
+                reason=reason,
+                available_at=available,
+            )
+            return JobState.WAITING
+        said = f"{reason} (attempt {held.attempts} of {max_attempts})" if retryable else reason
+        return dead_letter(connection, held, said, Actor.WORKER, now)
+
+
+def dead_letter(
+    connection: Connection, job: JobRecord, reason: str, actor: Actor, now: datetime
+) -> JobState:
+    """Give a job up, with a result that says why, within the caller's transaction."""
+    if _overtaken(connection, job):
+        return _supersede_running(connection, job, actor, now)
+    move_job(connection, job, JobState.FAILED, actor, now, reason=reason, finished_at=now)
+    write_result(
+        connection,
+        result_of(
+            job,
+            ResultKind.FAILURE,
+            job.claimed_at or now,
+            reason=RefusalReason.SOFTWARE_FAILURE,
+            message=reason,
+        ),
+        now,
+    )
+    audit.append(
+        connection,
+        now,
+        actor,
+        "job dead-lettered",
+        job.study_instance_uid,
+        job_id=job.id,
+        reason=reason,
+    )
+    return JobState.FAILED
+
+
+def held_job(connection: Connection, job: ClaimedJob) -> JobRecord | None:
+    """Return the job as it stands if it still runs under the caller's lease."""
+    current = require_job(connection, job.id)
+    mine = current.lease_owner == job.owner and current.run == job.run
+    return current if mine and current.state is JobState.RUNNING else None
+
+
+def require_held(connection: Connection, job: ClaimedJob) -> JobRecord:
+    """Return the job as it stands; ``LeaseLost`` unless it runs under the caller's lease."""
+    held = held_job(connection, job)
+    if held is None:
+        raise LeaseLost(
+            f"job {job.id} is no longer leased to {job.owner}: "
+            "the lease ran out and it was given to another; these findings are dropped"
+        )
+    return held
+
+
+def _overtaken(connection: Connection, job: JobRecord) -> bool:
+    """True when a later preparation of the study has a result of this model version already."""
+    table, result = schema.job, schema.result
+    later = exists().where(
+        table.c.study_instance_uid == job.study_instance_uid,
+        table.c.model_name == job.model.name,
+        table.c.model_version == job.model.version,
+        table.c.enqueued_at > job.enqueued_at,
+        result.c.job_id == table.c.id,
+    )
+    return bool(connection.scalar(select(later)))
+
+
+def _supersede_running(
+    connection: Connection, job: JobRecord, actor: Actor, now: datetime
+) -> JobState:
+    move_job(connection, job, JobState.SUPERSEDED, actor, now, reason=NEWER_SET, finished_at=now)
+    drop_tensor(connection, job.id)
+    return JobState.SUPERSEDED

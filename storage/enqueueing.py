@@ -1,0 +1,215 @@
+"""What a preparation leaves in the queue: new jobs with their tensors, refusals, superseded jobs.
+
+Works within the preparer's transaction; ``storage.preparation`` owns that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import (
+    Connection,
+    and_,
+    insert,
+    select,
+    update,
+)
+
+from dicom_io.errors import RefusalReason
+from dicom_io.vocabulary import ImageTensor, ModelIdentity
+from storage import schema
+from storage.encoding import (
+    identity_to_json,
+    tensor_to_columns,
+)
+from storage.jobs import (
+    NEWER_SET,
+    JobRecord,
+    drop_tensor,
+    job_from_row,
+    move_job,
+    require_job,
+    result_of,
+    wait_again,
+)
+from storage.results import ResultKind, write_result
+from storage.states import Actor, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One analysis to be done; its tensor says which instances it reads and how it was made."""
+
+    model: ModelIdentity
+    series_instance_uid: str
+    instance_set_digest: str
+    tensor: ImageTensor
+    priority: int = 0
+    """Higher goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRefusal:
+    """A model that abstains before any tensor exists."""
+
+    model: ModelIdentity
+    series_instance_uid: str
+    """Empty when no series could be chosen."""
+    instance_set_digest: str
+    reason: RefusalReason
+    message: str
+    sop_instance_uids: tuple[str, ...] = ()
+    """The instances looked at."""
+    preprocessing_digest: str = ""
+
+
+def enqueue_within(
+    connection: Connection, study_instance_uid: str, new: NewJob, now: datetime
+) -> int:
+    """Enqueue within the caller's transaction; return the job's id.
+
+    The same work again (study, series, model version, instance set, preprocessing) is the same
+    job: waiting, running and done ones stay as they are, refused and failed ones wait again.
+    """
+    key = _key(
+        study_instance_uid,
+        new.series_instance_uid,
+        new.model,
+        new.instance_set_digest,
+        new.tensor.preprocessing_digest,
+    )
+    known = _find(connection, key)
+    if known is not None:
+        _revive(connection, known, new.tensor, now)
+        return known.id
+    job_id = _insert_job(
+        connection,
+        key,
+        new.model,
+        new.tensor.sop_instance_uids,
+        state=JobState.WAITING,
+        now=now,
+        priority=new.priority,
+    )
+    connection.execute(insert(schema.tensor).values(job_id=job_id, **tensor_to_columns(new.tensor)))
+    return job_id
+
+
+def refuse_within(
+    connection: Connection, study_instance_uid: str, new: NewRefusal, now: datetime
+) -> int:
+    """Record a refusal as a job that never waited, with its result; return the job's id.
+
+    A job of the same key that runs, is done, or was refused or failed before is left alone.
+    """
+    key = _key(
+        study_instance_uid,
+        new.series_instance_uid,
+        new.model,
+        new.instance_set_digest,
+        new.preprocessing_digest,
+    )
+    known = _find(connection, key)
+    if known is None:
+        job_id = _insert_job(
+            connection, key, new.model, new.sop_instance_uids, state=JobState.REFUSED, now=now
+        )
+        known = require_job(connection, job_id)
+    elif known.state in (JobState.WAITING, JobState.SUPERSEDED):
+        move_job(connection, known, JobState.REFUSED, Actor.PREPARER, now)
+        drop_tensor(connection, known.id)
+    else:
+        return known.id
+    connection.execute(
+        update(schema.job)
+        .where(schema.job.c.id == known.id)
+        .values(reason=new.message, finished_at=now)
+    )
+    write_result(
+        connection,
+        result_of(known, ResultKind.REFUSAL, now, reason=new.reason, message=new.message),
+        now,
+    )
+    return known.id
+
+
+def supersede_within(
+    connection: Connection, study_instance_uid: str, *, keep: Iterable[int], now: datetime
+) -> tuple[int, ...]:
+    """Supersede the study's waiting jobs that the newest preparation does not want."""
+    table = schema.job
+    query = select(table).where(
+        table.c.study_instance_uid == study_instance_uid,
+        table.c.state == JobState.WAITING,
+        table.c.id.not_in(list(keep)),
+    )
+    old = [job_from_row(row) for row in connection.execute(query).mappings()]
+    for job in old:
+        move_job(connection, job, JobState.SUPERSEDED, Actor.PREPARER, now, reason=NEWER_SET)
+        drop_tensor(connection, job.id)
+    return tuple(job.id for job in old)
+
+
+def _key(
+    study_instance_uid: str,
+    series_instance_uid: str,
+    model: ModelIdentity,
+    instance_set_digest: str,
+    preprocessing_digest: str,
+) -> dict[str, str]:
+    return {
+        "study_instance_uid": study_instance_uid,
+        "series_instance_uid": series_instance_uid,
+        "model_name": model.name,
+        "model_version": model.version,
+        "instance_set_digest": instance_set_digest,
+        "preprocessing_digest": preprocessing_digest,
+    }
+
+
+def _find(connection: Connection, key: Mapping[str, str]) -> JobRecord | None:
+    table = schema.job
+    query = select(table).where(and_(*(table.c[name] == value for name, value in key.items())))
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else job_from_row(row)
+
+
+def _insert_job(
+    connection: Connection,
+    key: Mapping[str, str],
+    model: ModelIdentity,
+    sop_instance_uids: Sequence[str],
+    *,
+    state: JobState,
+    now: datetime,
+    priority: int = 0,
+) -> int:
+    inserted = connection.execute(
+        insert(schema.job).values(
+            **key,
+            model_identity=identity_to_json(model),
+            sop_instance_uids=list(sop_instance_uids),
+            priority=priority,
+            state=state,
+            state_since=now,
+            available_at=now,
+            enqueued_at=now,
+        )
+    )
+    assert inserted.inserted_primary_key is not None  # noqa: S101 - one row, integer key
+    return int(inserted.inserted_primary_key[0])
+
+
+def _revive(connection: Connection, job: JobRecord, tensor: ImageTensor, now: datetime) -> None:
+    if job.state in (JobState.REFUSED, JobState.FAILED):
+        # Only a retry brings a study with such a job back to its preparer.
+        actor = Actor.OPERATOR
+    elif job.state is JobState.SUPERSEDED:
+        actor = Actor.PREPARER
+    else:
+        return
+    drop_tensor(connection, job.id)
+    connection.execute(insert(schema.tensor).values(job_id=job.id, **tensor_to_columns(tensor)))
+    wait_again(connection, job, actor, now)

@@ -1,0 +1,280 @@
+"""Recording what the spool stored: instances, the study's clock, conflicts, late arrivals.
+
+Owns the moves back to ``receiving``; knows nothing of jobs and results.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from dicom_io.vocabulary import InstanceHeader
+from storage import audit, schema
+from storage.arrivals import Arrival, StoreOutcome
+from storage.database import Database
+from storage.states import STUDY_MOVES, Actor, StudyState, check_move
+from storage.studies import study_row
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a batch of arrivals came to."""
+
+    new: int
+    identical: int
+    conflicts: int
+    reopened: tuple[str, ...]
+    """Studies that had left ``receiving`` and are back there because of late instances."""
+
+
+def record_instances(database: Database, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
+    """Index a batch of stored instances in one transaction.
+
+    A new instance moves its study's clock and brings a study that was complete or further back
+    to ``receiving``. The same content again changes nothing; other content under a known UID
+    flags the study.
+    """
+    by_study: dict[str, list[Arrival]] = defaultdict(list)
+    for arrival in arrivals:
+        by_study[arrival.stored.header.study_instance_uid].append(arrival)
+    with database.write() as connection:
+        tallies = [_record_study(connection, uid, some, now) for uid, some in by_study.items()]
+    return Recorded(
+        new=sum(tally.new for tally in tallies),
+        identical=sum(tally.identical for tally in tallies),
+        conflicts=sum(tally.conflicts for tally in tallies),
+        reopened=tuple(uid for tally in tallies for uid in tally.reopened),
+    )
+
+
+def _record_study(
+    connection: Connection, uid: str, arrivals: Sequence[Arrival], now: datetime
+) -> Recorded:
+    study = study_row(connection, uid) or _insert_study(connection, arrivals[0], now)
+    new, conflicting = _sorted_out(connection, uid, arrivals)
+    _insert_series(connection, uid, [arrival.stored.header for arrival in new])
+    if new:
+        connection.execute(insert(schema.instance), [_instance_values(a, now) for a in new])
+    conflicts = _insert_conflicts(connection, uid, conflicting, now)
+    reopened = bool(new) and study["state"] != StudyState.RECEIVING
+    if new:
+        _move_clock(connection, study, new, now)
+        _link_associations(connection, uid, new)
+    if conflicts:
+        table = schema.study
+        connection.execute(
+            update(table)
+            .where(table.c.study_instance_uid == uid)
+            .values(conflict_count=table.c.conflict_count + conflicts)
+        )
+    return Recorded(
+        len(new), len(arrivals) - len(new) - conflicts, conflicts, (uid,) if reopened else ()
+    )
+
+
+def _insert_study(connection: Connection, arrival: Arrival, now: datetime) -> RowMapping:
+    header = arrival.stored.header
+    connection.execute(
+        insert(schema.study).values(
+            study_instance_uid=header.study_instance_uid,
+            modalities=[],
+            state=StudyState.RECEIVING,
+            state_since=now,
+            first_instance_at=now,
+            last_instance_at=now,
+            **_study_attributes(header),
+        )
+    )
+    row = study_row(connection, header.study_instance_uid)
+    assert row is not None  # noqa: S101 - inserted above, in this transaction
+    return row
+
+
+def _study_attributes(header: InstanceHeader) -> dict[str, str]:
+    return {
+        "patient_id": header.patient_id,
+        "patient_name": header.patient_name,
+        "accession_number": header.accession_number,
+        "study_date": header.study_date,
+        "study_time": header.study_time,
+        "description": header.study_description,
+    }
+
+
+def _sorted_out(
+    connection: Connection, uid: str, arrivals: Sequence[Arrival]
+) -> tuple[list[Arrival], list[Arrival]]:
+    """Return the arrivals not known yet, and those that contradict what is known."""
+    table = schema.instance
+    known: dict[str, str] = {}
+    sop_uids = [arrival.stored.header.sop_instance_uid for arrival in arrivals]
+    for chunk in _chunks(sop_uids):
+        query = select(table.c.sop_instance_uid, table.c.sha256).where(
+            table.c.study_instance_uid == uid, table.c.sop_instance_uid.in_(chunk)
+        )
+        known.update((row.sop_instance_uid, row.sha256) for row in connection.execute(query))
+    new, conflicting = [], []
+    for arrival in arrivals:
+        stored = arrival.stored
+        sop_uid = stored.header.sop_instance_uid
+        if stored.outcome is StoreOutcome.CONFLICT:
+            conflicting.append(arrival)
+        elif sop_uid not in known:
+            known[sop_uid] = stored.sha256
+            new.append(arrival)
+        elif known[sop_uid] != stored.sha256:
+            # The spool keeps files by series; the same UID in another series meets here only.
+            conflicting.append(arrival)
+    return new, conflicting
+
+
+_MOST_PARAMETERS = 500
+"""Bound values per statement; SQLite's limit is far above, statement caching is not."""
+
+
+def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (
+        values[start : start + _MOST_PARAMETERS]
+        for start in range(0, len(values), _MOST_PARAMETERS)
+    )
+
+
+def _insert_series(connection: Connection, uid: str, headers: Sequence[InstanceHeader]) -> None:
+    if not headers:
+        return
+    table = schema.series
+    query = select(table.c.series_instance_uid).where(table.c.study_instance_uid == uid)
+    known = set(connection.scalars(query))
+    rows = {
+        header.series_instance_uid: {
+            "study_instance_uid": uid,
+            "series_instance_uid": header.series_instance_uid,
+            "modality": header.modality,
+            "description": header.series_description,
+            "body_part_examined": header.body_part_examined,
+            "series_number": header.series_number,
+        }
+        for header in headers
+        if header.series_instance_uid not in known
+    }
+    if rows:
+        connection.execute(insert(table), list(rows.values()))
+
+
+def _instance_values(arrival: Arrival, now: datetime) -> dict[str, Any]:
+    stored, header = arrival.stored, arrival.stored.header
+    return {
+        "study_instance_uid": header.study_instance_uid,
+        "sop_instance_uid": header.sop_instance_uid,
+        "series_instance_uid": header.series_instance_uid,
+        "sop_class_uid": header.sop_class_uid,
+        "transfer_syntax_uid": header.transfer_syntax_uid,
+        "instance_number": header.instance_number,
+        "number_of_frames": header.number_of_frames,
+        "rows": header.rows,
+        "columns": header.columns,
+        "path": stored.relative_path,
+        "sha256": stored.sha256,
+        "size": stored.size,
+        "received_at": now,
+    }
+
+
+def _insert_conflicts(
+    connection: Connection, uid: str, arrivals: Sequence[Arrival], now: datetime
+) -> int:
+    if not arrivals:
+        return 0
+    table = schema.instance_conflict
+    query = select(table.c.sop_instance_uid, table.c.sha256).where(
+        table.c.study_instance_uid == uid
+    )
+    known = {(row.sop_instance_uid, row.sha256) for row in connection.execute(query)}
+    inserted = 0
+    for arrival in arrivals:
+        stored = arrival.stored
+        key = (stored.header.sop_instance_uid, stored.sha256)
+        if key in known:
+            continue
+        known.add(key)
+        inserted += 1
+        connection.execute(
+            insert(table).values(
+                study_instance_uid=uid,
+                sop_instance_uid=key[0],
+                sha256=key[1],
+                path=stored.relative_path,
+                size=stored.size,
+                received_at=now,
+            )
+        )
+        audit.append(
+            connection, now, Actor.RECEIVER, "instance conflict", uid, sop_instance_uid=key[0]
+        )
+    return inserted
+
+
+def _move_clock(
+    connection: Connection, study: RowMapping, new: Sequence[Arrival], now: datetime
+) -> None:
+    headers = [arrival.stored.header for arrival in new]
+    modalities = {*study["modalities"], *(h.modality for h in headers if h.modality)}
+    values: dict[str, Any] = {
+        "last_instance_at": now,
+        "modalities": sorted(modalities),
+        # A purged study that comes again is counted anew: its rows went with its files.
+        "instance_count": len(new) + (0 if study["purged_at"] else study["instance_count"]),
+        "purged_at": None,
+        **_filled_in(study, headers),
+    }
+    uid, state = study["study_instance_uid"], StudyState(study["state"])
+    if state is not StudyState.RECEIVING:
+        values |= _reopened(uid, state, now)
+        audit.append(
+            connection, now, Actor.RECEIVER, "study reopened", uid, was=state, new=len(new)
+        )
+    connection.execute(
+        update(schema.study).where(schema.study.c.study_instance_uid == uid).values(values)
+    )
+
+
+def _filled_in(study: RowMapping, headers: Sequence[InstanceHeader]) -> dict[str, str]:
+    """Return attributes that the study lacked and a later instance has."""
+    found: dict[str, str] = {}
+    for header in headers:
+        for name, value in _study_attributes(header).items():
+            if value and not study[name]:
+                found.setdefault(name, value)
+    return found
+
+
+def _reopened(uid: str, state: StudyState, now: datetime) -> dict[str, Any]:
+    return {
+        "state": check_move(STUDY_MOVES, uid, state, StudyState.RECEIVING, Actor.RECEIVER),
+        "state_since": now,
+        "reason": f"late instances, after the study was {state}",
+        "completed_at": None,
+        "prepared_at": None,
+        "completion_evidence": None,
+        "instance_set_digest": None,
+        "attempts": 0,
+        "lease_owner": None,
+        "lease_until": None,
+    }
+
+
+def _link_associations(connection: Connection, uid: str, new: Sequence[Arrival]) -> None:
+    table = schema.association_study
+    ids = {arrival.association_id for arrival in new} - {None}
+    query = select(table.c.association_id).where(
+        table.c.study_instance_uid == uid, table.c.association_id.in_(ids)
+    )
+    missing = ids - set(connection.scalars(query)) if ids else set()
+    if missing:
+        rows = [{"association_id": each, "study_instance_uid": uid} for each in missing]
+        connection.execute(insert(table), rows)

@@ -1,0 +1,132 @@
+"""Retention: the pixels of finished studies go after a time; what was said about them stays.
+
+Removes files of the spool and the rows that point to them, never of a study with work pending.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, delete, exists, select, update
+
+from storage import audit, schema
+from storage.clock import after
+from storage.database import Database
+from storage.spool import Spool
+from storage.states import (
+    Actor,
+    DeliveryState,
+    JobState,
+    ResultState,
+    StudyState,
+)
+
+_FINISHED = (StudyState.ROUTED, StudyState.UNMATCHED, StudyState.REFUSED)
+"""A held study waits for a person, who will want its pixels."""
+
+_SECONDS_PER_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """One study whose pixels were removed."""
+
+    study_instance_uid: str
+    files: int
+    freed_bytes: int
+
+
+def purge_finished_studies(
+    database: Database, spool: Spool, now: datetime, *, older_than_days: float, limit: int = 20
+) -> tuple[Purged, ...]:
+    """Remove the pixels of studies that are finished and at rest for longer than the time given.
+
+    A study is finished when it was routed, refused or matched by no model, none of its jobs
+    waits, runs or is dead-lettered, every result is composed or withheld, and no delivery is
+    pending. The oldest go first.
+
+    Returns
+    -------
+    tuple of Purged
+        At most `limit` studies; call again while it returns that many.
+    """
+    before = after(now, -older_than_days * _SECONDS_PER_DAY)
+    query = _purgeable(before).order_by(schema.study.c.last_instance_at).limit(limit)
+    with database.read() as connection:
+        uids = list(connection.scalars(query))
+    return tuple(
+        purged for uid in uids if (purged := _purge(database, spool, uid, before, now)) is not None
+    )
+
+
+def _purgeable(before: datetime) -> Select[Any]:
+    study, job, result, delivery = schema.study, schema.job, schema.result, schema.delivery
+    uid = study.c.study_instance_uid
+    busy_job = exists().where(
+        job.c.study_instance_uid == uid,
+        job.c.state.in_([JobState.WAITING, JobState.RUNNING, JobState.FAILED]),
+    )
+    open_result = exists().where(
+        result.c.study_instance_uid == uid,
+        result.c.state.in_([ResultState.AWAITING, ResultState.UNCOMPOSABLE]),
+    )
+    undelivered = exists().where(
+        result.c.study_instance_uid == uid,
+        delivery.c.result_id == result.c.id,
+        delivery.c.state == DeliveryState.PENDING,
+    )
+    return select(uid).where(
+        study.c.state.in_(_FINISHED),
+        study.c.purged_at.is_(None),
+        study.c.state_since < before,
+        study.c.last_instance_at < before,
+        ~busy_job,
+        ~open_result,
+        ~undelivered,
+    )
+
+
+def _purge(
+    database: Database, spool: Spool, uid: str, before: datetime, now: datetime
+) -> Purged | None:
+    with database.write() as connection:
+        # Asked again under the write lock: a late instance may have reopened it.
+        still = _purgeable(before).where(schema.study.c.study_instance_uid == uid)
+        if connection.execute(still).first() is None:
+            return None
+        paths = _forget_files(connection, uid, now)
+    # Rows first: a file without a row is indexed again at the next start and purged in its turn;
+    # a row without a file would promise pixels that are gone.
+    freed = spool.remove_files(paths)
+    return Purged(uid, len(paths), freed)
+
+
+def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
+    instance, conflict, job = schema.instance, schema.instance_conflict, schema.job
+    paths: list[str] = []
+    for table in (instance, conflict):
+        of_study = table.c.study_instance_uid == uid
+        paths += connection.scalars(select(table.c.path).where(of_study)).all()
+        connection.execute(delete(table).where(of_study))
+    connection.execute(delete(schema.series).where(schema.series.c.study_instance_uid == uid))
+    jobs = select(job.c.id).where(job.c.study_instance_uid == uid)
+    connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(jobs)))
+    connection.execute(
+        update(schema.study).where(schema.study.c.study_instance_uid == uid).values(purged_at=now)
+    )
+    audit.append(connection, now, Actor.SCHEDULER, "pixels removed", uid, files=len(paths))
+    return paths
+
+
+def forget_old_traffic(database: Database, now: datetime, *, older_than_days: float) -> int:
+    """Remove records of closed associations and of refusals at the door; return how many."""
+    before = after(now, -older_than_days * _SECONDS_PER_DAY)
+    assoc, link, refused = schema.association, schema.association_study, schema.refused_instance
+    old = and_(assoc.c.closed_at.is_not(None), assoc.c.closed_at < before)
+    with database.write() as connection:
+        ids = select(assoc.c.id).where(old)
+        connection.execute(delete(link).where(link.c.association_id.in_(ids)))
+        closed = connection.execute(delete(assoc).where(old)).rowcount
+        return closed + connection.execute(delete(refused).where(refused.c.at < before)).rowcount

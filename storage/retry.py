@@ -1,0 +1,121 @@
+"""The operator's retry: everything of one study that waits for a person is set going again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from storage import audit
+from storage.completion import complete_within
+from storage.database import Database
+from storage.jobs import (
+    JobRecord,
+    has_tensor_within,
+    jobs_of_study_within,
+    retry_job_within,
+)
+from storage.outbox import deliveries_of_study_within, retry_delivery_within
+from storage.results import recompose_within, results_of_study_within
+from storage.states import Actor, DeliveryState, JobState, ResultState, StudyState
+from storage.studies import require_study
+
+_STUCK_JOBS = (JobState.FAILED, JobState.REFUSED)
+_STUCK_STUDIES = (StudyState.HELD, StudyState.UNMATCHED, StudyState.REFUSED)
+_STUCK_DELIVERIES = (DeliveryState.REJECTED, DeliveryState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """What was set going again."""
+
+    prepared_again: bool
+    """The study is ``complete`` again; its preparer decides anew."""
+    job_ids: tuple[int, ...]
+    result_ids: tuple[int, ...]
+    delivery_ids: tuple[int, ...]
+
+    @property
+    def anything(self) -> bool:
+        """False when nothing of the study waited for a person."""
+        return self.prepared_again or bool(self.job_ids or self.result_ids or self.delivery_ids)
+
+
+def retry_study(
+    database: Database, study_instance_uid: str, now: datetime, *, prepare_again: bool = False
+) -> Retried:
+    """Retry what failed, was refused, rejected or given up.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    study_instance_uid : str
+        Which study.
+    now : datetime
+        The time.
+    prepare_again : bool
+        Also let a routed study be prepared again, for example after a model was installed.
+        What is done already is not repeated.
+
+    Raises
+    ------
+    NotFound
+        No such study.
+    """
+    with database.write() as connection:
+        study = require_study(connection, study_instance_uid)
+        stuck = [
+            job
+            for job in jobs_of_study_within(connection, study_instance_uid)
+            if job.state in _STUCK_JOBS
+        ]
+        jobs = [job for job in stuck if has_tensor_within(connection, job.id)]
+        for job in jobs:
+            retry_job_within(connection, job, now)
+        again = study.state in _STUCK_STUDIES or (
+            study.state is StudyState.ROUTED and (prepare_again or _without(jobs, stuck))
+        )
+        if again:
+            evidence = {"reason": "retried by the operator", "judged_at": now.isoformat()}
+            complete_within(connection, study_instance_uid, evidence, actor=Actor.OPERATOR, now=now)
+        retried = Retried(
+            again,
+            tuple(job.id for job in jobs),
+            _recompose(connection, study_instance_uid, now),
+            _resend(connection, study_instance_uid, now),
+        )
+        audit.append(
+            connection,
+            now,
+            Actor.OPERATOR,
+            "retry",
+            study_instance_uid,
+            prepared_again=retried.prepared_again,
+            jobs=retried.job_ids,
+            results=retried.result_ids,
+            deliveries=retried.delivery_ids,
+        )
+    return retried
+
+
+def _without(jobs: list[JobRecord], stuck: list[JobRecord]) -> bool:
+    """True when some stuck job has no tensor and has to be prepared again."""
+    return len(jobs) < len(stuck)
+
+
+def _recompose(connection: Connection, uid: str, now: datetime) -> tuple[int, ...]:
+    results = results_of_study_within(connection, uid)
+    stuck = [each for each in results if each.state is ResultState.UNCOMPOSABLE]
+    for each in stuck:
+        recompose_within(connection, each, now)
+    return tuple(each.id for each in stuck)
+
+
+def _resend(connection: Connection, uid: str, now: datetime) -> tuple[int, ...]:
+    deliveries = deliveries_of_study_within(connection, uid)
+    stuck = [each for each in deliveries if each.state in _STUCK_DELIVERIES]
+    for each in stuck:
+        retry_delivery_within(connection, each, now)
+    return tuple(each.id for each in stuck)
