@@ -85,7 +85,7 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
         modality = Rescale() if is_colour else _modality(macro_item(ds, frame, _MODALITY_MACRO), ds)
         return GreyTransform(
             modality=modality,
-            voi=None if is_colour else _voi(macro_item(ds, frame, _VOI_MACRO), modality, pixel),
+            voi=None if is_colour else _voi(macro_item(ds, frame, _VOI_MACRO), ds, modality, pixel),
             is_inverted=_is_inverted(ds, pixel),
             padding=None if is_colour else _padding(ds, pixel),
             full_range=_full_range(modality, pixel),
@@ -157,7 +157,7 @@ def _stated(item: Dataset, keyword: str, default: float) -> float:
 
 
 def _voi(
-    item: Dataset, modality: Rescale | LookupTable, pixel: ImagePixel
+    item: Dataset, ds: Dataset, modality: Rescale | LookupTable, pixel: ImagePixel
 ) -> Window | LookupTable | None:
     centres, widths = numbers(item, "WindowCenter"), numbers(item, "WindowWidth")
     if centres and widths and widths[0] > 0:
@@ -172,7 +172,11 @@ def _voi(
     if not tables:
         return None
     can_be_negative = _full_range(modality, pixel).low < 0
-    return _table(tables[0], item, "VOI LUT", can_be_negative=can_be_negative)
+    try:
+        return _table(tables[0], ds, "VOI LUT", can_be_negative=can_be_negative)
+    except CannotDecode:
+        # How to show an image is advice: a broken table reads as absent, unlike a modality table.
+        return None
 
 
 def _table(item: Dataset, ds: Dataset, name: str, *, can_be_negative: bool) -> LookupTable:

@@ -104,8 +104,8 @@ def luminance(samples: npt.NDArray[np.integer]) -> Values:
         (rows, columns) float32 in the unit of the samples. Computed in float64, so that three
         equal samples give exactly their value.
     """
-    weighted: Values = (samples.astype(np.float64) @ np.array(LUMINANCE_WEIGHTS)).astype(np.float32)
-    return weighted
+    weighted = samples.astype(np.float64) @ np.array(LUMINANCE_WEIGHTS)
+    return np.asarray(weighted, dtype=np.float32)
 
 
 def rescaled(stored: npt.NDArray[np.generic], slope: float, intercept: float) -> Values:
@@ -124,7 +124,7 @@ def looked_up(values: npt.NDArray[np.generic], table: LookupTable) -> Values:
     """Return the table's entry for each value; values outside take the first or last entry."""
     index = np.rint(values).astype(np.int64) - table.first
     entries = table.entries[np.clip(index, 0, len(table.entries) - 1)]
-    return entries.astype(np.float32)
+    return np.asarray(entries, dtype=np.float32)
 
 
 def percentile_limits(values: Values, low: float, high: float, excluded: Mask | None) -> Limits:

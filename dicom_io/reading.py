@@ -299,13 +299,9 @@ def _tags_of(keywords: Iterable[str]) -> set[BaseTag | int]:
 def _drop_deferred(ds: Dataset) -> None:
     """Remove elements pydicom did not read: a plain data set cannot fetch them later."""
     deferred = [
-        tag
-        for tag in ds.keys()  # noqa: SIM118 - iterating a data set converts every element
-        if (raw := ds.get_item(tag)) is not None and raw.value is None and _length_of(raw) > 0
+        element.tag
+        for element in ds.values()
+        if element.value is None and getattr(element, "length", 0) > 0
     ]
     for tag in deferred:
         del ds[tag]
-
-
-def _length_of(element: object) -> int:
-    return int(getattr(element, "length", 0) or 0)

@@ -205,11 +205,10 @@ def _intensity_rules(intensity: object) -> list[tuple[bool, str]]:
 
 
 def _intensity_from(value: object) -> IntensityRange:
-    if not isinstance(value, Mapping) or value.get("kind") not in _INTENSITY_FIELDS:
-        raise InvalidRecipe(
-            f"intensity must be a table with kind {', '.join(_INTENSITY_FIELDS)}: received {value!r}"
-        )
-    kind = str(value["kind"])
+    kind = str(value.get("kind")) if isinstance(value, Mapping) else ""
+    if not isinstance(value, Mapping) or kind not in _INTENSITY_FIELDS:
+        kinds = ", ".join(_INTENSITY_FIELDS)
+        raise InvalidRecipe(f"intensity must be a table with kind {kinds}: received {value!r}")
     fields = {name: part for name, part in value.items() if name != "kind"}
     unknown = sorted(set(fields) - _INTENSITY_FIELDS[kind])
     missing = sorted({"centre", "width"} - set(fields)) if kind == "window" else []

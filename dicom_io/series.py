@@ -39,6 +39,9 @@ TILT_SLACK_MM = 0.1
 
 ORIENTATION_TOLERANCE = 1e-3
 SPACING_MATCH = 1e-3
+UNIT_TOLERANCE = 0.01
+"""Direction cosines may miss unit length and right angles by this much: they are rounded."""
+
 _LOCALISER_TYPES = frozenset({"LOCALIZER", "SCOUT"})
 _GEOMETRY_KEYWORDS = (
     "SOPClassUID",
@@ -194,7 +197,8 @@ def _check_present(plane: SliceGeometry) -> None:
     attributes: dict[str, object] = {
         "ImagePositionPatient (0020,0032)": plane.position_mm,
         "ImageOrientationPatient (0020,0037)": plane.orientation,
-        "PixelSpacing (0028,0030)": plane.spacing_mm is not None and min(plane.spacing_mm) > 0,
+        "PixelSpacing (0028,0030)": plane.spacing_mm is not None
+        and all(part > 0 for part in plane.spacing_mm),
     }
     for attribute, value in attributes.items():
         if not value:
@@ -237,8 +241,8 @@ def _close(first: Vector | None, second: Vector | None, tolerance: float) -> boo
 
 def _check_orthonormal(plane: SliceGeometry) -> None:
     row, column = np.reshape(np.array(plane.orientation), (2, 3))
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > 0.01:
+    faults = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column)
+    if any(abs(float(fault)) > UNIT_TOLERANCE for fault in faults):
         raise UnsuitableSeries(
             f"ImageOrientationPatient (0020,0037) {plane.orientation} in {plane.label} must be "
             "two unit vectors at right angles (PS3.3 C.7.6.2.1.1)"
