@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import WriteImage, image_data_set, save
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import WriteImage, image_data_set, save
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WriteImage, image_data_set, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from image_files import WriteImage, image_data_set, save
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 

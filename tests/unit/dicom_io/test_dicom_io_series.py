@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FRAME_OF_REFERENCE_UID, WriteImage
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import FRAME_OF_REFERENCE_UID, WriteImage
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 

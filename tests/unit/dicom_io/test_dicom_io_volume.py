@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WriteImage
+from image_files import WriteImage
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
