@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom.uid import UID
-from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -144,16 +143,10 @@ def _request(destination: Destination, contexts: Iterable[Context]) -> Associati
             destination.port,
             contexts=[_proposal(context) for context in contexts],
             ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_CLOSE, _stop_waiting)],
         )
     except OSError as error:
         # Only the name lookup and the local socket raise; a refused connection does not.
         raise _unreachable(destination, error) from error
-
-
-def _stop_waiting(event: evt.Event) -> None:
-    # Else a message that will never be answered is waited for until the response timeout.
-    event.assoc.dimse.msg_queue.put((None, None))
 
 
 def _application_entity(destination: Destination) -> ApplicationEntity:

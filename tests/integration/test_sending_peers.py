@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from dicom_io.association import Destination
 from dicom_io.errors import AssociationFailed
@@ -155,6 +157,18 @@ def test_dcmqrscp_accepts_and_then_says_what_it_holds(dcmqrscp_peer, ct_and_sr):
 
 def test_a_peer_without_query_service_cannot_say_what_it_holds(storescp_peer):
     assert holds_instance(destination_at(storescp_peer.port), "1.2", "1.2.3", "1.2.3.4") is None
+
+
+def test_a_peer_that_fails_the_query_cannot_say_what_it_holds():
+    ae = AE("PACS")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    handlers = [(evt.EVT_C_FIND, lambda _: iter([(0xC001, None)]))]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+
+    answer = holds_instance(destination_at(server.server_address[1]), "1.2", "1.2.3", "1.2.3.4")
+
+    server.shutdown()
+    assert answer is None
 
 
 def test_every_transfer_syntax_is_sent_verbatim(receiver, testdata):
