@@ -37,7 +37,7 @@ _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")
 _PREGNANCY = frozenset({"1", "2", "3", "4"})
 _TIMEZONE = re.compile(r"[+-](?:0\d|1[0-4])[0-5]\d")
-_DECIMAL = re.compile(r"\d{1,8}(?:\.\d{1,7})?")
+_DECIMAL = re.compile(r"(?=.{1,16}\Z)\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
