@@ -1,9 +1,10 @@
 """Errors of the processes and the command line, below ``dicom_io.errors.MedimgdError``.
 
-    DaemonError
-    ├── ConfigurationError      the TOML file or the environment breaks a rule
-    ├── UnknownStudy            no study is known by what was typed
-    └── DemonstrationFailed     an expected report did not arrive
+DaemonError
+├── ConfigurationError      the TOML file or the environment breaks a rule
+├── UnknownStudy            no study is known by what was typed
+├── PortTaken               the worklist page cannot listen where it should
+└── DemonstrationFailed     an expected report did not arrive
 """
 
 from __future__ import annotations
@@ -33,3 +34,9 @@ class DemonstrationFailed(DaemonError):
     """The demonstration ended without every report it expected."""
 
     retryable = False
+
+
+class PortTaken(DaemonError):
+    """The worklist page cannot listen on the configured address and port."""
+
+    retryable = True
