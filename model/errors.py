@@ -73,9 +73,22 @@ class RuntimeFault(ModelError):
 
 
 class UnusableOutput(ModelError):
-    """A prediction holds NaN, infinity or numbers that are no probabilities."""
+    """A prediction holds NaN, infinity or numbers that are no probabilities.
+
+    Parameters
+    ----------
+    message : str
+        One sentence for people.
+    rows : tuple of int
+        The inputs of the batch at fault, so that the others can be computed without them; empty
+        when all are.
+    """
 
     retryable = False
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class DeviceOutOfMemory(ModelError):

@@ -49,11 +49,12 @@ def probabilities(outputs: npt.ArrayLike, output: Output, labels: Sequence[Label
         raise UnusableOutput(
             f"output: must be of shape (batch, {output.size}), received {values.shape}"
         )
-    if not np.isfinite(values).all():
-        broken = int((~np.isfinite(values)).any(axis=1).sum())
+    broken = tuple(int(row) for row in np.flatnonzero(~np.isfinite(values).all(axis=1)))
+    if broken:
         raise UnusableOutput(
-            f"output: {broken} of {len(values)} predictions hold NaN or infinity; the input or "
-            f"the weights are damaged, no statement can be made"
+            f"output: {len(broken)} of {len(values)} predictions hold NaN or infinity; the input "
+            f"or the weights are damaged, no statement can be made",
+            broken,
         )
     scaled = _scaled(values, output.kind)
     return scaled[:, [label.index for label in labels]].astype(np.float32)

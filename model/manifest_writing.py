@@ -70,31 +70,32 @@ def _sequence(value: object) -> Sequence[object]:
     return value
 
 
-def _value(value: object) -> str:
+def _value(value: object, depth: int = 0) -> str:
     match value:
         case bool():
             return "true" if value else "false"
         case str():
-            # JSON's escapes are TOML's; DEL alone is allowed there and not here.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            return _quoted(value)
         case int():
             return str(int(value))
         case float():
             return _float(value)
         case Mapping():
-            inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+            inner = ", ".join(f"{_key(k)} = {_value(item, depth)}" for k, item in value.items())
             return f"{{ {inner} }}" if inner else "{}"
         case list() | tuple():
-            return _list(value)
+            return _list(value, depth)
     raise TypeError(f"has no form in TOML: {type(value).__name__}")
 
 
-def _list(values: Sequence[object]) -> str:
-    items = [_value(item) for item in values]
+def _list(values: Sequence[object], depth: int) -> str:
+    """Write a list on one line, or one item per line where that would be too long."""
+    items = [_value(item, depth + 1) for item in values]
     line = f"[{', '.join(items)}]"
-    if len(line) <= 90:
+    if len(line) + 4 * depth <= 90 and "\n" not in line:
         return line
-    return "[\n" + "".join(f"    {item},\n" for item in items) + "]"
+    inner = "    " * (depth + 1)
+    return "[\n" + "".join(f"{inner}{item},\n" for item in items) + "    " * depth + "]"
 
 
 def _float(value: float) -> str:
@@ -105,7 +106,12 @@ def _float(value: float) -> str:
 
 def _key(key: str) -> str:
     plain = key and all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
-    return key if plain else json.dumps(key, ensure_ascii=False)
+    return key if plain else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    # JSON's escapes are TOML's; DEL alone is allowed there and not here.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _dotted(place: tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ each label. ``TinyModel.expected`` computes the same with numpy.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def write_package(
     rank: Sequence[Mapping[str, object]] = (),
     contract: Sequence[Mapping[str, object]] = (),
     changes: Mapping[str, object] | None = None,
+    weights: bytes | None = None,
 ) -> TinyModel:
     """Write a full, valid package folder; `output` is probability, logit or softmax.
 
@@ -84,6 +86,8 @@ def write_package(
         Of a volume; None leaves the number to the series. Ignored for kind ``image``.
     where : mapping, optional
         The selection; without one everything with a Modality matches.
+    weights : bytes, optional
+        Written as the weights file instead of a network; Keras is not imported then.
     changes : mapping, optional
         Fields of the manifest to replace at the end, to make it lie: a table replaces single
         fields of a table, None removes the field.
@@ -94,7 +98,10 @@ def write_package(
         table["slices"] = slices
     table |= {"channels": channels, "intensity": dict(intensity or {"kind": "percentile"})}
     recipe = TensorRecipe.from_mapping(table)
-    save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels)
+    if weights is None:
+        save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels)
+    else:
+        (folder / WEIGHTS_NAME).write_bytes(weights)
     manifest: dict[str, object] = {
         "format": 1,
         "name": name,
@@ -129,9 +136,7 @@ def _label_table(label: TinyLabel) -> dict[str, object]:
     return table
 
 
-def _changed(
-    manifest: Mapping[str, object], changes: Mapping[str, object]
-) -> dict[str, object]:
+def _changed(manifest: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     result = dict(manifest)
     for key, value in changes.items():
         old = result.get(key)
@@ -148,7 +153,7 @@ def save_network(
     path: Path, shape: Sequence[int | None], output: str, labels: Sequence[TinyLabel]
 ) -> None:
     """Save the network of a package as a .keras file."""
-    import keras
+    import keras  # noqa: PLC0415  packages without a network must not pay for it
 
     pooling = keras.layers.GlobalAveragePooling2D
     if len(shape) == 4:
@@ -159,4 +164,7 @@ def save_network(
     network = keras.Model(image, dense(pooling()(image)))
     kernel = np.array([[label.weight for label in labels]] * int(shape[-1]), dtype=np.float32)
     dense.set_weights([kernel, np.array([label.bias for label in labels], dtype=np.float32)])
-    network.save(path)
+    with warnings.catch_warnings():
+        # Keras 3.15 converts its variables in a way NumPy 2 calls outdated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        network.save(path)

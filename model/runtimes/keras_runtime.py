@@ -6,10 +6,12 @@ in sizes compiled once; nobody outside sees a raw output of a network.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,11 @@ class KerasPredictor:
         return self._sizes
 
     @property
+    def trace_count(self) -> int:
+        """How often the network was compiled; it stands still after ``warm_up``."""
+        return 0 if self._compiled is None else int(self._compiled.experimental_get_tracing_count())
+
+    @property
     def description(self) -> PredictorDescription:
         """What computes.
 
@@ -112,7 +119,9 @@ class KerasPredictor:
         tf, keras = _import_libraries()
         self._choose_device(tf)
         self._out_of_memory = tf.errors.ResourceExhaustedError
-        with tf.device(self._tf_device):
+        with tf.device(self._tf_device), warnings.catch_warnings():
+            # Keras 3.15 converts its variables in a way NumPy 2 calls outdated; nothing to act on.
+            warnings.simplefilter("ignore", DeprecationWarning)
             self._network = self._load_network(keras, weights.keras_version)
         faults = disagreements(self._package, self._network)
         if faults:
@@ -158,7 +167,8 @@ class KerasPredictor:
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch of a compiled size; (size, outputs)."""
-        return np.asarray(self._compiled(chunk), dtype=np.float32)
+        outputs: FloatArray = self._compiled(chunk).numpy()
+        return outputs
 
     def _shrink(self, size: int, error: Exception) -> None:
         """Give up the sizes that do not fit; the next smaller one is tried."""
@@ -214,7 +224,7 @@ class KerasPredictor:
             with tf.device(device):
                 return tf.cast(network(values, training=False), tf.float32)
 
-        return lambda chunk: compute(tf.convert_to_tensor(chunk)).numpy()
+        return compute
 
 
 def probe_shape(recipe: TensorRecipe) -> tuple[int, ...]:
@@ -283,13 +293,31 @@ def _import_libraries() -> tuple[Any, Any]:
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        import keras  # noqa: PLC0415  importing takes seconds; only workers pay for it
-        import tensorflow as tf  # noqa: PLC0415
+        with _without_stderr():
+            import keras  # noqa: PLC0415  importing takes seconds; only workers pay for it
+            import tensorflow as tf  # noqa: PLC0415
     except ImportError as error:
         raise RuntimeFault(
             f"the Keras runtime cannot start: {error}; install tensorflow and keras 3"
         ) from error
     return tf, keras
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send the process's standard error nowhere for the while.
+
+    TensorFlow's native parts write to it on import, before any of their own settings is read.
+    """
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _limit_threads(tf: Any, threads: int) -> None:

@@ -1,8 +1,8 @@
 """Train the bundled model ``cxr-pneumonia`` and write it as a package.
 
-Run as ``python -m model.training.cxr_pneumonia --data FOLDER_OR_ZIP --out FOLDER``. Owns what is
-particular to this model: its input, selection, contract, labels and the words about its limits.
-The test split of the source is never looked at; what is chosen is chosen on validation.
+Run as ``python -m model.training.cxr_pneumonia --data FOLDER_OR_ZIP --out FOLDER``. Owns the order
+of the steps and how the threshold is chosen; the words are in ``cxr_pneumonia_card``. The test
+split of the source is never looked at; what is chosen is chosen on validation.
 """
 
 from __future__ import annotations
@@ -24,6 +24,23 @@ from model.findings import FloatArray
 from model.manifest_writing import write_manifest
 from model.package import MANIFEST_FORMAT, sha256_of
 from model.training.augment import AugmentationRanges
+from model.training.cxr_pneumonia_card import (
+    CLASSES,
+    CONTRACT,
+    INPUT,
+    INPUT_COLUMNS,
+    INPUT_ROWS,
+    INTENDED_USE,
+    LIMITS,
+    NAME,
+    README,
+    SELECTION,
+    SOURCE,
+    TITLE,
+    VERSION,
+    WEIGHTS_NAME,
+    label_table,
+)
 from model.training.films import FilmSet, check_splits, list_films, opened, read_films
 from model.training.fit import FitSettings, fit, predict_logits
 from model.training.measures import (
@@ -37,20 +54,6 @@ from model.training.networks import calibrate, compact_network, mean_of
 
 logger = logging.getLogger(__name__)
 
-NAME = "cxr-pneumonia"
-VERSION = "1.0.0"
-WEIGHTS_NAME = "weights.keras"
-CLASSES = ("NORMAL", "PNEUMONIA")
-INPUT_ROWS = 160
-INPUT_COLUMNS = 160
-INPUT = {
-    "kind": "image",
-    "rows": INPUT_ROWS,
-    "columns": INPUT_COLUMNS,
-    "channels": 1,
-    "fit": "stretch",
-    "intensity": {"kind": "percentile", "low": 0.5, "high": 99.5},
-}
 DROPOUT = 0.4
 MEMBERS = 2
 """Networks trained from different seeds whose logits are averaged in one file."""
@@ -61,106 +64,6 @@ origin tend to score too high, so every bit of specificity that sensitivity allo
 
 BAND_SENSITIVITY = 0.985
 """The undetermined band reaches down to the highest score that keeps this sensitivity."""
-
-SELECTION: dict[str, object] = {
-    "where": {
-        "all": [
-            {"attribute": "Modality", "in": ["CR", "DX"]},
-            {
-                "any": [
-                    {"attribute": "BodyPartExamined", "in": ["CHEST", "THORAX"]},
-                    {
-                        "reason": "many devices leave the body part empty",
-                        "all": [
-                            {"attribute": "BodyPartExamined", "empty": True},
-                            {
-                                "any": [
-                                    {"attribute": keyword, "regex": ".*(?:chest|thorax).*"}
-                                    for keyword in ("StudyDescription", "SeriesDescription")
-                                ]
-                            },
-                        ],
-                    },
-                ]
-            },
-        ]
-    },
-    "rank": [
-        {"prefer": {"attribute": "ViewPosition", "in": ["PA", "AP"]}},
-        {"attribute": "InstanceNumber", "order": "ascending"},
-    ],
-}
-
-CONTRACT: list[dict[str, object]] = [
-    {
-        "text": "The model was trained on frontal views only.",
-        "require": {
-            "any": [
-                {"attribute": "ViewPosition", "in": ["PA", "AP"]},
-                {"attribute": "ViewPosition", "empty": True},
-            ]
-        },
-    },
-    {
-        "text": "The model was trained on children of one to five years; the age must be known, "
-        "because an adult's film must not get a score by accident.",
-        "require": {"attribute": "age_years", "range": {"min": 1, "max": 5.999}},
-    },
-    {
-        "text": "The film is too small to show what the model looks for.",
-        "reason": "insufficient quality",
-        "require": {
-            "all": [
-                {"attribute": "Rows", "range": {"min": 150}},
-                {"attribute": "Columns", "range": {"min": 150}},
-            ]
-        },
-    },
-    {
-        "text": "A projection image has one frame.",
-        "require": {
-            "any": [
-                {"attribute": "NumberOfFrames", "empty": True},
-                {"attribute": "NumberOfFrames", "equals": 1},
-            ]
-        },
-    },
-]
-
-INTENDED_USE = (
-    "Flags frontal chest X-rays of children aged one to five for signs of pneumonia, to support "
-    "reading order and attention. Not a diagnosis; every result needs a physician's reading."
-)
-LIMITS = [
-    "Trained and validated on films of children aged one to five; says nothing about adults.",
-    "All films come from one hospital (Guangzhou Women and Children's Medical Center).",
-    "Frontal views only. Lateral views are refused as far as the header names them.",
-    "Films of other hospitals and devices were not available; expect other scores there.",
-    "Validation films come from other patients of the same hospital; figures elsewhere differ.",
-    "Does not tell bacterial from viral pneumonia and does not say where in the lung.",
-    "Absent means below the threshold, not that pneumonia is ruled out.",
-]
-SOURCE = (
-    "Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images "
-    "for Classification, Mendeley Data V2, doi 10.17632/rscbjbr9sj.2"
-)
-README = """# cxr-pneumonia {version}
-
-Flags frontal chest X-rays of children aged one to five for signs of pneumonia.
-`manifest.toml` states intended use, limits, input contract and the figures on validation.
-
-## Where the weights come from
-
-Trained by `python -m model.training.cxr_pneumonia` on the public films of
-
-> Kermany, Zhang, Goldbaum, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for
-> Classification", Mendeley Data V2, doi 10.17632/rscbjbr9sj.2, licence CC BY 4.0
-
-in the resized copy (224x224 JPEG) of `waliatushar/ai-pneumonia-detection`, its train folder only.
-Changes made to the data: resized by that repository, exact duplicates dropped, and split again by
-patient. The weights are derived from these films; attribution as above is owed wherever they go.
-No film is contained in this package.
-"""
 
 
 def train(data: Path, out: Path, settings: FitSettings, ranges: AugmentationRanges) -> Path:
@@ -259,7 +162,7 @@ def _write_package(
             "format": MANIFEST_FORMAT,
             "name": NAME,
             "version": VERSION,
-            "title": "Paediatric chest X-ray pneumonia",
+            "title": TITLE,
             "intended_use": INTENDED_USE,
             "limits": LIMITS,
             "demonstration": False,
@@ -273,22 +176,12 @@ def _write_package(
             "input": INPUT,
             "selection": SELECTION,
             "contract": CONTRACT,
-            "labels": [_label(threshold, low)],
+            "labels": [label_table(threshold, low)],
             "metrics": _metrics(figures, validation),
             "training": facts,
         },
     )
     (target / "README.md").write_text(README.format(version=VERSION), encoding="utf-8")
-
-
-def _label(threshold: float, low: float) -> dict[str, object]:
-    return {
-        "name": "Pneumonia",
-        "code": ["233604007", "SCT", "Pneumonia"],
-        "site": ["39607008", "SCT", "Lung"],
-        "threshold": threshold,
-        "undetermined": [min(low, threshold), threshold],
-    }
 
 
 def _metrics(figures: dict[str, Measure], validation: FilmSet) -> dict[str, object]:
