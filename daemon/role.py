@@ -18,8 +18,8 @@ from daemon.config import Config
 from daemon.logs import ACTION, REASON
 from daemon.supervisor import SUPERVISOR_VARIABLE
 from dicom_io.errors import MedimgdError
-from storage import processes
 from storage.database import Database
+from storage.processes import heartbeat, register_process, remove_process
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class RoleProcess:
         self._stop = threading.Event()
         self._supervisor_pid = int(os.environ.get(SUPERVISOR_VARIABLE, "0"))
         self._detail: Mapping[str, object] = {}
-        self._beat = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
+        self._beat = threading.Thread(
+            target=self._beat_until_stopped, name="heartbeat", daemon=True
+        )
 
     @property
     def is_stopping(self) -> bool:
@@ -84,8 +86,8 @@ class RoleProcess:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._detail = detail or {}
-        processes.register(
-            self.database, slot=self.slot, role=self.role, pid=os.getpid(),
+        register_process(
+            self.database, self.slot, role=self.role, pid=os.getpid(), state="ready",
             host=self.config.site.node_id, detail=self._detail, now=now_utc(),
         )  # fmt: skip
         self._beat.start()
@@ -105,11 +107,13 @@ class RoleProcess:
             try:
                 busy = step()
             except MedimgdError as error:
-                _logger.error("%s", error, extra={ACTION: "step_failed", REASON: type(error).__name__})  # noqa: TRY400
+                _logger.error(
+                    "%s", error, extra={ACTION: "step_failed", REASON: type(error).__name__}
+                )
                 self.wait(ERROR_PAUSE_SECONDS)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the process loop
                 # The traceback names code only; messages of foreign errors may quote attributes.
-                _logger.error(  # noqa: TRY400
+                _logger.error(
                     "unexpected %s in %s", type(error).__name__, where(error),
                     extra={ACTION: "step_failed", REASON: type(error).__name__},
                 )  # fmt: skip
@@ -122,7 +126,7 @@ class RoleProcess:
         """Stop the heartbeat and give the slot back."""
         self._stop.set()
         self._beat.join(timeout=5)
-        processes.unregister(self.database, slot=self.slot, now=now_utc())
+        remove_process(self.database, self.slot)
         _logger.info("%s ended", self.slot, extra={ACTION: "role_ended"})
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -144,7 +148,7 @@ class RoleProcess:
     def beat(self) -> None:
         """Write one heartbeat and renew the leases in hand."""
         now = now_utc()
-        processes.heartbeat(self.database, slot=self.slot, detail=self._detail, now=now)
+        heartbeat(self.database, self.slot, now, detail=self._detail)
         if self._renew is not None:
             self._renew(now)
 

@@ -123,15 +123,15 @@ class Supervisor:
         return None
 
     def _note_death(self, child: Child, now: float) -> None:
-        assert child.process is not None
+        how = _how_it_ended(child.process.returncode if child.process else None)
         child.deaths += 1
         pause = backoff_seconds(child.deaths)
         child.start_again_at = now + pause
         _logger.warning(
             "%s ended (%s); it starts again in %.1f s",
-            child.slot, _how_it_ended(child.process.returncode), pause,
+            child.slot, how, pause,
             extra={ACTION: "child_died", SLOT: child.slot, SECONDS: pause,
-                   REASON: _how_it_ended(child.process.returncode)},
+                   REASON: how},
         )  # fmt: skip
         child.process = None
 
@@ -147,9 +147,7 @@ class Supervisor:
             start_new_session=True,
         )
         child.started = time.monotonic()
-        _logger.info(
-            "%s started", child.slot, extra={ACTION: "child_started", SLOT: child.slot}
-        )
+        _logger.info("%s started", child.slot, extra={ACTION: "child_started", SLOT: child.slot})
 
     def _stop_all(self) -> None:
         deadline = time.monotonic() + STOP_SECONDS

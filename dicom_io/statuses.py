@@ -22,6 +22,7 @@ class StoreStatusValues(IntEnum):
     CANNOT_STORE = 0xC001
 
 
+_NAMED = frozenset(int(known) for known in StoreStatusValues)
 _WARNINGS = range(0xB000, 0xC000)
 _TRANSIENT = range(0xA700, 0xA800)
 
@@ -38,7 +39,7 @@ def is_transient(status: int) -> bool:
 
 def describe(status: int) -> str:
     """Return a status as people read it, for example ``A700 out of resources``."""
-    if status in StoreStatusValues:
+    if status in _NAMED:
         name = StoreStatusValues(status).name.lower().replace("_", " ")
     elif status in _WARNINGS:
         name = "warning"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,6 @@ def testdata() -> Path:
 @pytest.fixture(scope="session")
 def unpacked(testdata: Path, tmp_path_factory: pytest.TempPathFactory):
     """Unpack a zip of the test material once: ``unpacked("ct-chest-60")`` gives its folder."""
-    import zipfile
-
     root = tmp_path_factory.mktemp("testdata")
 
     def unpack(name: str) -> Path:

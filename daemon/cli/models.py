@@ -1,0 +1,186 @@
+"""``medimgd models``: which networks serve here, and what each promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.output import (
+    AsJSON,
+    ConfigPath,
+    failures_become_exit_codes,
+    print_json,
+    print_table,
+    say,
+)
+from daemon.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from model.catalogue import InstalledPackage
+    from model.package import ModelPackage
+
+app = typer.Typer(help="List, check and install model packages.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path, typer.Argument(help="A package folder (it holds manifest.toml).", exists=True)
+]
+
+
+@app.command("list")
+def list_models(config: ConfigPath = None, as_json: AsJSON = False) -> None:
+    """List installed packages, with what is wrong with those that are broken."""
+    from daemon.catalogue import installed_catalogue
+    from daemon.config import load_config
+
+    with failures_become_exit_codes():
+        installed = installed_catalogue(load_config(config)).installed
+    if as_json:
+        print_json([_summary(item) for item in installed])
+    else:
+        print_table(
+            ("model", "state", "kind", "labels", "folder", "faults"),
+            [
+                (
+                    item.title,
+                    item.state,
+                    item.package.recipe.kind if item.package else "",
+                    ", ".join(label.name for label in item.package.labels) if item.package else "",
+                    item.folder,
+                    "; ".join(item.faults),
+                )
+                for item in installed
+            ],
+        )
+    if any(item.faults for item in installed):
+        raise typer.Exit(ExitCode.NEEDS_ATTENTION)
+
+
+@app.command("show")
+def show_model(
+    name: Annotated[str, typer.Argument(help="name, or name@version.")],
+    config: ConfigPath = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Show one package: labels, thresholds, contract, metrics, limits."""
+    from daemon.catalogue import installed_catalogue
+    from daemon.config import load_config
+    from model.errors import CatalogueFault
+
+    with failures_become_exit_codes():
+        try:
+            item = installed_catalogue(load_config(config)).item(name)
+        except CatalogueFault as error:
+            typer.echo(f"medimgd: {error}", err=True)
+            raise typer.Exit(ExitCode.NOT_FOUND) from error
+    if as_json:
+        print_json(_summary(item) | (_promises(item.package) if item.package else {}))
+        return
+    say(f"{item.title}: {item.state}, in {item.folder}")
+    for fault in item.faults:
+        say(f"! {fault}")
+    if item.package is not None:
+        _print_package(item.package)
+
+
+@app.command("add")
+def add_model(folder: Folder, config: ConfigPath = None) -> None:
+    """Check a package, run its network once, and install it; the worker takes it up by itself."""
+    from daemon.catalogue import installed_catalogue
+    from daemon.config import load_config
+    from model.catalogue import add_package
+
+    with failures_become_exit_codes():
+        loaded = load_config(config)
+        _require_it_runs(folder)
+        package = add_package(folder, loaded.site_models_folder)
+        twins = [item for item in installed_catalogue(loaded).installed if item.faults]
+        say(f"{package.at_version} is installed in {package.folder}")
+        for item in twins:
+            say(f"! {item.title}: {'; '.join(item.faults)}")
+
+
+@app.command("check")
+def check_model(folder: Folder, as_json: AsJSON = False) -> None:
+    """Check a package folder and run its network once, without installing anything."""
+    from model.runtimes.check import check_package
+
+    with failures_become_exit_codes():
+        report = check_package(folder)
+    if as_json:
+        print_json(report.as_mapping())
+    elif report.passed:
+        say(f"{folder}: no fault found")
+    if not report.passed:
+        if not as_json:
+            _print_faults(folder, report.faults)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _require_it_runs(folder: Path) -> None:
+    from model.runtimes.check import check_package
+
+    report = check_package(folder)
+    if not report.passed:
+        _print_faults(folder, report.faults)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_faults(folder: Path, faults: tuple[str, ...]) -> None:
+    for fault in faults:
+        typer.echo(f"medimgd: {folder}: {fault}", err=True)
+
+
+def _summary(item: InstalledPackage) -> dict[str, Any]:
+    return {
+        "model": item.title,
+        "state": item.state,
+        "folder": item.folder,
+        "bundled": item.bundled,
+        "faults": item.faults,
+    }
+
+
+def _promises(package: ModelPackage) -> dict[str, Any]:
+    return {
+        "title": package.identity.title,
+        "intended_use": package.identity.intended_use,
+        "demonstration": package.identity.demonstration,
+        "weights_sha256": package.identity.weights_sha256,
+        "input": package.recipe.to_mapping(),
+        "preprocessing_digest": package.preprocessing_digest,
+        "labels": package.labels,
+        "selection": package.selection.where.words,
+        "contract": [{"text": clause.text, "reason": clause.reason} for clause in package.contract],
+        "limits": package.limits,
+        "metrics": package.metrics,
+        "training": package.training,
+    }
+
+
+def _print_package(package: ModelPackage) -> None:
+    identity = package.identity
+    say(f"{identity.title}{' (DEMONSTRATION, no clinical claim)' * identity.demonstration}")
+    say(f"intended use: {identity.intended_use}")
+    say(f"reads: {package.selection.where.words}")
+    for clause in package.contract:
+        say(f"requires: {clause.require.words} - {clause.text}")
+    print_table(
+        ("label", "code", "threshold", "undetermined"),
+        [
+            (
+                label.name,
+                f"({label.code.value}, {label.code.scheme}, {label.code.meaning})",
+                f"{label.threshold:.3f}",
+                f"{label.undetermined_low:.3f} to {label.undetermined_high:.3f}"
+                if label.undetermined_low < label.undetermined_high
+                else "",
+            )
+            for label in package.labels
+        ],
+    )
+    for limit in package.limits:
+        say(f"limit: {limit}")
+    for name, value in package.metrics.items():
+        say(f"{name}: {value}")

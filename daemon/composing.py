@@ -1,0 +1,168 @@
+"""From a stored result to the objects that are sent: gathers what ``dicom_io.results`` needs.
+
+Owns the picture on the result card and the link to the version before. Composes; sends nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from daemon import __version__
+from daemon.config import Config
+from daemon.logs import ACTION, RESULT
+from dicom_io.display import display_image
+from dicom_io.errors import CannotCompose, MedimgdError, RefusalReason
+from dicom_io.results.capture import compose_capture
+from dicom_io.results.refusal_report import compose_refusal_report
+from dicom_io.results.request import (
+    DocumentRole,
+    EncodedDocument,
+    PredecessorReference,
+    RefusalDetail,
+    ReportRequest,
+    SRClassValues,
+    SRTitleValues,
+)
+from dicom_io.results.study_report import compose_study_report
+from storage.database import Database
+from storage.installation import Installation
+from storage.results import ResultKind, ResultRecord, predecessor_documents
+from storage.spool import Spool
+from storage.studies import instance_paths
+
+_logger = logging.getLogger(__name__)
+
+_TITLES = {
+    "126000": SRTitleValues.IMAGING_MEASUREMENT_REPORT,
+    "private": SRTitleValues.AI_ANALYSIS_RESULTS,
+}
+
+
+class Composer:
+    """Builds the documents of results of one installation.
+
+    Parameters
+    ----------
+    config : Config
+        Title of the reports, node id.
+    database : Database
+        For paths and predecessors.
+    spool : Spool
+        Where the analysed instances lie.
+    installation : Installation
+        Whose namespace derived UIDs live in.
+    """
+
+    def __init__(
+        self, config: Config, database: Database, spool: Spool, installation: Installation
+    ) -> None:
+        self._config = config
+        self._database = database
+        self._spool = spool
+        self._installation = installation
+
+    def compose(
+        self, result: ResultRecord, sr_class: SRClassValues
+    ) -> tuple[EncodedDocument, EncodedDocument]:
+        """Return picture and report, in the order they are sent.
+
+        Raises
+        ------
+        CannotCompose
+            The reference header cannot carry a valid object, or its files are gone.
+        """
+        request = self._request(result)
+        capture = compose_capture(request, self._picture(result, request.cited))
+        return capture, _report(request, sr_class, capture)
+
+    def compose_report(self, result: ResultRecord, sr_class: SRClassValues) -> EncodedDocument:
+        """Return the report alone in another SOP class, referring to the same picture.
+
+        The picture is composed again, which gives the same UID and the same bytes.
+
+        Raises
+        ------
+        CannotCompose
+            As for ``compose``.
+        """
+        return self.compose(result, sr_class)[1]
+
+    def _request(self, result: ResultRecord) -> ReportRequest:
+        evidence = self._paths(result)
+        return ReportRequest(
+            evidence=evidence,
+            cited=(evidence[len(evidence) // 2],),
+            model=result.model,
+            # Times without an offset are read in the hospital's zone: this host's.
+            analysis_started=result.analysis_started_at.astimezone(),
+            result_digest=result.result_digest,
+            node_id=self._config.site.node_id,
+            software_version=__version__,
+            site_namespace=self._installation.uid_namespace,
+            findings=result.findings,
+            refusal=_refusal_of(result),
+            version_number=result.version_number,
+            predecessor=self._predecessor(result),
+            sr_title=_TITLES[self._config.results.title],
+        )
+
+    def _paths(self, result: ResultRecord) -> tuple[Path, ...]:
+        known = instance_paths(self._database, result.study_instance_uid)
+        paths = tuple(
+            self._spool.absolute(known[uid]) for uid in result.sop_instance_uids if uid in known
+        )
+        if len(paths) != len(result.sop_instance_uids) or not paths:
+            raise CannotCompose(
+                f"result {result.id}: {len(result.sop_instance_uids) - len(paths)} of "
+                f"{len(result.sop_instance_uids)} analysed instances are no longer in the spool"
+            )
+        return paths
+
+    def _predecessor(self, result: ResultRecord) -> PredecessorReference | None:
+        for document in predecessor_documents(self._database, result):
+            if document.role == DocumentRole.REPORT:
+                return PredecessorReference(
+                    result.study_instance_uid,
+                    document.series_instance_uid,
+                    document.sop_class_uid,
+                    document.sop_instance_uid,
+                )
+        return None
+
+    def _picture(
+        self, result: ResultRecord, cited: Sequence[Path]
+    ) -> npt.NDArray[np.float32] | None:
+        if result.refusal_reason is RefusalReason.CANNOT_DECODE:
+            return None
+        try:
+            return display_image(cited[0])
+        except MedimgdError as error:
+            # The card says in words what it cannot show.
+            _logger.warning(
+                "the result card has no picture: %s", error,
+                extra={ACTION: "no_picture", RESULT: result.id},
+            )  # fmt: skip
+            return None
+
+
+def _report(
+    request: ReportRequest, sr_class: SRClassValues, capture: EncodedDocument
+) -> EncodedDocument:
+    if request.refusal is not None:
+        return compose_refusal_report(request, sr_class, capture)
+    return compose_study_report(request, sr_class, capture)
+
+
+def _refusal_of(result: ResultRecord) -> RefusalDetail | None:
+    if result.kind is ResultKind.FINDING:
+        return None
+    return RefusalDetail(
+        result.refusal_reason or RefusalReason.SOFTWARE_FAILURE,
+        result.refusal_message,
+        failed=result.kind is ResultKind.FAILURE,
+    )

@@ -1,0 +1,321 @@
+"""The courier process: composes every result once, and delivers it to every destination.
+
+Owns the order of sending, the step down to an SR class a peer accepts, and the question whether
+what was sent is there. Delivery never touches inference: an archive may be away for days.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from daemon.composing import Composer
+from daemon.config import Config, DestinationSection
+from daemon.logs import ACTION, COUNT, DESTINATION, REASON, RESULT, STUDY
+from daemon.role import RoleProcess, now_utc
+from dicom_io.association import Destination
+from dicom_io.errors import AssociationFailed, CannotCompose
+from dicom_io.query import holds_instance
+from dicom_io.results.request import SR_CLASS_PREFERENCE, DocumentRole, SRClassValues
+from dicom_io.sending import OutgoingInstance, SendOutcome, send
+from storage.backoff import DeliveryPolicy
+from storage.database import Database
+from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
+from storage.installation import read_installation
+from storage.outbox import (
+    DeliveryGroup,
+    DeliveryRecord,
+    confirm_deliveries,
+    due_deliveries,
+    record_outcomes,
+    replace_document,
+    unconfirmed_deliveries,
+)
+from storage.results import (
+    ResultKind,
+    ResultRecord,
+    get_result,
+    mark_uncomposable,
+    read_document,
+    results_awaiting_composition,
+    store_documents,
+    withhold_result,
+)
+from storage.spool import Spool
+
+_logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.25
+CONFIRM_AFTER_SECONDS = 2.0
+"""A PACS may need a moment between its Success and its index."""
+CONFIRM_EVERY_SECONDS = 10.0
+
+# Explicit VR Little Endian: what the result composers write (PS3.5 A.2).
+_TRANSFER_SYNTAX_UID = "1.2.840.10008.1.2.1"
+
+
+class Courier:
+    """Composes and delivers.
+
+    Parameters
+    ----------
+    config : Config
+        Destinations and patience.
+    database : Database
+        Open for writing.
+    composer : Composer
+        Makes documents from results.
+    """
+
+    def __init__(self, config: Config, database: Database, composer: Composer) -> None:
+        self._config = config
+        self._database = database
+        self._composer = composer
+        self._sections = {section.name: section for section in config.destinations}
+        self._policy = _policy(config)
+        self._confirm_next = now_utc()
+        self._cannot_confirm: set[str] = set()
+
+    def work(self) -> bool:
+        """Do one round; False when there was nothing to compose and nothing to send."""
+        composed = self._compose_waiting()
+        sent = self._deliver_due()
+        self._confirm_sent(now_utc())
+        return composed or sent
+
+    # Composing
+
+    def _compose_waiting(self) -> bool:
+        waiting = results_awaiting_composition(self._database)
+        for result in waiting:
+            self._compose(result)
+        return bool(waiting)
+
+    def _compose(self, result: ResultRecord) -> None:
+        fields = {RESULT: result.id, STUDY: result.study_instance_uid}
+        if result.kind is not ResultKind.FINDING and not self._config.results.send_refusals:
+            reason = "refusals are shown in the worklist and not sent (results.send_refusals)"
+            withhold_result(self._database, result.id, reason, now_utc())
+            _logger.info("result withheld: %s", reason, extra={ACTION: "withheld", **fields})
+            return
+        try:
+            documents = self._composer.compose(result, SR_CLASS_PREFERENCE[0])
+        except CannotCompose as error:
+            mark_uncomposable(self._database, result.id, str(error), now_utc())
+            _logger.error("%s", error, extra={ACTION: "uncomposable", **fields})
+            return
+        store_documents(self._database, result.id, documents, tuple(self._sections), now_utc())
+        _logger.info("result composed", extra={ACTION: "composed", **fields})
+
+    # Delivering
+
+    def _deliver_due(self) -> bool:
+        groups = due_deliveries(self._database, now_utc())
+        unreachable: set[str] = set()
+        for group in groups:
+            if group.destination not in unreachable and not self._deliver(group):
+                unreachable.add(group.destination)
+        return bool(groups)
+
+    def _deliver(self, group: DeliveryGroup) -> bool:
+        """Send one result's documents on one association; False when nobody answered."""
+        section = self._sections.get(group.destination)
+        if section is None:
+            self._record(group, _all(group, "this destination is no longer configured"))
+            return True
+        try:
+            outcomes = self._attempt(section, group)
+        except AssociationFailed as error:
+            self._record(group, _all(group, str(error)))
+            return False
+        except CannotCompose as error:
+            # Refused in the class we have, and the source of another class is gone.
+            self._record(group, _all(group, str(error), context_refused=True))
+            return True
+        self._record(group, outcomes)
+        return any(outcome.status is not None or outcome.context_refused for outcome in outcomes)
+
+    def _attempt(self, section: DestinationSection, group: DeliveryGroup) -> list[DeliveryOutcome]:
+        deliveries = self._in_accepted_class(group)
+        outcomes = send(self._peer(section), [self._outgoing(each) for each in deliveries])
+        return _matched(deliveries, self._with_fallback(section, deliveries, outcomes))
+
+    def _in_accepted_class(self, group: DeliveryGroup) -> tuple[DeliveryRecord, ...]:
+        """Use the SR class this destination was found to accept, without asking again."""
+        learned = destination_state(self._database, group.destination).sr_sop_class_uid
+        return tuple(
+            self._in_class(delivery, SRClassValues(learned))
+            if learned and delivery.role == DocumentRole.REPORT
+            and delivery.sop_class_uid != learned
+            else delivery
+            for delivery in group.deliveries
+        )  # fmt: skip
+
+    def _with_fallback(
+        self,
+        section: DestinationSection,
+        deliveries: Sequence[DeliveryRecord],
+        outcomes: Sequence[SendOutcome],
+    ) -> list[SendOutcome]:
+        """Step down through the SR classes while the report's context is refused."""
+        results = list(outcomes)
+        for place, (delivery, outcome) in enumerate(zip(deliveries, outcomes, strict=True)):
+            if delivery.role == DocumentRole.REPORT:
+                results[place] = self._stepped_down(section, delivery, outcome)
+        return results
+
+    def _stepped_down(
+        self, section: DestinationSection, delivery: DeliveryRecord, outcome: SendOutcome
+    ) -> SendOutcome:
+        first_refused = SRClassValues(delivery.sop_class_uid)
+        if not outcome.context_refused:
+            return outcome
+        for sr_class in SR_CLASS_PREFERENCE:
+            if sr_class is first_refused:
+                continue
+            lesser = self._in_class(delivery, sr_class)
+            try:
+                (outcome,) = send(self._peer(section), [self._outgoing(lesser)])
+            except AssociationFailed as error:
+                return SendOutcome(lesser.sop_instance_uid, None, str(error))
+            if not outcome.context_refused:
+                learn_sr_sop_class(self._database, section.name, sr_class)
+                _logger.warning(
+                    "%s does not accept %s: reports are sent as %s",
+                    section.name, first_refused.name, sr_class.name,
+                    extra={ACTION: "sr_class_learned", DESTINATION: section.name},
+                )  # fmt: skip
+                return outcome
+        learn_sr_sop_class(self._database, section.name, None)
+        return outcome
+
+    def _in_class(self, delivery: DeliveryRecord, sr_class: SRClassValues) -> DeliveryRecord:
+        result = get_result(self._database, delivery.result_id)
+        document = self._composer.compose_report(result, sr_class)
+        return replace_document(self._database, delivery.id, document, now_utc())
+
+    def _outgoing(self, delivery: DeliveryRecord) -> OutgoingInstance:
+        return OutgoingInstance(
+            delivery.sop_class_uid,
+            delivery.sop_instance_uid,
+            _TRANSFER_SYNTAX_UID,
+            read_document(self._database, delivery.document_id),
+        )
+
+    def _peer(self, section: DestinationSection) -> Destination:
+        return Destination(
+            section.name, section.host, section.port, section.ae_title,
+            section.calling_ae_title or self._config.receiver.ae_title,
+            connect_timeout_seconds=min(section.timeout_seconds, 10.0),
+            association_timeout_seconds=section.timeout_seconds,
+            response_timeout_seconds=section.timeout_seconds,
+        )  # fmt: skip
+
+    def _record(self, group: DeliveryGroup, outcomes: Sequence[DeliveryOutcome]) -> None:
+        before = destination_state(self._database, group.destination)
+        records = record_outcomes(
+            self._database, group.destination, outcomes, now_utc(), self._policy
+        )
+        for record in records:
+            _logger.info(
+                "%s to %s: %s", record.role, record.destination, record.state,
+                extra={ACTION: "delivery", DESTINATION: record.destination,
+                       RESULT: record.result_id, STUDY: record.study_instance_uid,
+                       REASON: record.last_comment},
+            )  # fmt: skip
+        self._log_turn(before.consecutive_failures, group.destination)
+
+    def _log_turn(self, failures_before: int, destination: str) -> None:
+        """Say once that a destination went away, and once that it is back."""
+        state = destination_state(self._database, destination)
+        if state.consecutive_failures and not failures_before:
+            _logger.warning(
+                "%s does not take results now: %s", destination, state.last_answer,
+                extra={ACTION: "destination_away", DESTINATION: destination},
+            )  # fmt: skip
+        if failures_before and not state.consecutive_failures:
+            _logger.warning(
+                "%s takes results again", destination,
+                extra={ACTION: "destination_back", DESTINATION: destination},
+            )  # fmt: skip
+
+    # Confirming
+
+    def _confirm_sent(self, now: datetime) -> None:
+        """Ask destinations that answer C-FIND whether they hold what they accepted."""
+        if now < self._confirm_next:
+            return
+        self._confirm_next = now + timedelta(seconds=CONFIRM_EVERY_SECONDS)
+        before = now - timedelta(seconds=CONFIRM_AFTER_SECONDS)
+        unreachable = set(self._cannot_confirm)
+        for delivery in unconfirmed_deliveries(self._database, sent_before=before):
+            section = self._sections.get(delivery.destination)
+            if section is None or not section.confirm or section.name in unreachable:
+                continue
+            if not self._confirm(section, delivery):
+                unreachable.add(section.name)
+
+    def _confirm(self, section: DestinationSection, delivery: DeliveryRecord) -> bool:
+        try:
+            held = holds_instance(
+                self._peer(section), delivery.study_instance_uid,
+                delivery.series_instance_uid, delivery.sop_instance_uid,
+            )  # fmt: skip
+        except AssociationFailed:
+            return False
+        if held is None:
+            self._cannot_confirm.add(section.name)
+            _logger.info(
+                "%s does not answer C-FIND: what it accepts stays unconfirmed", section.name,
+                extra={ACTION: "cannot_confirm", DESTINATION: section.name},
+            )  # fmt: skip
+            return False
+        if held:
+            count = confirm_deliveries(
+                self._database, section.name, [delivery.sop_instance_uid], now_utc()
+            )
+            _logger.info(
+                "%s confirms that it holds the result", section.name,
+                extra={ACTION: "confirmed", DESTINATION: section.name, COUNT: count},
+            )  # fmt: skip
+        return True
+
+
+def _policy(config: Config) -> DeliveryPolicy:
+    section = config.results
+    return DeliveryPolicy(
+        first_delay_seconds=section.first_retry_seconds,
+        max_delay_seconds=section.longest_retry_seconds,
+        max_outage_delay_seconds=min(section.longest_retry_seconds, 300.0),
+        max_age_seconds=section.give_up_after_days * 86400.0,
+    )
+
+
+def _all(
+    group: DeliveryGroup, comment: str, *, context_refused: bool = False
+) -> list[DeliveryOutcome]:
+    return [
+        DeliveryOutcome(delivery.id, None, comment, context_refused)
+        for delivery in group.deliveries
+    ]
+
+
+def _matched(
+    deliveries: Sequence[DeliveryRecord], outcomes: Sequence[SendOutcome]
+) -> list[DeliveryOutcome]:
+    return [
+        DeliveryOutcome(delivery.id, outcome.status, outcome.comment, outcome.context_refused)
+        for delivery, outcome in zip(deliveries, outcomes, strict=True)
+    ]
+
+
+def run_courier(config: Config, database: Database, slot: str) -> None:
+    """Compose and deliver until a stop is asked for."""
+    spool = Spool(config.spool_folder, 0, slot=slot)
+    composer = Composer(config, database, spool, read_installation(database))
+    courier = Courier(config, database, composer)
+    role = RoleProcess(config, database, "courier", slot)
+    role.begin({"destinations": [section.name for section in config.destinations]})
+    role.repeat(courier.work, IDLE_SECONDS)
+    role.end()

@@ -1,0 +1,175 @@
+"""``medimgd doctor``: the questions that fill every forum thread, asked and answered at once.
+
+Owns the checks. Each says what it looked at, whether it is well, and what to do if not. Changes
+nothing but a small file it writes to the spool's disk and removes again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.catalogue import installed_catalogue
+from daemon.config import Config
+from daemon.status import MEBIBYTE
+from dicom_io.association import Destination
+from dicom_io.codecs import try_decoders
+from dicom_io.errors import MedimgdError
+from dicom_io.sending import echo
+from storage.database import open_database
+from storage.errors import DatabaseMissing
+
+SLOW_SYNC_SECONDS = 0.2
+"""A disk that takes longer than this for one small sync cannot keep up with a modality."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One check."""
+
+    subject: str
+    ok: bool
+    detail: str
+    """What was found, and what to do when it is not well."""
+
+
+def examine(config: Config) -> Iterator[Diagnosis]:
+    """Yield every diagnosis; a check that breaks is itself a diagnosis."""
+    checks: tuple[Callable[[Config], Iterator[Diagnosis]], ...] = (
+        _disk, _database, _port, _peers, _decoders, _models, _destinations,
+    )  # fmt: skip
+    for check in checks:
+        try:
+            yield from check(config)
+        except (MedimgdError, OSError) as error:
+            yield Diagnosis(check.__name__.strip("_"), ok=False, detail=str(error))
+
+
+def _disk(config: Config) -> Iterator[Diagnosis]:
+    folder = config.site.data_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = _sync_seconds(folder)
+    yield Diagnosis(
+        "disk sync",
+        ok=seconds < SLOW_SYNC_SECONDS,
+        detail=f"{folder.resolve()}: writing and syncing 1 MiB took {seconds * 1000:.0f} ms"
+        + ("" if seconds < SLOW_SYNC_SECONDS else "; use a faster or less busy disk"),
+    )
+    usage = os.statvfs(folder)
+    free = usage.f_bavail * usage.f_frsize // MEBIBYTE
+    enough = free >= config.receiver.minimum_free_mib
+    yield Diagnosis(
+        "disk space",
+        ok=enough,
+        detail=f"{free} MiB free, reception stops below {config.receiver.minimum_free_mib}"
+        + ("" if enough else "; free space or lower receiver.minimum_free_mib"),
+    )
+
+
+def _sync_seconds(folder: Path) -> float:
+    path = folder / f".doctor-{os.getpid()}"
+    started = time.monotonic()
+    try:
+        with path.open("wb") as file:
+            file.write(b"\0" * MEBIBYTE)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+    return time.monotonic() - started
+
+
+def _database(config: Config) -> Iterator[Diagnosis]:
+    try:
+        database = open_database(config.database_path, read_only=True)
+    except DatabaseMissing:
+        detail = "none yet: the first 'medimgd run' creates it"
+    else:
+        database.close()
+        detail = f"{config.database_path} opens and is current"
+    yield Diagnosis("database", ok=True, detail=detail)
+
+
+def _port(config: Config) -> Iterator[Diagnosis]:
+    section = config.receiver
+    local = "127.0.0.1" if section.address in ("0.0.0.0", "::") else section.address  # noqa: S104
+    answer = echo(
+        Destination("medimgd", local, section.port, section.ae_title, section.ae_title,
+                    connect_timeout_seconds=3.0, association_timeout_seconds=5.0,
+                    response_timeout_seconds=5.0)
+    )  # fmt: skip
+    if answer.ok:
+        yield Diagnosis("receiver", ok=True, detail=f"answers C-ECHO on {local}:{section.port}")
+        return
+    free = _can_bind(section.address, section.port)
+    yield Diagnosis(
+        "receiver",
+        ok=free,
+        detail=f"not running; port {section.port} is free for it"
+        if free
+        else f"port {section.port} cannot be taken and no medimgd answers there "
+        f"({answer.detail}): stop what holds it, or set receiver.port",
+    )
+
+
+def _can_bind(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        return True
+    return False
+
+
+def _peers(config: Config) -> Iterator[Diagnosis]:
+    rules = ", ".join(f"{peer.ae_title} from {peer.network}" for peer in config.receiver.peers)
+    yield Diagnosis("who may send", ok=True, detail=rules or "this machine only")
+
+
+def _decoders(config: Config) -> Iterator[Diagnosis]:
+    del config
+    for syntax in try_decoders():
+        yield Diagnosis(
+            f"decoder {syntax.name}",
+            ok=syntax.available,
+            detail=syntax.detail if syntax.available else
+            f"{syntax.detail}; install the pinned requirements again",
+        )  # fmt: skip
+
+
+def _models(config: Config) -> Iterator[Diagnosis]:
+    installed = installed_catalogue(config).installed
+    if not any(item.usable for item in installed):
+        yield Diagnosis(
+            "models", ok=False,
+            detail="no usable model: every study ends as unmatched; see 'medimgd models add'",
+        )  # fmt: skip
+    for item in installed:
+        yield Diagnosis(
+            f"model {item.title}", ok=not item.faults, detail="; ".join(item.faults) or item.state
+        )
+
+
+def _destinations(config: Config) -> Iterator[Diagnosis]:
+    if not config.destinations:
+        yield Diagnosis(
+            "destinations", ok=False,
+            detail="none configured: results stay here; add a [[destinations]] block",
+        )  # fmt: skip
+    for section in config.destinations:
+        calling = section.calling_ae_title or config.receiver.ae_title
+        answer = echo(
+            Destination(section.name, section.host, section.port, section.ae_title, calling,
+                        connect_timeout_seconds=5.0, association_timeout_seconds=10.0,
+                        response_timeout_seconds=10.0)
+        )  # fmt: skip
+        yield Diagnosis(
+            f"destination {section.name}", ok=answer.ok,
+            detail=f"{answer.detail} ({answer.seconds * 1000:.0f} ms)",
+        )  # fmt: skip

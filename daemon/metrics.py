@@ -1,0 +1,136 @@
+"""Metrics for Prometheus, gathered from the database at each scrape.
+
+Owns the names of the metrics. Labels hold states, destinations, roles and slots; nothing that was
+received ever becomes a label or a value, so no patient can be recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from daemon import __version__
+from daemon.config import Config
+from daemon.role import now_utc
+from daemon.status import MEBIBYTE, Status, read_status
+from storage.errors import StorageError
+from storage.overview import Overview
+
+METRICS: Mapping[str, str] = {
+    "medimgd_build_info": "Version of medimgd; always 1.",
+    "medimgd_database_readable": "1 when the database exists and can be read.",
+    "medimgd_disk_free_bytes": "Room left on the disk of the data folder.",
+    "medimgd_studies": "Studies by state.",
+    "medimgd_jobs": "Analyses by state.",
+    "medimgd_results": "Results by state.",
+    "medimgd_deliveries": "Deliveries of documents by state.",
+    "medimgd_oldest_waiting_seconds": "Age of the study that waits longest for an answer.",
+    "medimgd_stuck_items": "Things that need a person or have not moved for too long.",
+    "medimgd_conflicting_studies": "Studies with other content under a known SOP Instance UID.",
+    "medimgd_refused_last_day": "Instances and associations refused at the door in 24 hours.",
+    "medimgd_last_instance_timestamp_seconds": "When the last instance was received.",
+    "medimgd_process_alive": "1 when the process beats, by role and slot.",
+    "medimgd_process_heartbeat_age_seconds": "Time since the last heartbeat, by role and slot.",
+    "medimgd_destination_pending": "Documents that wait for a destination.",
+    "medimgd_destination_failures": "Failures of a destination since its last success.",
+    "medimgd_destination_last_success_timestamp_seconds": "When a destination last took a result.",
+    "medimgd_attention_items": "Sentences that 'medimgd status' would print for a person.",
+}
+"""Every metric with its meaning."""
+
+
+class StatusCollector(Collector):
+    """Reads the status of an installation when it is scraped.
+
+    Parameters
+    ----------
+    config : Config
+        Where the database lies.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering does not read the database."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric; without a readable database the few that need none."""
+        yield _gauge("medimgd_build_info", ("version",), [((__version__,), 1)])
+        now = now_utc()
+        try:
+            status = read_status(self._config, now)
+        except StorageError:
+            yield _gauge("medimgd_database_readable", (), [((), 0)])
+            return
+        yield _gauge("medimgd_database_readable", (), [((), status.overview is not None)])
+        yield _gauge("medimgd_disk_free_bytes", (), [((), status.disk.free_mib * MEBIBYTE)])
+        yield _gauge("medimgd_attention_items", (), [((), len(status.attention))])
+        yield from _of_processes(status)
+        yield from _of_destinations(status)
+        if status.overview is not None:
+            yield from _of_overview(status.overview, now)
+
+
+def metrics_text(config: Config) -> bytes:
+    """Return all metrics in the text format of Prometheus."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(config))
+    return generate_latest(registry)
+
+
+_Sample = tuple[tuple[str, ...], float]
+
+
+def _gauge(name: str, labels: tuple[str, ...], samples: Iterable[_Sample]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, METRICS[name], labels=labels)
+    for values, number in samples:
+        family.add_metric(values, float(number))
+    return family
+
+
+def _of_overview(overview: Overview, now: datetime) -> Iterator[Metric]:
+    yield _by_state("medimgd_studies", overview.studies)
+    yield _by_state("medimgd_jobs", overview.jobs)
+    yield _by_state("medimgd_results", overview.results)
+    yield _by_state("medimgd_deliveries", overview.deliveries)
+    oldest = overview.oldest_waiting
+    age = 0.0 if oldest is None else (now - oldest.since).total_seconds()
+    yield _gauge("medimgd_oldest_waiting_seconds", (), [((), age)])
+    yield _gauge("medimgd_stuck_items", (), [((), overview.stuck_count)])
+    yield _gauge("medimgd_conflicting_studies", (), [((), overview.studies_with_conflicts)])
+    yield _gauge("medimgd_refused_last_day", (), [((), overview.refused_last_day)])
+    if overview.last_instance_at is not None:
+        moment = overview.last_instance_at.timestamp()
+        yield _gauge("medimgd_last_instance_timestamp_seconds", (), [((), moment)])
+
+
+def _by_state(name: str, counts: Mapping[StrEnum, int]) -> Metric:
+    return _gauge(name, ("state",), [((str(state),), count) for state, count in counts.items()])
+
+
+def _of_processes(status: Status) -> Iterator[Metric]:
+    labels = ("role", "slot")
+    of = [((process.role, process.slot), process) for process in status.processes]
+    yield _gauge("medimgd_process_alive", labels, [(key, each.alive) for key, each in of])
+    ages = [(key, each.heartbeat_age_seconds) for key, each in of]
+    yield _gauge("medimgd_process_heartbeat_age_seconds", labels, ages)
+
+
+def _of_destinations(status: Status) -> Iterator[Metric]:
+    label = ("destination",)
+    of = [((destination.name,), destination) for destination in status.destinations]
+    yield _gauge("medimgd_destination_pending", label, [(k, each.pending) for k, each in of])
+    failures = [(key, each.consecutive_failures) for key, each in of]
+    yield _gauge("medimgd_destination_failures", label, failures)
+    yield _gauge(
+        "medimgd_destination_last_success_timestamp_seconds",
+        label,
+        [(k, each.last_success_at.timestamp()) for k, each in of if each.last_success_at],
+    )

@@ -1,0 +1,140 @@
+"""The scheduler: judges completion, takes back what the dead held, and keeps retention.
+
+Owns the clock of the installation: APScheduler calls these duties in the parent of ``medimgd run``,
+or in a process of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from daemon.config import Config
+from daemon.logs import ACTION, COUNT, JOB, REASON, STUDY
+from daemon.role import RoleProcess, now_utc, where
+from dicom_io.errors import MedimgdError
+from storage.claims import reclaim_expired
+from storage.completion import CompletionRules, DeadlineAction, complete_due_studies
+from storage.database import Database
+from storage.preparation import reclaim_preparations
+from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.spool import Spool
+
+_logger = logging.getLogger(__name__)
+
+COMPLETION_EVERY_SECONDS = 0.5
+RECLAIM_EVERY_SECONDS = 5.0
+RETENTION_EVERY_SECONDS = 600.0
+MOST_PURGED_AT_ONCE = 200
+
+
+class Scheduler:
+    """The periodic duties of one installation.
+
+    Parameters
+    ----------
+    config : Config
+        Completion rules, attempts, retention.
+    database : Database
+        Open for writing.
+    spool : Spool
+        Where retention removes files.
+    """
+
+    def __init__(self, config: Config, database: Database, spool: Spool) -> None:
+        self._config = config
+        self._database = database
+        self._spool = spool
+        self._rules = CompletionRules(
+            quiet_seconds=config.study.quiet_seconds,
+            deadline_seconds=config.study.deadline_seconds,
+            deadline_action=DeadlineAction(config.study.deadline_action),
+        )
+        self._clock = BackgroundScheduler(timezone="UTC")
+
+    def start(self) -> None:
+        """Begin to call the duties, each never twice at once."""
+        self.every(COMPLETION_EVERY_SECONDS, self.complete_studies, "completion")
+        self.every(RECLAIM_EVERY_SECONDS, self.reclaim_leases, "leases")
+        self.every(RETENTION_EVERY_SECONDS, self.keep_retention, "retention")
+        self._clock.start()
+
+    def every(self, seconds: float, duty: Callable[[], None], name: str) -> None:
+        """Add a duty; its errors are logged and never end the others."""
+        self._clock.add_job(
+            _surviving(duty, name), "interval", seconds=seconds, id=name,
+            max_instances=1, coalesce=True, misfire_grace_time=None,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End the duty under way and call no other."""
+        self._clock.shutdown(wait=True)
+
+    def complete_studies(self) -> None:
+        """Complete or hold the studies whose waiting is over."""
+        for judgement in complete_due_studies(self._database, self._rules, now_utc()):
+            _logger.info(
+                "study %s: %s", judgement.verdict, judgement.reason,
+                extra={ACTION: "study_judged", STUDY: judgement.study_instance_uid,
+                       REASON: judgement.reason},
+            )  # fmt: skip
+
+    def reclaim_leases(self) -> None:
+        """Take back studies and jobs whose process fell silent."""
+        held = reclaim_preparations(
+            self._database, now_utc(), max_attempts=self._config.study.maximum_attempts
+        )
+        for study in held:
+            _logger.error(
+                "study held: %s", study.reason,
+                extra={ACTION: "study_held", STUDY: study.study_instance_uid},
+            )  # fmt: skip
+        for job in reclaim_expired(self._database, now_utc()):
+            _logger.warning(
+                "job %d comes back from a silent worker; it is %s", job.id, job.state,
+                extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
+            )  # fmt: skip
+
+    def keep_retention(self) -> None:
+        """Remove the pixels of studies that ended long ago."""
+        days = self._config.retention.days
+        purged = purge_finished_studies(
+            self._database, self._spool, now_utc(), older_than_days=days, limit=MOST_PURGED_AT_ONCE
+        )
+        forget_old_traffic(self._database, now_utc(), older_than_days=days)
+        if purged:
+            _logger.info(
+                "retention removed the files of %d studies", len(purged),
+                extra={ACTION: "retention", COUNT: len(purged)},
+            )  # fmt: skip
+
+
+def _surviving(duty: Callable[[], None], name: str) -> Callable[[], None]:
+    """Return the duty with its errors logged: this is the scheduler's process loop."""
+
+    def called() -> None:
+        try:
+            duty()
+        except MedimgdError as error:
+            _logger.error("%s: %s", name, error, extra={ACTION: "duty_failed"})
+        except Exception as error:  # noqa: BLE001 - a process loop
+            _logger.error(
+                "%s: unexpected %s in %s", name, type(error).__name__, where(error),
+                extra={ACTION: "duty_failed", REASON: type(error).__name__},
+            )  # fmt: skip
+
+    return called
+
+
+def run_scheduler(config: Config, database: Database, slot: str) -> None:
+    """Keep the duties until a stop is asked for."""
+    scheduler = Scheduler(config, database, Spool(config.spool_folder, 0, slot=slot))
+    role = RoleProcess(config, database, "scheduler", slot)
+    role.begin()
+    scheduler.start()
+    while not role.wait(1.0):
+        pass
+    scheduler.stop()
+    role.end()

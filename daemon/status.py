@@ -1,0 +1,231 @@
+"""What ``medimgd status`` says: the state of everything in one screen, and what needs a person.
+
+Owns the judgement of what needs attention. Reads the database file directly, whether or not a
+daemon runs, and imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from daemon.config import Config
+from storage.errors import DatabaseMissing
+from storage.overview import Overview, ProcessOverview, read_overview
+from storage.states import DeliveryState, JobState, StudyState
+
+SILENT_SECONDS = 15.0
+"""A process that has not beaten for this long is dead or stopped."""
+MEBIBYTE = 1024 * 1024
+ALL_ROLES = ("receiver", "scheduler", "preparer", "worker", "courier", "web")
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """Room on the spool's disk."""
+
+    free_mib: int
+    total_mib: int
+    minimum_free_mib: int
+    """Below this reception answers A700."""
+
+    @property
+    def is_short(self) -> bool:
+        """True when instances are turned away for want of room."""
+        return self.free_mib < self.minimum_free_mib
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """One process and whether it lives."""
+
+    slot: str
+    role: str
+    pid: int
+    host: str
+    alive: bool
+    state: str
+    heartbeat_age_seconds: float
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """One archive and what it said last."""
+
+    name: str
+    address: str
+    pending: int
+    last_answer: str
+    last_success_at: datetime | None
+    consecutive_failures: int
+    breaker_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole screen."""
+
+    at: datetime
+    data_folder: str
+    running: bool
+    """True when at least one process beats."""
+    processes: tuple[ProcessStatus, ...]
+    overview: Overview | None
+    """None when nothing was ever received here: there is no database yet."""
+    destinations: tuple[DestinationStatus, ...]
+    disk: DiskStatus
+    device: str
+    models: tuple[str, ...]
+    attention: tuple[str, ...]
+    """What needs a person, one sentence each; empty when all is well."""
+
+
+def read_status(config: Config, now: datetime) -> Status:
+    """Gather the status of an installation; works while the daemon is down."""
+    try:
+        overview = read_overview(config.database_path, now)
+    except DatabaseMissing:
+        overview = None
+    processes = tuple(_process(each, config.site.node_id) for each in _of(overview))
+    destinations = _destinations(config, overview)
+    disk = _disk(config)
+    return Status(
+        at=now,
+        data_folder=str(config.site.data_folder.resolve()),
+        running=any(process.alive for process in processes),
+        processes=processes,
+        overview=overview,
+        destinations=destinations,
+        disk=disk,
+        device=_worker_detail(processes, "device") or "",
+        models=tuple(_worker_detail(processes, "models") or ()),
+        attention=tuple(_attention(config, overview, processes, destinations, disk)),
+    )
+
+
+def _of(overview: Overview | None) -> tuple[ProcessOverview, ...]:
+    return () if overview is None else overview.processes
+
+
+def _process(known: ProcessOverview, this_host: str) -> ProcessStatus:
+    fresh = known.heartbeat_age_seconds < SILENT_SECONDS
+    here = known.host == this_host
+    return ProcessStatus(
+        known.slot, known.role, known.pid, known.host,
+        alive=fresh and (not here or _exists(known.pid)),
+        state=known.state,
+        heartbeat_age_seconds=known.heartbeat_age_seconds,
+        detail=known.detail,
+    )  # fmt: skip
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _destinations(config: Config, overview: Overview | None) -> tuple[DestinationStatus, ...]:
+    known = {each.name: each for each in overview.destinations} if overview else {}
+    addresses = {
+        section.name: f"{section.ae_title}@{section.host}:{section.port}"
+        for section in config.destinations
+    }
+    rows = []
+    for name in sorted({*known, *addresses}):
+        state = known.get(name)
+        rows.append(
+            DestinationStatus(
+                name,
+                addresses.get(name, "no longer configured"),
+                state.pending if state else 0,
+                state.last_answer if state else "",
+                state.last_success_at if state else None,
+                state.consecutive_failures if state else 0,
+                state.breaker_until if state else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _disk(config: Config) -> DiskStatus:
+    folder = config.site.data_folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return DiskStatus(
+        usage.free // MEBIBYTE, usage.total // MEBIBYTE, config.receiver.minimum_free_mib
+    )
+
+
+def _worker_detail(processes: tuple[ProcessStatus, ...], name: str) -> Any:
+    details = [p.detail.get(name) for p in processes if p.role == "worker" and p.alive]
+    return next((detail for detail in details if detail), None)
+
+
+def _attention(
+    config: Config,
+    overview: Overview | None,
+    processes: tuple[ProcessStatus, ...],
+    destinations: tuple[DestinationStatus, ...],
+    disk: DiskStatus,
+) -> Iterator[str]:
+    yield from _missing_roles(config, processes)
+    if disk.is_short:
+        yield (
+            f"disk: {disk.free_mib} MiB free, {disk.minimum_free_mib} needed: "
+            "senders are told to come back later (A700); free space or shorten retention"
+        )
+    for process in processes:
+        for model, fault in dict(process.detail.get("out_of_order", {})).items():
+            yield f"model {model} is out of order: {fault}"
+    for destination in destinations:
+        if destination.consecutive_failures:
+            yield (
+                f"destination {destination.name} does not take results "
+                f"({destination.consecutive_failures} failures in a row, "
+                f"{destination.pending} waiting): {destination.last_answer}"
+            )
+    if overview is not None:
+        yield from _stuck_work(overview)
+
+
+def _missing_roles(config: Config, processes: tuple[ProcessStatus, ...]) -> Iterator[str]:
+    wanted = [role for role in ALL_ROLES if role != "web" or config.web.enabled]
+    alive = {process.role for process in processes if process.alive}
+    missing = [role for role in wanted if role not in alive]
+    if missing == wanted:
+        yield "medimgd is not running: nothing is received or analysed; start it with 'medimgd run'"
+    elif missing:
+        yield f"not running: {', '.join(missing)}; see the log for the reason"
+
+
+def _stuck_work(overview: Overview) -> Iterator[str]:
+    held = overview.studies.get(StudyState.HELD, 0)
+    failed = overview.jobs.get(JobState.FAILED, 0)
+    undelivered = sum(
+        overview.deliveries.get(state, 0) for state in (DeliveryState.REJECTED, DeliveryState.DEAD)
+    )
+    if held:
+        yield f"{held} studies are held: see 'medimgd studies', then 'medimgd retry STUDY'"
+    if failed:
+        yield f"{failed} analyses failed for good: 'medimgd studies', then 'medimgd retry STUDY'"
+    if undelivered:
+        yield f"{undelivered} results were rejected or given up: 'medimgd retry STUDY' sends again"
+    others = overview.stuck_count - held - failed - undelivered
+    if others > 0:
+        yield f"{others} items have not moved for a quarter of an hour"
+    if overview.studies_with_conflicts:
+        yield (
+            f"{overview.studies_with_conflicts} studies hold other content under a known "
+            "SOP Instance UID: it was kept apart; compare before trusting either"
+        )

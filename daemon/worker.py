@@ -1,0 +1,286 @@
+"""The worker process: claims jobs, runs the network, records findings.
+
+Owns the only process that imports TensorFlow. Reads tensors and writes findings; it never sees a
+DICOM file, and what it holds when it dies goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+import numpy as np
+
+from daemon.catalogue import installed_catalogue, installed_packages
+from daemon.config import Config
+from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
+from daemon.role import RoleProcess, now_utc
+from dicom_io.errors import MedimgdError, RefusalReason
+from model.errors import DeviceOutOfMemory, ModelError, UnusableOutput
+from model.findings import judge
+from model.package import ModelPackage
+from model.runtimes.port import FloatArray, Predictor
+from storage.claims import claim_batch, give_back, reclaim_expired, renew
+from storage.database import Database
+from storage.endings import Analysed, fail_attempt, finish_batch, refuse_job
+from storage.jobs import ClaimedJob, waiting_models
+
+_logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.1
+OUT_OF_MEMORY_PAUSE_SECONDS = 30.0
+"""Another program may hold the device; what does not fit now may fit later."""
+
+PredictorMaker = Callable[[ModelPackage], Predictor]
+
+
+def keras_predictor(config: Config) -> PredictorMaker:
+    """Return what makes the predictor of a package on the configured device."""
+    from model.runtimes.keras_runtime import KerasPredictor
+
+    return lambda package: KerasPredictor(package, device=config.worker.device)
+
+
+class ServedModels:
+    """The packages this worker serves: loaded and warm, or out of order with the reason."""
+
+    def __init__(self, config: Config, make_predictor: PredictorMaker) -> None:
+        self._config = config
+        self._make_predictor = make_predictor
+        self._packages: tuple[ModelPackage, ...] = ()
+        self._predictors: dict[str, tuple[ModelPackage, Predictor]] = {}
+        self.out_of_order: dict[str, str] = {}
+
+    def refresh(self) -> bool:
+        """Load what was added and drop what was removed; True when anything changed."""
+        packages = installed_packages(self._config)
+        if packages is self._packages:
+            return False
+        self._packages = packages
+        self._predictors = {
+            name: (package, predictor)
+            for name, (package, predictor) in self._predictors.items()
+            if package in packages
+        }
+        self.out_of_order = {
+            item.title: "; ".join(item.faults) for item in installed_catalogue(self._config).broken
+        }
+        for title, fault in self.out_of_order.items():
+            _log_out_of_order(title, fault)
+        for package in packages:
+            if package.at_version not in self._predictors:
+                self._load(package)
+        return True
+
+    def _load(self, package: ModelPackage) -> None:
+        predictor = self._make_predictor(package)
+        try:
+            predictor.load()
+            seconds = predictor.warm_up()
+        except ModelError as error:
+            self.out_of_order[package.at_version] = str(error)
+            _log_out_of_order(package.at_version, str(error))
+            return
+        self._predictors[package.at_version] = (package, predictor)
+        _logger.info(
+            "%s is warm on %s", package.at_version, predictor.device,
+            extra={ACTION: "model_ready", MODEL: package.at_version, SECONDS: round(seconds, 3)},
+        )  # fmt: skip
+
+    def find(self, at_version: str) -> tuple[ModelPackage, Predictor] | None:
+        """Return a loaded package, or None when it is out of order or not installed."""
+        return self._predictors.get(at_version)
+
+    def why_not(self, at_version: str) -> str:
+        """Return why a model cannot serve, as a sentence for the administrator."""
+        fault = self.out_of_order.get(at_version)
+        if fault is not None:
+            return f"{at_version} is out of order: {fault}"
+        return f"{at_version} is no longer installed or was disabled: install it, then retry"
+
+    def detail(self) -> Mapping[str, object]:
+        """Return what ``medimgd status`` shows of this worker."""
+        described = [predictor.description for _, predictor in self._predictors.values()]
+        return {
+            "device": described[0].device if described else "",
+            "runtime": described[0].runtime if described else "",
+            "models": sorted(self._predictors),
+            "out_of_order": self.out_of_order,
+        }
+
+
+def _log_out_of_order(title: str, fault: str) -> None:
+    _logger.error(
+        "model %s is out of order: %s", title, fault,
+        extra={ACTION: "model_out_of_order", MODEL: title},
+    )  # fmt: skip
+
+
+class Worker:
+    """Runs batches of jobs, across studies, one model at a time.
+
+    Parameters
+    ----------
+    config : Config
+        Batch size, lease and attempts.
+    database : Database
+        Open for writing.
+    models : ServedModels
+        Loaded predictors.
+    owner : str
+        In whose name jobs are leased.
+    """
+
+    def __init__(
+        self, config: Config, database: Database, models: ServedModels, owner: str
+    ) -> None:
+        self._config = config
+        self._database = database
+        self._models = models
+        self._owner = owner
+        self._in_hand: tuple[ClaimedJob, ...] = ()
+        self._holding = threading.Lock()
+
+    def work(self) -> bool:
+        """Run one batch of the model that waits longest; False when nothing waits."""
+        for waiting in waiting_models(self._database, now_utc()):
+            jobs = claim_batch(
+                self._database, self._owner, waiting.model_name, waiting.model_version,
+                self._config.worker.maximum_batch, now_utc(), self._config.worker.lease_seconds,
+            )  # fmt: skip
+            if jobs:
+                self._hold(jobs)
+                try:
+                    self._run(jobs)
+                finally:
+                    self._hold(())
+                return True
+        return False
+
+    def renew(self, now: datetime) -> None:
+        """Extend the leases of the jobs in hand; the heartbeat calls this."""
+        with self._holding:
+            jobs = self._in_hand
+        if jobs:
+            renew(self._database, jobs, now, self._config.worker.lease_seconds)
+
+    def _hold(self, jobs: tuple[ClaimedJob, ...]) -> None:
+        with self._holding:
+            self._in_hand = jobs
+
+    def _run(self, jobs: tuple[ClaimedJob, ...]) -> None:
+        name = jobs[0].model.at_version
+        served = self._models.find(name)
+        if served is None or served[0].identity != jobs[0].model:
+            for job in jobs:
+                self._fail(job, self._models.why_not(name), retryable=False)
+            return
+        by_shape: dict[tuple[int, ...], list[ClaimedJob]] = defaultdict(list)
+        for job in jobs:
+            by_shape[job.tensor.values.shape].append(job)
+        for alike in by_shape.values():
+            self._predict(served[0], served[1], alike)
+
+    def _predict(
+        self, package: ModelPackage, predictor: Predictor, jobs: Sequence[ClaimedJob]
+    ) -> None:
+        started_at = now_utc()
+        started = time.monotonic()
+        try:
+            scores = predictor.predict(np.stack([job.tensor.values for job in jobs]))
+        except DeviceOutOfMemory as error:
+            for job in jobs:
+                self._fail(job, str(error), retryable=True)
+            return
+        except ModelError as error:
+            self._predict_apart(package, predictor, jobs, error)
+            return
+        self._finish(package, jobs, scores, started_at)
+        _logger.info(
+            "%s analysed %d inputs", package.at_version, len(jobs),
+            extra={ACTION: "analysed", MODEL: package.at_version, COUNT: len(jobs),
+                   SECONDS: round(time.monotonic() - started, 3)},
+        )  # fmt: skip
+
+    def _predict_apart(
+        self,
+        package: ModelPackage,
+        predictor: Predictor,
+        jobs: Sequence[ClaimedJob],
+        error: ModelError,
+    ) -> None:
+        """Find out which input of a batch the model cannot answer for."""
+        if len(jobs) > 1:
+            for job in jobs:
+                self._predict(package, predictor, [job])
+        elif isinstance(error, UnusableOutput):
+            refuse_job(
+                self._database, jobs[0], RefusalReason.SOFTWARE_FAILURE, str(error),
+                analysis_started_at=now_utc(), now=now_utc(),
+            )  # fmt: skip
+        else:
+            self._fail(jobs[0], str(error), retryable=error.retryable)
+
+    def _finish(
+        self,
+        package: ModelPackage,
+        jobs: Sequence[ClaimedJob],
+        scores: FloatArray,
+        started_at: datetime,
+    ) -> None:
+        batch = [
+            Analysed(job, judge(row, package.labels), started_at)
+            for job, row in zip(jobs, scores, strict=True)
+        ]
+        for job, state in zip(jobs, finish_batch(self._database, batch, now_utc()), strict=True):
+            _logger.info(
+                "job %s", state or "given to another worker",
+                extra={ACTION: "job_finished", JOB: job.id, STUDY: job.study_instance_uid,
+                       MODEL: package.at_version},
+            )  # fmt: skip
+
+    def _fail(self, job: ClaimedJob, reason: str, *, retryable: bool) -> None:
+        try:
+            state = fail_attempt(
+                self._database, job, reason, retryable=retryable, now=now_utc(),
+                max_attempts=self._config.worker.maximum_attempts,
+                retry_after_seconds=OUT_OF_MEMORY_PAUSE_SECONDS if retryable else 0.0,
+            )  # fmt: skip
+        except MedimgdError as error:
+            _logger.warning("%s", error, extra={ACTION: "lease_lost", JOB: job.id})
+            return
+        _logger.error(
+            "job %d is %s: %s", job.id, state, reason,
+            extra={ACTION: "job_failed", JOB: job.id, STUDY: job.study_instance_uid,
+                   MODEL: job.model.at_version, REASON: reason},
+        )  # fmt: skip
+
+
+def run_worker(
+    config: Config, database: Database, slot: str, make_predictor: PredictorMaker | None = None
+) -> None:
+    """Analyse until a stop is asked for; what is in hand then is given back."""
+    # A predecessor in this slot is dead: its jobs wait again at once, with the crash counted.
+    for job in reclaim_expired(database, now_utc(), owner=slot):
+        _logger.warning(
+            "job %d comes back from a worker that died; it is %s", job.id, job.state,
+            extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
+        )  # fmt: skip
+    models = ServedModels(config, make_predictor or keras_predictor(config))
+    worker = Worker(config, database, models, slot)
+    role = RoleProcess(config, database, "worker", slot, worker.renew)
+    role.begin({"state": "loading models"})
+
+    def step() -> bool:
+        if models.refresh():
+            role.describe(models.detail())
+            role.beat()
+        return worker.work()
+
+    role.repeat(step, IDLE_SECONDS)
+    give_back(database, slot, now_utc())
+    role.end()
