@@ -20,7 +20,13 @@ from dicom_io.results.document import (
     new_document,
     reference_item,
 )
-from dicom_io.results.reference import Evidence, code_of, coded_item, read_evidence
+from dicom_io.results.reference import (
+    Evidence,
+    InstanceReference,
+    code_of,
+    coded_item,
+    read_evidence,
+)
 from dicom_io.results.request import (
     SECONDARY_CAPTURE_CLASS_UID,
     DocumentRole,
@@ -101,11 +107,8 @@ def _body_part(request: ReportRequest, header: Dataset) -> str:
 def _add_image(ds: Dataset, request: ReportRequest, evidence: Evidence) -> None:
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     ds.DerivationDescription = f"AI result card by {request.model.at_version}, not for measurement"
-    ds.SourceImageSequence = []
-    for cited in evidence.cited:
-        item = reference_item(cited.sop_class_uid, cited.sop_instance_uid)
-        item.PurposeOfReferenceCodeSequence = [coded_item(codes.SOURCE_IMAGE_FOR_PROCESSING)]
-        ds.SourceImageSequence.append(item)
+    if sources := [_source(cited) for cited in evidence.cited if cited.is_image]:
+        ds.SourceImageSequence = sources
     # The attribute asks for text that identifies the patient. The card prints none of its own,
     # but shows whatever a modality burned into the source.
     ds.BurnedInAnnotation = evidence.header.get("BurnedInAnnotation", "NO")
@@ -113,6 +116,12 @@ def _add_image(ds: Dataset, request: ReportRequest, evidence: Evidence) -> None:
         for keyword in _LOSSY:
             if keyword in evidence.header:
                 ds[keyword] = evidence.header[keyword]
+
+
+def _source(cited: InstanceReference) -> Dataset:
+    item = reference_item(cited.sop_class_uid, cited.sop_instance_uid)
+    item.PurposeOfReferenceCodeSequence = [coded_item(codes.SOURCE_IMAGE_FOR_PROCESSING)]
+    return item
 
 
 def _add_pixels(ds: Dataset, pixels: npt.NDArray[np.uint8]) -> None:

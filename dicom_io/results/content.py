@@ -12,6 +12,7 @@ from types import MappingProxyType
 from highdicom.sr import (
     CodeContentItem,
     CodedConcept,
+    CompositeContentItem,
     ContainerContentItem,
     ContentItem,
     ContentSequence,
@@ -84,11 +85,12 @@ def percent_item(name: Code, value: float) -> ContentItem:
     return item
 
 
-def image_item(
+def reference_content(
     name: Code, reference: InstanceReference, children: Iterable[ContentItem] = ()
 ) -> ContentItem:
-    """Return an IMAGE item that refers to the whole instance."""
-    item = ImageContentItem(
+    """Return an item that refers to a whole instance: IMAGE, or COMPOSITE for what is no image."""
+    item_class = ImageContentItem if reference.is_image else CompositeContentItem
+    item = item_class(
         concept(name),
         reference.sop_class_uid,
         reference.sop_instance_uid,
@@ -124,7 +126,7 @@ def measurement_group(
     uid = identity.tracking_uid(
         request.site_namespace, evidence.study_instance_uid, request.model, tracked
     )
-    sources = [image_item(codes.SOURCE_OF_MEASUREMENT, cited) for cited in evidence.cited]
+    sources = [reference_content(codes.SOURCE_OF_MEASUREMENT, cited) for cited in evidence.cited]
     tracking = [
         text_item(codes.TRACKING_IDENTIFIER, tracked, HAS_OBS_CONTEXT),
         uid_item(codes.TRACKING_UNIQUE_IDENTIFIER, uid, HAS_OBS_CONTEXT),
@@ -142,7 +144,7 @@ def encode_report(
     """Put `content` below the header of the tree, surround it with a document and encode it."""
     root = container(
         _TITLES[request.sr_title],
-        [*_context(request, evidence), _image_library(evidence), *content],
+        [*_context(request, evidence), *_image_library(evidence), *content],
         template="1500",
         is_root=True,
     )
@@ -187,15 +189,19 @@ def _procedure(header: Dataset) -> Code:
     return codes.procedure_for_modality(str(header.Modality))
 
 
-def _image_library(evidence: Evidence) -> ContentItem:
+def _image_library(evidence: Evidence) -> list[ContentItem]:
     """Return a library of the cited images only: a whole series costs seconds and megabytes."""
     modality = codes.modality_code(str(evidence.header.Modality))
     images = [
-        image_item(codes.SOURCE, cited, [code_item(codes.MODALITY, modality, HAS_ACQ_CONTEXT)])
+        reference_content(
+            codes.SOURCE, cited, [code_item(codes.MODALITY, modality, HAS_ACQ_CONTEXT)]
+        )
         for cited in evidence.cited
+        if cited.is_image
     ]
-    group = container(codes.IMAGE_LIBRARY_GROUP, images)
-    return container(codes.IMAGE_LIBRARY, [group])
+    if not images:
+        return []
+    return [container(codes.IMAGE_LIBRARY, [container(codes.IMAGE_LIBRARY_GROUP, images)])]
 
 
 def _add_status(ds: Dataset) -> None:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
 from dicom_io.errors import CannotCompose, InvalidUID, UnreadableInstance
 from dicom_io.header import read_header, read_reference
@@ -47,6 +48,11 @@ class InstanceReference:
     series_instance_uid: str
     sop_class_uid: str
     sop_instance_uid: str
+
+    @property
+    def is_image(self) -> bool:
+        """True for the image classes of the standard; readers refuse other classes as images."""
+        return "Image Storage" in UID(self.sop_class_uid).name
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,21 @@ def test_a_refusal_is_accepted_in_every_class(
         assert "Absent" not in text
 
 
+@pytest.mark.parametrize("name", ["sr_document.dcm", "seg_image_ct_binary.dcm"])
+def test_a_refusal_about_what_is_no_image_is_accepted(
+    testdata: Path, tmp_path: Path, name: str
+) -> None:
+    request = make_request(testdata / "single" / name, refusal=REFUSAL)
+    no_weight = r"Value is zero for value 1 of attribute <Patient's Weight>"
+
+    for sop_class in SR_CLASS_PREFERENCE:
+        report = compose_refusal_report(request, sop_class)
+
+        assert unexpected(judge(report, tmp_path), no_weight) == []
+        assert "COMPOSITE" in dump(report, tmp_path)
+    assert unexpected(judge(compose_capture(request, None), tmp_path), no_weight) == []
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("picture", [make_picture(512, 512), make_picture(30, 90), None])
 def test_a_result_card_is_accepted(
