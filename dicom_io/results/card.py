@@ -110,7 +110,7 @@ def _lines(request: ReportRequest, time_shown: str) -> Iterator[_Line]:
     colour = _OUTCOME_COLOURS[request.outcome]
     yield _Line("AI result - not verified by a physician", 22, _WHITE)
     if request.model.demonstration:
-        yield _Line("DEMONSTRATION MODEL - no clinical claim", 22, _AMBER, 6)
+        yield _Line("DEMONSTRATION MODEL - no clinical claim", 20, _AMBER, 6)
     yield _Line(request.outcome, 52, colour, 18)
     if request.refusal is None:
         yield from _finding_lines(request.findings)
@@ -129,7 +129,7 @@ def _finding_lines(findings: tuple[Finding, ...]) -> Iterator[_Line]:
         word = word if finding.presence is PresenceValues.ABSENT else word.upper()
         stated = f"{word}, certainty of finding {finding.certainty_percent:g} %"
         yield _Line(finding.label, 28, colour, 18)
-        yield _Line(stated, 24, colour, 2)
+        yield _Line(stated, 22, colour, 2)
         yield _Line(operating_point(finding), 18, _MUTED, 2)
 
 
