@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from dicom_io.tensors import TensorRecipe
+from model.errors import TrainingDataFault
 from model.findings import FloatArray
 from model.manifest_writing import write_manifest
 from model.package import MANIFEST_FORMAT, sha256_of
@@ -220,7 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     settings = FitSettings(epochs=options.epochs, seed=options.seed)
-    target = train(options.data, options.out, settings, AugmentationRanges())
+    try:
+        target = train(options.data, options.out, settings, AugmentationRanges())
+    except TrainingDataFault as fault:
+        logger.error("%s", fault)
+        return 1
     logger.info("package written to %s", target)
     return 0
 

@@ -66,7 +66,11 @@ def figures_at(labels: FloatArray, scores: FloatArray, threshold: float) -> dict
 
 
 def measured(
-    labels: FloatArray, scores: FloatArray, threshold: float, seed: int
+    labels: FloatArray,
+    scores: FloatArray,
+    threshold: float,
+    seed: int,
+    count: int = BOOTSTRAP_ROUNDS,
 ) -> dict[str, Measure]:
     """Return every figure with a percentile bootstrap interval over films.
 
@@ -75,7 +79,7 @@ def measured(
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(labels == label) for label in (0, 1)]
     rounds: list[dict[str, float]] = []
-    for _ in range(BOOTSTRAP_ROUNDS):
+    for _ in range(count):
         drawn = np.concatenate([rng.choice(index, len(index)) for index in classes])
         rounds.append(figures_at(labels[drawn], scores[drawn], threshold))
     tail = (100 - INTERVAL_PERCENT) / 2
