@@ -118,14 +118,16 @@ def test_series_is_judged_by_its_first_instance(make_package):
     # Given a series whose localiser-like last instance has another thickness,
     package = make_package(kind="volume", contract=[THIN])
     study = [
-        instance("1.1.3", "1.1", SliceThickness=9.0),
+        instance("1.1.1", "1.1", SliceThickness=9.0),
         instance("1.1.2", "1.1", InstanceNumber=2.0, SliceThickness=9.0),
-        instance("1.1.1", "1.1", InstanceNumber=1.0, SliceThickness=1.0),
+        instance("1.1.3", "1.1", InstanceNumber=1.0, SliceThickness=1.0),
     ]
 
     selection = select(package, study)
 
     assert selection.outcome is OutcomeValues.MATCHED
+    assert selection.chosen is not None
+    assert selection.chosen.sop_instance_uids == ("1.1.3", "1.1.2", "1.1.1")
 
 
 def test_input_outside_the_contract_is_refused_with_value_rule_and_reason(make_package):
