@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -111,7 +112,10 @@ def _of_overview(overview: Overview, now: datetime) -> Iterator[Metric]:
         yield _gauge("medimgd_last_instance_timestamp_seconds", (), [((), moment)])
 
 
-def _by_state(name: str, counts: Mapping[StrEnum, int]) -> Metric:
+StateT = TypeVar("StateT", bound=StrEnum)
+
+
+def _by_state(name: str, counts: Mapping[StateT, int]) -> Metric:
     return _gauge(name, ("state",), [((str(state),), count) for state, count in counts.items()])
 
 

@@ -7,7 +7,6 @@ is memory-hard; the password itself is never stored or logged.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -40,7 +39,7 @@ def credentials_of(header: str) -> tuple[str, str] | None:
         return None
     try:
         user, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, or not UTF-8 inside
         return None
     return (user, password) if colon else None
 
