@@ -18,7 +18,7 @@ from daemon.catalogue import installed_catalogue
 from daemon.config import Config
 from daemon.status import MEBIBYTE
 from dicom_io.association import Destination
-from dicom_io.codecs import try_decoders
+from dicom_io.decoder_trials import try_decoders
 from dicom_io.errors import MedimgdError
 from dicom_io.sending import echo
 from storage.database import open_database

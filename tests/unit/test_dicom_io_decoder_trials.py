@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dicom_io import codecs
+from dicom_io import decoder_trials
 
 
 def test_all_thirteen_encodings_decode_to_the_known_frame() -> None:
-    trials = list(codecs.try_decoders())
+    trials = list(decoder_trials.try_decoders())
 
     assert len(trials) == 13
     assert [trial for trial in trials if not trial.available] == []
@@ -21,12 +21,12 @@ def test_a_damaged_codestream_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "rle.dcm"
-    shutil.copy(codecs.KNOWN_FRAMES / "rle.dcm", damaged)
+    shutil.copy(decoder_trials.KNOWN_FRAMES / "rle.dcm", damaged)
     content = bytearray(damaged.read_bytes())
     content[-40] ^= 0xFF
     damaged.write_bytes(content)
-    monkeypatch.setattr(codecs, "KNOWN_FRAMES", tmp_path)
+    monkeypatch.setattr(decoder_trials, "KNOWN_FRAMES", tmp_path)
 
-    (trial,) = codecs.try_decoders()
+    (trial,) = decoder_trials.try_decoders()
 
     assert not trial.available
