@@ -87,6 +87,17 @@ class StudyLine:
     waits_for: str
     """What happens next; empty when nothing more will."""
 
+    @property
+    def top(self) -> Statement | None:
+        """The statement that gave the flag; None when the study's own state did."""
+        return top_statement(self.flag, self.statements)
+
+    @property
+    def other_statements(self) -> tuple[Statement, ...]:
+        """All that is said besides, the worst first: no refusal hides behind a positive."""
+        top = self.top
+        return tuple(one for one in self.statements if one is not top)
+
 
 @dataclass(frozen=True, slots=True)
 class Worklist:
