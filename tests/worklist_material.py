@@ -314,7 +314,7 @@ def fill(ward: Ward, film: Path, slice_: Path) -> dict[str, str]:
     uids["mild"] = ward.positive("Beispiel^Bruno", present("Effusion", 0.99), absent("Pneumonia"))
     uids["undetermined"] = ward.positive("Example^Eva", undetermined("Pneumonia", 0.47))
     uids["script"] = ward.positive(
-        SCRIPT, absent("Pneumonia"), description=SCRIPT, patient_id="<b>1</b>"
+        SCRIPT, absent("Pneumonia"), description=SCRIPT, patient_id="<i>1</i>"
     )
     uids["negative"] = ward.positive(
         "Yamada^Tarou=山田^太郎=やまだ^たろう", absent("Pneumonia", 0.02)

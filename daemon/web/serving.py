@@ -5,6 +5,7 @@ Owns the server thread. Signals belong to ``RoleProcess``; nothing here writes t
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 
@@ -36,12 +37,14 @@ class WebServer:
     """
 
     def __init__(self, config: Config) -> None:
+        # Addresses of pages and searches may hold a patient's name. uvicorn's own switch leaves
+        # the logger open to handlers that others add; this does not.
+        logging.getLogger("uvicorn.access").disabled = True
         self._socket = _listen(config.web)
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_app(config),
-                # Addresses of pages and searches may hold a patient's name.
                 access_log=False,
                 log_config=None,
                 server_header=False,

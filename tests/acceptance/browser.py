@@ -26,9 +26,13 @@ def chromium() -> str:
     return found
 
 
-def dump_dom(url: str, tmp_path: Path) -> str:
-    """Return the document as it stands after the page was loaded and its scripts ran."""
-    return _run(url, tmp_path, "--dump-dom")
+def dump_dom(url: str, tmp_path: Path, *, after_seconds: float = 0) -> str:
+    """Return the document as it stands after the page was loaded and its scripts ran.
+
+    `after_seconds` lets that much of the browser's own time pass, in an instant.
+    """
+    budget = (f"--virtual-time-budget={int(after_seconds * 1000)}",) if after_seconds else ()
+    return _run(url, tmp_path, *budget, "--dump-dom")
 
 
 def screenshot(url: str, path: Path, *, width: int = 1500, height: int = 1000) -> None:
