@@ -1,0 +1,334 @@
+"""Results, documents and the outbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
+
+from dicom_io.statuses import StoreStatusValues
+from storage.backoff import DeliveryPolicy, backoff_seconds
+from storage.completion import complete_now
+from storage.destinations import (
+    DeliveryOutcome,
+    destination_state,
+    learn_sr_sop_class,
+    list_destinations,
+)
+from storage.dossier import read_dossier
+from storage.endings import Analysed, finish_job
+from storage.errors import IllegalMove, NotFound
+from storage.outbox import (
+    composed_document_id,
+    confirm_deliveries,
+    delivery_states,
+    due_deliveries,
+    record_outcomes,
+    replace_document,
+    unconfirmed_deliveries,
+    wake_destination,
+)
+from storage.results import (
+    is_own_sop_instance_uid,
+    mark_uncomposable,
+    predecessor_documents,
+    read_document,
+    results_awaiting_composition,
+    store_documents,
+    withhold_result,
+)
+from storage.retry import retry_study
+from storage.states import DeliveryState, ResultState
+
+COMPREHENSIVE_3D = "1.2.840.10008.5.1.4.1.1.88.34"
+ENHANCED = "1.2.840.10008.5.1.4.1.1.88.22"
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+POLICY = DeliveryPolicy(jitter=0.0)
+
+
+@dataclass(frozen=True)
+class Document:
+    role: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str = "2.25.9"
+    data: bytes = b"bytes"
+
+
+SR = Document("SR", COMPREHENSIVE_3D, "2.25.1", data=b"the report")
+SC = Document("SC", CAPTURE, "2.25.2", data=b"the picture")
+
+
+def _compose(hospital, *destinations: str, study: str = STUDY, documents=(SR, SC)) -> int:
+    hospital.analyse(study)
+    (result,) = results_awaiting_composition(hospital.database)
+    store_documents(hospital.database, result.id, documents, destinations or ("pacs",), NOON)
+    return result.id
+
+
+def _answer(hospital, *outcomes: DeliveryOutcome, now=NOON, destination: str = "pacs", **policy):
+    return record_outcomes(hospital.database, destination, outcomes, now, replace(POLICY, **policy))
+
+
+def test_a_result_waits_for_composition_with_all_the_composer_needs(hospital) -> None:
+    hospital.analyse()
+
+    (result,) = results_awaiting_composition(hospital.database)
+
+    assert (result.model, result.findings, result.state) == (CXR, (PNEUMONIA,), "awaiting")
+    assert len(result.result_digest) == 64
+    assert predecessor_documents(hospital.database, result) == ()
+
+
+def test_documents_are_composed_once_and_only_those_bytes_are_kept(hospital) -> None:
+    result_id = _compose(hospital)
+    other = replace(SR, sop_instance_uid="2.25.77", data=b"composed again")
+
+    kept = store_documents(hospital.database, result_id, [other], ["pacs"], NOON)
+
+    assert [document.sop_instance_uid for document in kept] == ["2.25.1", "2.25.2"]
+    assert [read_document(hospital.database, each.id) for each in kept] == [SR.data, SC.data]
+    assert results_awaiting_composition(hospital.database) == ()
+    assert not is_own_sop_instance_uid(hospital.database, "2.25.77")
+
+
+def test_our_own_objects_are_known_by_their_uid(hospital) -> None:
+    _compose(hospital)
+
+    assert is_own_sop_instance_uid(hospital.database, "2.25.2")
+    assert not is_own_sop_instance_uid(hospital.database, "2.25.3")
+    with pytest.raises(NotFound):
+        read_document(hospital.database, 999)
+
+
+def test_a_later_version_finds_the_documents_of_its_predecessor(hospital) -> None:
+    _compose(hospital)
+    hospital.arrive(2, now=NOON + seconds(1))
+    complete_now(hospital.database, STUDY, NOON + seconds(2))
+    hospital.prepare(NOON + seconds(3))
+    (job,) = hospital.claim(now=NOON + seconds(4))
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON + seconds(5))
+
+    (result,) = results_awaiting_composition(hospital.database)
+
+    assert result.version_number == 2
+    found = predecessor_documents(hospital.database, result)
+    assert [each.sop_instance_uid for each in found] == ["2.25.1", "2.25.2"]
+
+
+def test_the_picture_goes_before_the_report_and_results_in_order(hospital) -> None:
+    first = _compose(hospital, "pacs", "archive")
+    second = _compose(
+        hospital,
+        study="1.2.9",
+        documents=(replace(SR, sop_instance_uid="2.25.11"),),
+    )
+
+    groups = due_deliveries(hospital.database, NOON)
+
+    assert [(each.destination, each.result_id) for each in groups] == [
+        ("archive", first),
+        ("pacs", first),
+        ("pacs", second),
+    ]
+    assert [each.role for each in groups[0].deliveries] == ["SC", "SR"]
+    assert groups[0].study_instance_uid == STUDY
+    assert due_deliveries(hospital.database, NOON, limit=1) == groups[:1]
+
+
+def test_answers_are_kept_verbatim_and_success_and_warnings_are_sent(hospital) -> None:
+    _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    picture, report = group.deliveries
+
+    sent = _answer(
+        hospital,
+        DeliveryOutcome(picture.id, 0x0000),
+        DeliveryOutcome(report.id, 0xB007, "élément ignoré"),
+    )
+
+    assert [each.state for each in sent] == [DeliveryState.SENT, DeliveryState.SENT]
+    assert (sent[1].last_status, sent[1].last_comment) == (0xB007, "élément ignoré")
+    assert sent[1].sent_at == NOON
+    assert due_deliveries(hospital.database, NOON) == ()
+    assert destination_state(hospital.database, "pacs").last_success_at == NOON
+
+
+def test_an_outage_opens_the_breaker_and_everything_goes_when_it_ends(hospital) -> None:
+    _compose(hospital, "pacs", "archive")
+    (_, pacs) = due_deliveries(hospital.database, NOON)
+    silence = [DeliveryOutcome(each.id, None, "connection refused") for each in pacs.deliveries]
+
+    _answer(hospital, *silence)
+    _answer(hospital, *silence, now=NOON + seconds(20))
+
+    state = destination_state(hospital.database, "pacs")
+    assert state.consecutive_failures == 2
+    assert state.breaker_until == NOON + seconds(20 + 30)
+    assert state.last_answer == "connection refused"
+    before = due_deliveries(hospital.database, NOON + seconds(49))
+    assert [group.destination for group in before] == ["archive"]
+    after = due_deliveries(hospital.database, NOON + seconds(51))
+    assert [group.destination for group in after] == ["archive", "pacs"]
+    assert len(after[1].deliveries) == 2
+
+
+def test_the_operator_can_wake_a_destination(hospital) -> None:
+    _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    picture, report = group.deliveries
+    _answer(hospital, DeliveryOutcome(picture.id, None), DeliveryOutcome(report.id, 0xA700))
+    assert due_deliveries(hospital.database, NOON) == ()
+
+    assert wake_destination(hospital.database, "pacs", NOON) == 1
+
+    assert len(due_deliveries(hospital.database, NOON)[0].deliveries) == 2
+
+
+def test_a_destination_short_of_resources_is_asked_again_later(hospital) -> None:
+    _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    answers = [
+        DeliveryOutcome(each.id, StoreStatusValues.OUT_OF_RESOURCES) for each in group.deliveries
+    ]
+
+    (delivery, _) = _answer(hospital, *answers)
+
+    assert (delivery.state, delivery.attempts) == (DeliveryState.PENDING, 1)
+    assert delivery.next_attempt_at == NOON + seconds(15)
+    assert destination_state(hospital.database, "pacs").breaker_until == NOON + seconds(15)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [{"status": 0xC000}, {"status": 0xA900}, {"status": None, "context_refused": True}],
+    ids=["C000", "A900", "context"],
+)
+def test_a_permanent_refusal_is_repeated_a_little_and_then_waits_for_a_person(
+    hospital, refusal
+) -> None:
+    _compose(hospital, documents=(SR,))
+    (group,) = due_deliveries(hospital.database, NOON)
+    outcome = DeliveryOutcome(group.deliveries[0].id, comment="no", **refusal)
+
+    states = [
+        _answer(hospital, outcome, now=NOON + seconds(100 * each))[0].state for each in range(3)
+    ]
+
+    assert states == [DeliveryState.PENDING, DeliveryState.PENDING, DeliveryState.REJECTED]
+    assert destination_state(hospital.database, "pacs").breaker_until is None
+    actions = [entry.action for entry in read_dossier(hospital.database, STUDY).audit]
+    assert actions[-1] == "delivery rejected"
+
+
+def test_what_is_too_old_or_tried_too_often_is_dead_and_can_be_retried(hospital) -> None:
+    _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    picture, report = (DeliveryOutcome(each.id, None) for each in group.deliveries)
+
+    (old,) = _answer(hospital, picture, now=NOON + seconds(3601), max_age_seconds=3600)
+    (tried,) = _answer(hospital, report, max_attempts=1)
+    retried = retry_study(hospital.database, STUDY, NOON + seconds(4000))
+
+    assert (old.state, tried.state) == (DeliveryState.DEAD, DeliveryState.DEAD)
+    assert retried.delivery_ids == (report.delivery_id, picture.delivery_id)
+    (again,) = due_deliveries(hospital.database, NOON + seconds(99999))
+    assert [each.attempts for each in again.deliveries] == [0, 0]
+
+
+def test_an_answer_that_comes_twice_changes_nothing_more(hospital) -> None:
+    _compose(hospital, documents=(SR,))
+    (group,) = due_deliveries(hospital.database, NOON)
+    outcome = DeliveryOutcome(group.deliveries[0].id, 0)
+
+    (first,) = _answer(hospital, outcome)
+    (second,) = _answer(hospital, replace(outcome, status=0xC000), now=NOON + seconds(9))
+
+    assert second == first
+
+
+def test_a_fallback_class_replaces_the_document_for_one_destination(hospital) -> None:
+    result_id = _compose(hospital, "old", "older", "modern", documents=(SR,))
+    deliveries = {
+        group.destination: group.deliveries[0] for group in due_deliveries(hospital.database, NOON)
+    }
+    enhanced = Document("SR", ENHANCED, "2.25.3", data=b"simpler")
+    again = replace(enhanced, data=b"never kept")
+
+    replaced = replace_document(hospital.database, deliveries["old"].id, enhanced, NOON)
+    shared = replace_document(hospital.database, deliveries["older"].id, again, NOON)
+    learn_sr_sop_class(hospital.database, "old", ENHANCED)
+
+    assert (replaced.sop_class_uid, replaced.state) == (ENHANCED, DeliveryState.PENDING)
+    assert shared.document_id == replaced.document_id
+    assert read_document(hospital.database, replaced.document_id) == b"simpler"
+    assert composed_document_id(hospital.database, result_id, "SR", ENHANCED) == shared.document_id
+    assert is_own_sop_instance_uid(hospital.database, "2.25.3")
+    classes = {
+        group.destination: group.deliveries[0].sop_class_uid
+        for group in due_deliveries(hospital.database, NOON)
+    }
+    assert classes == {"old": ENHANCED, "older": ENHANCED, "modern": COMPREHENSIVE_3D}
+    assert [each.sr_sop_class_uid for each in list_destinations(hospital.database)] == [ENHANCED]
+
+
+def test_confirmation_comes_after_sending_and_only_for_what_was_sent(hospital) -> None:
+    result_id = _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    picture, report = group.deliveries
+    _answer(hospital, DeliveryOutcome(picture.id, 0))
+
+    waiting = unconfirmed_deliveries(hospital.database, sent_before=NOON + seconds(1))
+    uids = [picture.sop_instance_uid, report.sop_instance_uid]
+    assert confirm_deliveries(hospital.database, "archive", uids, NOON) == 0
+    assert confirm_deliveries(hospital.database, "pacs", uids, NOON + seconds(9)) == 1
+
+    assert [each.id for each in waiting] == [picture.id]
+    assert unconfirmed_deliveries(hospital.database, sent_before=NOON + seconds(1)) == ()
+    assert delivery_states(hospital.database, [result_id]) == {
+        result_id: {DeliveryState.CONFIRMED: 1, DeliveryState.PENDING: 1}
+    }
+
+
+def test_a_result_may_be_withheld_or_be_impossible_to_compose(hospital) -> None:
+    hospital.analyse()
+    hospital.analyse("1.2.9")
+    withheld, impossible = results_awaiting_composition(hospital.database)
+
+    withhold_result(hospital.database, withheld.id, "refusals are not sent", NOON)
+    mark_uncomposable(hospital.database, impossible.id, "no StudyInstanceUID", NOON)
+
+    assert results_awaiting_composition(hospital.database) == ()
+    with pytest.raises(IllegalMove):
+        withhold_result(hospital.database, impossible.id, "", NOON)
+    assert retry_study(hospital.database, STUDY, NOON).result_ids == ()
+    assert retry_study(hospital.database, "1.2.9", NOON).result_ids == (impossible.id,)
+    (again,) = results_awaiting_composition(hospital.database)
+    assert (again.id, again.state) == (impossible.id, ResultState.AWAITING)
+
+
+@given(
+    st.integers(1, 10_000),
+    st.floats(0.1, 100),
+    st.floats(100, 10_000),
+    st.floats(0, 1),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_delay_grows_to_its_limit_and_stays_within_its_jitter(
+    failures, first, longest, jitter, chance
+) -> None:
+    delay = backoff_seconds(failures, first, longest, jitter, chance)
+    middle = backoff_seconds(failures, first, longest, 0.0, chance)
+
+    assert first <= middle <= longest
+    assert middle <= backoff_seconds(failures + 1, first, longest, 0.0, chance)
+    assert middle * (1 - jitter) * 0.999 <= delay <= middle * (1 + jitter) * 1.001
+
+
+def test_delays_double() -> None:
+    delays = [backoff_seconds(each, 15, 100, 0.0, 0.5) for each in (1, 2, 3, 4, 5)]
+
+    assert delays == [15, 30, 60, 100, 100]

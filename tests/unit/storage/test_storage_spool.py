@@ -1,0 +1,259 @@
+"""The spool: names, identity, conflicts, and nothing left behind by what failed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from storage_hospital import DEFLATED_OR_OTHER, STUDY, make_data_set, make_prefix
+
+from dicom_io.errors import InvalidUID, UnreadableInstance
+from storage.arrivals import StoreOutcome
+from storage.errors import SpoolFailure, SpoolFull
+from storage.spool import Spool, content_digest
+
+SOP = f"{STUDY}.1.1"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", min_free_bytes=0)
+
+
+def _files(spool: Spool) -> list[str]:
+    found = (path for path in spool.folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(spool.folder).as_posix() for path in found)
+
+
+def test_an_instance_is_stored_byte_for_byte_under_its_uids(spool: Spool) -> None:
+    prefix, data_set = make_prefix(SOP), make_data_set(SOP)
+
+    stored = spool.store(prefix, memoryview(data_set))
+
+    assert stored.outcome is StoreOutcome.NEW
+    assert stored.relative_path == f"studies/{STUDY}/{STUDY}.1/{SOP}.dcm"
+    assert stored.path.read_bytes() == prefix + data_set
+    assert stored.size == len(prefix + data_set)
+    assert stored.header.sop_instance_uid == SOP
+    assert _files(spool) == [stored.relative_path]
+
+
+def test_the_same_instance_again_changes_nothing_even_from_another_sender(spool: Spool) -> None:
+    first = spool.store(make_prefix(SOP), make_data_set(SOP))
+    before = first.path.stat()
+
+    again = spool.store(make_prefix(SOP, ae="OTHER_AND_LONGER"), make_data_set(SOP))
+
+    assert again.outcome is StoreOutcome.IDENTICAL
+    assert (again.path, again.sha256) == (first.path, first.sha256)
+    assert first.path.stat().st_ino == before.st_ino
+    assert _files(spool) == [first.relative_path]
+
+
+def test_other_content_of_the_same_size_is_kept_beside_and_only_once(spool: Spool) -> None:
+    first = spool.store(make_prefix(SOP), make_data_set(SOP, pixels=b"\1\2\3\4"))
+    original = first.path.read_bytes()
+
+    other = spool.store(make_prefix(SOP), make_data_set(SOP, pixels=b"\4\3\2\1"))
+    spool.store(make_prefix(SOP), make_data_set(SOP, pixels=b"\4\3\2\1"))
+
+    assert other.outcome is StoreOutcome.CONFLICT
+    assert other.path.name == f"{SOP}.conflict-{other.sha256[:12]}.dcm"
+    assert first.path.read_bytes() == original
+    assert other.path.read_bytes().endswith(b"\4\3\2\1")
+    assert len(_files(spool)) == 2
+
+
+def test_the_same_bytes_in_another_transfer_syntax_are_other_content(spool: Spool) -> None:
+    data_set = make_data_set(SOP)
+    first = spool.store(make_prefix(SOP), data_set)
+    sop_class_and_more = make_prefix(SOP, "1.2.840.10008.1.2.4.70")
+
+    other = spool.store(sop_class_and_more, data_set)
+
+    assert other.outcome is StoreOutcome.CONFLICT
+    assert other.sha256 != first.sha256
+    assert DEFLATED_OR_OTHER
+
+
+def test_what_validate_raises_is_passed_on_and_nothing_is_stored(spool: Spool) -> None:
+    def disagree(header) -> None:
+        raise UnreadableInstance(f"command names another instance than {header.sop_instance_uid}")
+
+    with pytest.raises(UnreadableInstance, match="another instance"):
+        spool.store(make_prefix(SOP), make_data_set(SOP), disagree)
+
+    assert _files(spool) == []
+
+
+@pytest.mark.parametrize("uid", ["../../etc/passwd", "1.2/3", "", "1.2." + "3" * 64, "..", "1..2"])
+@pytest.mark.parametrize("which", ["study", "series", "sop"])
+def test_a_uid_that_is_none_never_becomes_a_path(spool: Spool, which: str, uid: str) -> None:
+    sop = uid if which == "sop" else SOP
+    changes = {} if which == "sop" else {which: uid}
+
+    with pytest.raises((InvalidUID, UnreadableInstance)):
+        spool.store(make_prefix(SOP), make_data_set(sop, **changes))
+
+    assert _files(spool) == []
+    assert sorted(path.name for path in spool.folder.parent.iterdir()) == ["spool"]
+
+
+def test_an_unreadable_data_set_leaves_nothing_behind(spool: Spool) -> None:
+    with pytest.raises(UnreadableInstance):
+        spool.store(make_prefix(SOP), b"\xff\xff not DICOM")
+
+    assert _files(spool) == []
+
+
+def test_below_the_watermark_nothing_is_accepted(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", min_free_bytes=1 << 60)
+
+    assert not spool.has_room()
+    with pytest.raises(SpoolFull, match="free space") as caught:
+        spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert caught.value.retryable
+    assert _files(spool) == []
+
+
+def test_a_size_that_would_pass_the_watermark_is_refused_beforehand(spool: Spool) -> None:
+    assert spool.has_room(1000)
+    assert not spool.has_room(spool.free_bytes() * 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, SpoolFull), (errno.EIO, SpoolFailure)]
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+def test_a_disk_that_fails_is_reported_as_retryable_and_leaves_nothing(
+    spool: Spool, monkeypatch, call, number, error
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(error, match=errno.errorcode[number]) as caught:
+        spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert caught.value.retryable
+    assert "Marked" not in str(caught.value)
+    assert _files(spool) == []
+
+
+def test_everything_is_synced_before_store_returns(spool: Spool, monkeypatch) -> None:
+    steps: list[str] = []
+    real_fsync, real_link = os.fsync, os.link
+
+    def fsync(descriptor: int) -> None:
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
+        steps.append("sync " + target.relative_to(spool.folder).as_posix().split(".part")[0][:24])
+        real_fsync(descriptor)
+
+    def link(source: Path, target: Path) -> None:
+        steps.append("link")
+        real_link(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert steps[0].startswith("sync incoming/receiver.")
+    # Each folder that was made is synced into its parent, then the name into its folder.
+    assert steps[1:] == ["sync studies", f"sync studies/{STUDY}"[:29], "link", steps[-1]]
+    assert steps[-1].startswith(f"sync studies/{STUDY}"[:24])
+
+
+def test_threads_storing_one_uid_agree_on_a_single_winner(spool: Spool) -> None:
+    contents = [make_data_set(SOP, pixels=bytes([each % 2]) * 4) for each in range(16)]
+    outcomes: list[StoreOutcome] = []
+    barrier = threading.Barrier(len(contents))
+
+    def store(data_set: bytes) -> None:
+        barrier.wait()
+        outcomes.append(spool.store(make_prefix(SOP), data_set).outcome)
+
+    threads = [threading.Thread(target=store, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert outcomes.count(StoreOutcome.NEW) == 1
+    assert outcomes.count(StoreOutcome.IDENTICAL) == 7
+    assert outcomes.count(StoreOutcome.CONFLICT) == 8
+    assert len(_files(spool)) == 2
+
+
+def test_stored_files_are_found_again_with_what_store_said_of_them(spool: Spool) -> None:
+    first = spool.store(make_prefix(SOP), make_data_set(SOP))
+    other = spool.store(make_prefix(SOP), make_data_set(SOP, pixels=b"\7\7\7\7"))
+    (spool.folder / "studies" / "lost+found").mkdir()
+
+    found = [spool.read_stored(path) for path in spool.stored_instances()]
+
+    assert found == [first, other]
+    assert content_digest(first.path) == first.sha256
+
+
+def test_a_stored_file_that_lost_its_head_is_unreadable(spool: Spool) -> None:
+    stored = spool.store(make_prefix(SOP), make_data_set(SOP))
+    stored.path.write_bytes(b"")
+
+    with pytest.raises(UnreadableInstance):
+        spool.read_stored(stored.path)
+    with pytest.raises(UnreadableInstance):
+        content_digest(stored.path)
+
+
+def test_sweeping_removes_what_dead_receivers_left_and_nothing_else(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", min_free_bytes=0, slot="receiver-0")
+    incoming = spool.folder / "incoming"
+    mine_from_before = incoming / "receiver-0.1.aa.part"
+    of_a_dead_neighbour = incoming / "receiver-1.999999999.bb.part"
+    of_a_live_neighbour = incoming / "receiver-1.1.cc.part"
+    of_this_process = incoming / f"receiver-0.{os.getpid()}.dd.part"
+    somebody_elses = incoming / "notes.txt"
+    for path in incoming, mine_from_before, of_a_dead_neighbour, of_a_live_neighbour:
+        path.touch() if path != incoming else None
+    of_this_process.touch()
+    somebody_elses.touch()
+
+    swept = spool.sweep_incoming()
+
+    assert swept == 2
+    assert set(incoming.iterdir()) == {of_a_live_neighbour, of_this_process, somebody_elses}
+
+
+def test_removing_files_frees_their_folders_and_keeps_their_neighbours(spool: Spool) -> None:
+    gone = spool.store(make_prefix(SOP), make_data_set(SOP))
+    sop = f"{STUDY}.2.1"
+    stays = spool.store(make_prefix(sop), make_data_set(sop, series=f"{STUDY}.2"))
+
+    freed = spool.remove_files([gone.relative_path, "studies/1.2/3.4/5.6.dcm"])
+
+    assert freed == gone.size
+    assert _files(spool) == [stays.relative_path]
+    assert not gone.path.parent.exists()
+    assert spool.remove_study(STUDY) == stays.size
+    assert list((spool.folder / "studies").iterdir()) == []
+
+
+def test_removing_never_leaves_the_spool(spool: Spool, tmp_path: Path) -> None:
+    outside = tmp_path / "precious"
+    outside.touch()
+
+    for path in ("../precious", "studies/../../precious", str(outside), "incoming/x"):
+        with pytest.raises(SpoolFailure, match="not a path of the spool"):
+            spool.remove_files([path])
+
+    assert outside.exists()
+
+
+def test_a_spool_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpoolFailure, match="create the spool"):
+        Spool(tmp_path / "file" / "spool")

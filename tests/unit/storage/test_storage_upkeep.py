@@ -1,0 +1,312 @@
+"""Retention, processes, and the overview that ``medimgd status`` prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from storage_hospital import NOON, PNEUMONIA, STUDY, seconds
+
+from storage.associations import close_association, open_association
+from storage.backoff import DeliveryPolicy
+from storage.completion import complete_now
+from storage.destinations import DeliveryOutcome
+from storage.door import record_refused_instance
+from storage.dossier import read_dossier
+from storage.endings import Analysed, fail_attempt, finish_job
+from storage.errors import DatabaseMissing
+from storage.outbox import due_deliveries, record_outcomes
+from storage.overview import read_overview
+from storage.preparation import Preparation, finish_preparation
+from storage.processes import heartbeat, list_processes, register_process, remove_process
+from storage.reindexing import reindex
+from storage.results import results_awaiting_composition, store_documents, withhold_result
+from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.states import DeliveryState, JobState, ResultState, StudyState
+from storage.studies import get_study
+
+DAY = 86400
+MUCH_LATER = NOON + seconds(31 * DAY)
+
+
+@dataclass(frozen=True)
+class Document:
+    role: str = "SR"
+    sop_class_uid: str = "1.2.840.10008.5.1.4.1.1.88.34"
+    sop_instance_uid: str = "2.25.1"
+    series_instance_uid: str = "2.25.9"
+    data: bytes = b"bytes"
+
+
+def _finished(hospital, *destinations: str) -> int:
+    hospital.analyse()
+    (result,) = results_awaiting_composition(hospital.database)
+    store_documents(hospital.database, result.id, [Document()], destinations, NOON)
+    return result.id
+
+
+def _purge(hospital, now=MUCH_LATER):
+    return purge_finished_studies(hospital.database, hospital.spool, now, older_than_days=30)
+
+
+def test_pixels_of_a_finished_study_go_after_their_time_and_its_result_stays(hospital) -> None:
+    _finished(hospital)
+    hospital.arrive(1, pixels=b"\7\7\7\7")
+
+    assert _purge(hospital, NOON + seconds(29 * DAY)) == ()
+    (purged,) = _purge(hospital)
+
+    assert (purged.study_instance_uid, purged.files) == (STUDY, 2)
+    assert purged.freed_bytes > 0
+    assert list(hospital.spool.stored_instances()) == []
+    dossier = read_dossier(hospital.database, STUDY)
+    assert (dossier.study.purged_at, dossier.study.instance_count) == (MUCH_LATER, 1)
+    assert (len(dossier.results), len(dossier.documents)) == (1, 1)
+    assert (dossier.series, dossier.conflicts) == ((), ())
+    assert dossier.audit[-1].action == "pixels removed"
+    assert _purge(hospital) == ()
+
+
+def _waiting(hospital) -> None:
+    hospital.enqueue()
+
+
+def _running(hospital) -> None:
+    hospital.enqueue()
+    hospital.claim()
+
+
+def _dead_letter(hospital) -> None:
+    hospital.enqueue()
+    (job,) = hospital.claim()
+    fail_attempt(hospital.database, job, "x", retryable=False, now=NOON)
+    (result,) = results_awaiting_composition(hospital.database)
+    withhold_result(hospital.database, result.id, "", NOON)
+
+
+def _uncomposed(hospital) -> None:
+    hospital.analyse()
+
+
+def _undelivered(hospital) -> None:
+    _finished(hospital, "pacs")
+
+
+def _receiving(hospital) -> None:
+    hospital.arrive(1)
+
+
+def _complete(hospital) -> None:
+    hospital.arrive(1)
+    complete_now(hospital.database, STUDY, NOON)
+
+
+def _held(hospital) -> None:
+    _complete(hospital)
+    outcome = Preparation(StudyState.HELD, "look at me")
+    finish_preparation(hospital.database, hospital.claim_study(), outcome, NOON)
+
+
+def _fresh(hospital) -> None:
+    _finished(hospital)
+    hospital.arrive(2, now=NOON + seconds(20 * DAY))
+    complete_now(hospital.database, STUDY, NOON + seconds(20 * DAY))
+    outcome = Preparation(StudyState.UNMATCHED, "")
+    now = NOON + seconds(20 * DAY)
+    finish_preparation(hospital.database, hospital.claim_study(now), outcome, now)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        _waiting,
+        _running,
+        _dead_letter,
+        _uncomposed,
+        _undelivered,
+        _receiving,
+        _complete,
+        _held,
+        _fresh,
+    ],
+)
+def test_a_study_with_anything_pending_keeps_its_pixels(hospital, reach) -> None:
+    reach(hospital)
+
+    assert _purge(hospital) == ()
+    assert list(hospital.spool.stored_instances()) != []
+
+
+@pytest.mark.parametrize("outcome", [StudyState.UNMATCHED, StudyState.REFUSED])
+def test_studies_no_model_read_are_removed_too(hospital, outcome) -> None:
+    _complete(hospital)
+    finish_preparation(hospital.database, hospital.claim_study(), Preparation(outcome, ""), NOON)
+
+    assert len(_purge(hospital)) == 1
+
+
+def test_a_removed_study_that_is_sent_again_is_not_analysed_twice(hospital) -> None:
+    _finished(hospital)
+    _purge(hospital)
+
+    hospital.arrive(1, now=MUCH_LATER)
+    complete_now(hospital.database, STUDY, MUCH_LATER)
+    hospital.prepare(MUCH_LATER)
+
+    study = get_study(hospital.database, STUDY)
+    assert (study.purged_at, study.instance_count) == (None, 1)
+    assert hospital.claim(now=MUCH_LATER) == ()
+    assert len(read_dossier(hospital.database, STUDY).results) == 1
+
+
+def test_files_that_outlived_their_rows_are_indexed_and_removed_in_their_turn(hospital) -> None:
+    _finished(hospital)
+    hospital.database.path.touch()
+    kept = hospital.store(1).path.read_bytes()
+    path = hospital.store(1).path
+    _purge(hospital)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kept)  # as after a power failure between the rows and the files
+
+    reindex(hospital.database, hospital.spool, MUCH_LATER)
+    complete_now(hospital.database, STUDY, MUCH_LATER)
+    hospital.prepare(MUCH_LATER)
+
+    assert len(_purge(hospital, MUCH_LATER + seconds(31 * DAY))) == 1
+    assert list(hospital.spool.stored_instances()) == []
+
+
+def test_old_traffic_is_forgotten_and_open_associations_are_not(hospital) -> None:
+    for name in ("closed", "open"):
+        open_association(hospital.database, name, slot="s", now=NOON)
+    hospital.arrive(1, association_id="closed")
+    close_association(hospital.database, "closed", NOON)
+    record_refused_instance(hospital.database, NOON, reason="x")
+    record_refused_instance(hospital.database, MUCH_LATER, reason="y")
+
+    assert forget_old_traffic(hospital.database, MUCH_LATER, older_than_days=30) == 2
+    assert forget_old_traffic(hospital.database, MUCH_LATER, older_than_days=30) == 0
+
+
+def test_a_process_takes_its_slot_over_and_reports_itself(hospital) -> None:
+    def register(pid: int, now) -> None:
+        register_process(hospital.database, "worker-0", role="worker", pid=pid, host="h", now=now)
+
+    register(10, NOON)
+    register(11, NOON + seconds(5))
+    heartbeat(
+        hospital.database,
+        "worker-0",
+        NOON + seconds(9),
+        state="ready",
+        detail={"device": "GPU:0", "models": ("a@1",)},
+    )
+
+    (process,) = list_processes(hospital.database)
+    assert (process.pid, process.started_at) == (11, NOON + seconds(5))
+    assert (process.state, process.heartbeat_at) == ("ready", NOON + seconds(9))
+    assert process.detail == {"device": "GPU:0", "models": ["a@1"]}
+    remove_process(hospital.database, "worker-0")
+    assert list_processes(hospital.database) == ()
+
+
+def test_the_overview_counts_everything(hospital, database_path) -> None:
+    _finished(hospital, "pacs", "archive")
+    hospital.arrive(1, study="1.2.9", now=NOON + seconds(1))
+    hospital.arrive(1, study="1.2.9", pixels=b"\7\7\7\7")
+    record_refused_instance(hospital.database, NOON, reason="unknown calling AE")
+    register_process(
+        hospital.database,
+        "worker-0",
+        role="worker",
+        pid=7,
+        host="h",
+        now=NOON,
+        detail={"device": "CPU"},
+    )
+    (_, pacs) = due_deliveries(hospital.database, NOON)
+    answer = DeliveryOutcome(pacs.deliveries[0].id, 0xA700, "full")
+    record_outcomes(hospital.database, "pacs", [answer], NOON, DeliveryPolicy())
+
+    seen = read_overview(database_path, NOON + seconds(60))
+
+    assert seen.studies[StudyState.ROUTED] == seen.studies[StudyState.RECEIVING] == 1
+    assert seen.jobs == {**dict.fromkeys(JobState, 0), JobState.DONE: 1}
+    assert seen.results[ResultState.COMPOSED] == 1
+    assert seen.deliveries[DeliveryState.PENDING] == 2
+    assert (seen.studies_with_conflicts, seen.refused_last_day) == (1, 1)
+    assert seen.last_instance_at == NOON + seconds(1)
+    assert seen.oldest_waiting is not None
+    assert seen.oldest_waiting.study_instance_uid == "1.2.9"
+    archive, pacs_seen = seen.destinations
+    assert (archive.name, archive.pending, archive.last_attempt_at) == ("archive", 1, None)
+    assert (pacs_seen.last_answer, pacs_seen.pending) == ("A700 out of resources: full", 1)
+    (process,) = seen.processes
+    assert (process.heartbeat_age_seconds, process.detail) == (60, {"device": "CPU"})
+    assert (seen.stuck, seen.stuck_count) == ((), 0)
+
+
+def test_the_overview_names_what_is_stuck_and_since_when(hospital, database_path) -> None:
+    _dead_letter(hospital)
+    hospital.enqueue("1.2.9", NOON + seconds(10))
+    hospital.arrive(1, study="1.2.8", now=NOON)
+    complete_now(hospital.database, "1.2.8", NOON + seconds(20))
+
+    early = read_overview(database_path, NOON + seconds(60), stuck_seconds=100)
+    late = read_overview(database_path, NOON + seconds(200), stuck_seconds=100)
+
+    assert [(item.kind, item.state) for item in early.stuck] == [("job", "failed")]
+    assert [(item.kind, item.study_instance_uid, item.since) for item in late.stuck] == [
+        ("job", STUDY, NOON),
+        ("job", "1.2.9", NOON + seconds(10)),
+        ("study", "1.2.8", NOON + seconds(20)),
+    ]
+
+
+def test_the_oldest_waiting_study_includes_one_whose_job_waits(hospital, database_path) -> None:
+    hospital.enqueue()
+    hospital.arrive(1, study="1.2.9", now=NOON + seconds(1))
+
+    before = read_overview(database_path, NOON).oldest_waiting
+    (job,) = hospital.claim()
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    after = read_overview(database_path, NOON).oldest_waiting
+
+    assert before is not None
+    assert after is not None
+    assert (before.study_instance_uid, before.state) == (STUDY, StudyState.ROUTED)
+    assert after.study_instance_uid == "1.2.9"
+
+
+def test_the_overview_of_no_database_says_so(database_path: Path) -> None:
+    with pytest.raises(DatabaseMissing):
+        read_overview(database_path, NOON)
+
+
+def test_the_overview_does_not_wait_for_the_heavy_libraries() -> None:
+    program = (
+        "import sys, storage.overview, storage.errors, storage.states;"
+        "print(sorted({'sqlalchemy', 'alembic', 'numpy', 'pydicom'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_reading_and_writing_rows_does_not_load_dicom_or_migrations() -> None:
+    program = (
+        "import sys, storage.dossier, storage.jobs, storage.outbox, storage.retry;"
+        "print(sorted({'alembic', 'pydicom'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
