@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from daemon.config import Config, WebSection
@@ -66,6 +66,8 @@ statements = st.lists(
 
 
 @given(st.sampled_from(StudyState), statements)
+@example(StudyState.ROUTED, [statement(FlagValues.NEGATIVE, earlier=True)])
+@example(StudyState.UNMATCHED, [statement(FlagValues.NEGATIVE)])
 def test_a_study_is_negative_only_when_all_that_is_said_of_it_now_is_negative(
     state: StudyState, said: list[Statement]
 ) -> None:
@@ -93,6 +95,16 @@ def test_a_positive_is_never_hidden(state: StudyState, said: list[Statement]) ->
     seen = any(one.flag is FlagValues.POSITIVE for one in said)
 
     assert (flag_of(state, said) is FlagValues.POSITIVE) == seen
+
+
+@pytest.mark.parametrize("earlier", [FlagValues.NEGATIVE, FlagValues.REFUSED, FlagValues.FAILED])
+def test_what_was_not_found_in_earlier_images_says_nothing_of_the_study_now(
+    earlier: FlagValues,
+) -> None:
+    said = [statement(earlier, earlier=True)]
+
+    assert flag_of(StudyState.ROUTED, said) is FlagValues.PENDING
+    assert flag_of(StudyState.UNMATCHED, said) is FlagValues.UNMATCHED
 
 
 def test_a_study_of_which_nothing_is_said_is_pending() -> None:
