@@ -10,10 +10,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes, RLELossless
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
 from dicom_io.errors import CannotDecode
-from dicom_io.reading import EncodedDataSet, PixelElement
+from dicom_io.reading import EncodedDataSet, PixelElement, syntax_name
 
 if TYPE_CHECKING:
     from dicom_io.decoding import ImagePixel
@@ -52,7 +52,7 @@ def check_fragments(
     ----------
     PS3.5 Annex A.4
     """
-    name = UID(transfer_syntax_uid).name
+    name = syntax_name(transfer_syntax_uid)
     fragments = _fragments(encoded, element, name)[1:]
     if len(fragments) < pixel.frames:
         raise CannotDecode(

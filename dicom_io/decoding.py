@@ -16,7 +16,6 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import UID
 
 from dicom_io.attributes import integer, raw_value, text
 from dicom_io.codestreams import check_fragments
@@ -29,6 +28,7 @@ from dicom_io.reading import (
     open_data_set,
     parse_open,
     quiet_pydicom,
+    syntax_name,
 )
 
 StoredValues = npt.NDArray[np.integer[Any]]
@@ -119,11 +119,19 @@ def open_image(path: Path) -> StoredImage:
         _check_size(image, encoded)
         if decoder.is_encapsulated:
             check_fragments(encoded, element, pixel, image.transfer_syntax_uid)
-    # A deflated data set is opened again here, inflated as far as its pixels reach.
-    with open_data_set(path, image.end_offset) as encoded:
-        if not decoder.is_encapsulated:
+        elif not encoded.is_deflated:
             _check_native(image, encoded)
+    if encoded.is_deflated:
+        # Opened again, inflated as far as its pixels reach.
+        with open_data_set(path, image.end_offset) as inflated:
+            _check_native(image, inflated)
     return image
+
+
+def instance_uid(image: StoredImage) -> str:
+    """Return the SOP Instance UID, empty when absent."""
+    with quiet_pydicom():
+        return text(image.header, "SOPInstanceUID")
 
 
 def iter_frames(image: StoredImage, indices: Sequence[int] | None = None) -> Iterator[StoredValues]:
@@ -172,12 +180,17 @@ def _next_frame(
         _refuse(image, f"frame {index + 1} of {image.pixel.frames} is missing", error)
     except PARSER_FAULTS as error:
         _refuse(image, f"the decoder failed on frame {index + 1}", error)
+    except BaseException as error:
+        # The RLE decoder is written in Rust: its panic is no Exception and would end the process.
+        if type(error).__name__ != "PanicException":
+            raise
+        _refuse(image, f"the decoder failed on frame {index + 1}", error)
 
 
-def _refuse(image: StoredImage, what: str, cause: Exception) -> NoReturn:
+def _refuse(image: StoredImage, what: str, cause: BaseException) -> NoReturn:
     """Refuse without quoting the decoder: its messages may quote the data."""
     raise CannotDecode(
-        f"PixelData (7FE0,0010) in {UID(image.transfer_syntax_uid).name}: {what} "
+        f"PixelData (7FE0,0010) in {syntax_name(image.transfer_syntax_uid)}: {what} "
         f"({type(cause).__name__}); send the object again, or uncompressed"
     ) from cause
 
@@ -272,21 +285,23 @@ def _checked_element(element: PixelElement | None) -> PixelElement:
 
 
 def _decoder(image: StoredImage) -> Decoder:
-    uid = UID(image.transfer_syntax_uid)
+    name = syntax_name(image.transfer_syntax_uid)
     try:
-        decoder = get_decoder(uid)
+        with quiet_pydicom():
+            decoder = get_decoder(image.transfer_syntax_uid)
     except NotImplementedError as error:
         raise CannotDecode(
-            f"transfer syntax {uid.name} ({uid}) has no decoder; send the object uncompressed"
+            f"transfer syntax {name} ({image.transfer_syntax_uid}) has no decoder; "
+            "send the object uncompressed"
         ) from error
     if not decoder.is_available:
         raise CannotDecode(
-            f"the decoder for {uid.name} is not installed; install pylibjpeg and pyjpegls"
+            f"the decoder for {name} is not installed; install pylibjpeg and pyjpegls"
         )
     if decoder.is_encapsulated != image.element.is_encapsulated:
         raise CannotDecode(
             f"PixelData (7FE0,0010) is {'' if image.element.is_encapsulated else 'not '}"
-            f"encapsulated, against its transfer syntax {uid.name}; send the object again"
+            f"encapsulated, against its transfer syntax {name}; send the object again"
         )
     return decoder
 

@@ -21,6 +21,10 @@ LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
 """Red, green and blue in ITU-R BT.601 luma; their sum is 1, so grey stays the grey it is."""
 
 
+MAX_COUNTED_RANGE = 65536
+"""Whole values up to this far apart are counted, not sorted, to find percentiles."""
+
+
 class VoiFunctionValues(StrEnum):
     """VOI LUT Function (0028,1056), PS3.3 C.11.2.1.3."""
 
@@ -138,8 +142,35 @@ def percentile_limits(values: Values, low: float, high: float, excluded: Mask | 
     counted = values if excluded is None else values[~excluded]
     if counted.size == 0:
         raise Refusal("the image holds nothing but padding", RefusalReason.QUALITY)
-    bottom, top = (float(value) for value in np.percentile(counted, (low, high)))
+    if not np.isfinite(extremes := np.array([counted.min(), counted.max()])).all():
+        raise Refusal("pixel values are not finite numbers", RefusalReason.QUALITY)
+    counts = _counts(counted, float(extremes[0]), float(extremes[1]))
+    if counts is None:
+        bottom, top = (float(value) for value in np.percentile(counted, (low, high)))
+    else:
+        bottom, top = (float(extremes[0]) + _counted(counts, part) for part in (low, high))
     return checked_limits(bottom, top)
+
+
+def _counts(values: Values, low: float, high: float) -> npt.NDArray[np.intp] | None:
+    """Count each whole value from `low` on, None when values are not whole or too far apart.
+
+    Nearly all stored values are whole, and counting is several times faster than sorting.
+    """
+    if high - low >= MAX_COUNTED_RANGE or low != int(low):
+        return None
+    offsets = (values - np.float32(low)).ravel()
+    index = offsets.astype(np.int32)
+    return np.bincount(index) if np.array_equal(index, offsets) else None
+
+
+def _counted(counts: npt.NDArray[np.intp], percentile: float) -> float:
+    """Return a percentile of counted values as ``numpy.percentile`` interpolates it."""
+    upto = np.cumsum(counts)
+    rank = (int(upto[-1]) - 1) * percentile / 100
+    below = int(np.searchsorted(upto, math.floor(rank), side="right"))
+    above = int(np.searchsorted(upto, math.ceil(rank), side="right"))
+    return below + (above - below) * (rank - math.floor(rank))
 
 
 def checked_limits(low: float, high: float) -> Limits:

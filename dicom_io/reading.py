@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -36,6 +37,7 @@ PARSER_FAULTS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BytesLengthException,
     EOFError,
     InvalidDicomError,
     LookupError,
@@ -79,6 +81,11 @@ def quiet_pydicom() -> Iterator[None]:
             yield
         finally:
             logger.propagate = propagated
+
+
+def syntax_name(transfer_syntax_uid: str) -> str:
+    """Return a transfer syntax as people name it, the UID itself where it has no name."""
+    return UID(transfer_syntax_uid, validation_mode=IGNORE).name
 
 
 @dataclass(frozen=True, slots=True)

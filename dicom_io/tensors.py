@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from dicom_io.attributes import numbers
-from dicom_io.decoding import StoredImage, iter_frames, open_image
+from dicom_io.decoding import StoredImage, instance_uid, iter_frames, open_image
 from dicom_io.errors import OutsideContract
 from dicom_io.films import read_film
 from dicom_io.grayscale import GreyFrame, GreyTransform, Rescale, grey_frame, grey_transform
@@ -129,7 +129,7 @@ def build_image_tensor(
         spacing_mm=_spacing_after(
             spacing, _placement(recipe, (source[0], source[1]), spacing), source
         ),
-        sop_instance_uids=(str(image.header.SOPInstanceUID),),
+        sop_instance_uids=(instance_uid(image),),
         preprocessing_digest=recipe.digest,
         notes={**_notes(image, transform), "source_shape": source, **facts},
     )

@@ -205,6 +205,20 @@ def test_noise_in_place_of_a_codestream_is_refused(tmp_path: Path, syntax: str) 
         _frames(path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_panic_of_the_rle_decoder_is_a_refusal(tmp_path: Path) -> None:
+    # Two byte planes of 16 pixels each, but every segment holds a run of 32 literals.
+    segment = bytes([31]) + bytes(32) + b"\0"
+    header = struct.pack("<16L", 2, 64, 64 + len(segment), *[0] * 13)
+    ds = image_data_set(np.zeros((4, 4), np.uint16))
+    ds.PixelData = encapsulate([header + segment * 2])
+    ds["PixelData"].is_undefined_length = True
+    path = save(ds, tmp_path / "panic.dcm", RLELossless)
+
+    with pytest.raises(CannotDecode, match=r"frame 1 \(PanicException\)"):
+        _frames(path)
+
+
 def test_codestream_of_another_size_is_refused(tmp_path: Path) -> None:
     ds = pydicom.dcmread(_compressed(tmp_path, np.zeros((64, 64), np.uint8), JPEG2000Lossless))
     ds.Rows = 32

@@ -375,6 +375,23 @@ def test_reference_is_settled_and_without_bulk(write_image: WriteImage) -> None:
     assert str(ds)
 
 
+def test_value_of_odd_length_is_left_out_of_the_reference(write_image: WriteImage) -> None:
+    path = write_image(PIXELS, SeriesNumber=1)
+    data = path.read_bytes()
+    at = data.index(b"\x28\0\x02\0US")
+    odd = struct.pack("<HH2sH", 0x0020, 0x9157, b"UL", 2) + b"ab"
+    path.write_bytes(data[:at] + odd + data[at:])
+
+    assert 0x00209157 not in read_reference(path)
+
+
+def test_transfer_syntax_that_is_no_uid_is_refused(write_image: WriteImage) -> None:
+    path = _patched(write_image(PIXELS), b"1.2.840.10008.1.2.1\0", b"1.2.840.1/008.1.2.1\0")
+
+    with pytest.raises(InvalidUID, match="TransferSyntaxUID"):
+        read_header(path)
+
+
 def test_known_keywords_include_the_derived_ones() -> None:
     assert is_known_keyword("SliceThickness")
     assert is_known_keyword("age_years")

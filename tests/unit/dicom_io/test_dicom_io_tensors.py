@@ -260,6 +260,19 @@ def test_two_instances_are_no_single_image(write_image: WriteImage, film: np.nda
         build_tensor([path, path], RECIPE)
 
 
+def test_damaged_instance_uid_neither_warns_nor_stops_a_tensor(
+    write_image: WriteImage, film: np.ndarray
+) -> None:
+    path = write_image(film)
+    path.write_bytes(
+        path.read_bytes().replace(b"UI\x0c\x001.2.3.1.1.1\0", b"UI\x0c\x001.2.3?1.1.1\0")
+    )
+
+    tensor = build_image_tensor(path, RECIPE)
+
+    assert tensor.sop_instance_uids == ("1.2.3?1.1.1",)
+
+
 def test_array_of_a_volume_is_refused_as_image(film: np.ndarray) -> None:
     with pytest.raises(OutsideContract):
         image_values_to_tensor(film.astype(np.float32), TensorRecipe("volume", 8, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,23 @@ def test_full_range_is_what_bits_stored_can_hold(write_image: WriteImage) -> Non
     assert unsigned.full_range == Limits(0, 4095)
     assert hounsfield.full_range == Limits(-3072, 1023)
     assert falling.full_range == Limits(-255, 0)
+
+
+@given(
+    st.lists(st.integers(-2000, 4095), min_size=2, max_size=60).filter(lambda v: len(set(v)) > 1),
+    st.floats(0, 49),
+    st.floats(51, 100),
+    st.sampled_from([1.0, 0.37]),
+)
+def test_percentiles_are_numpys_for_whole_and_other_values(
+    values: list[int], low: float, high: float, slope: float
+) -> None:
+    array = np.array(values, dtype=np.float32) * np.float32(slope)
+    bottom, top = np.percentile(array.astype(np.float64), (low, high))
+
+    with suppress(Refusal):
+        limits = percentile_limits(array, low, high, None)
+        assert (limits.low, limits.high) == pytest.approx((bottom, top), abs=1e-3)
 
 
 def test_percentiles_leave_padding_out() -> None:
