@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,12 @@ _LINK_ATTEMPTS = 8
 """Retention may remove an empty folder between its making and the link into it."""
 
 _FILE_PATTERN = re.compile(r"(?P<uid>[0-9.]+)(?:\.conflict-(?P<digest>[0-9a-f]{12}))?\.dcm")
-_PART_PATTERN = re.compile(r"(?P<slot>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.[0-9a-f]+\.part")
+_PART_PATTERN = re.compile(
+    r"(?P<slot>[A-Za-z0-9_-]+)\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.[0-9a-f]+\.part"
+)
+_ABANDONED_SECONDS = 86400.0
+"""No instance takes a day to write: older temporary files of hosts that are gone are swept."""
+
 _GROUP_LENGTH_END = 144
 """Preamble 128, DICM 4, File Meta Information Group Length element 12 (PS3.10 7.1)."""
 
@@ -56,7 +62,9 @@ class Spool:
     ) -> None:
         self.folder = folder
         self.min_free_bytes = min_free_bytes
-        self._slot = re.sub(r"[^A-Za-z0-9_-]", "-", slot)
+        self._slot = _plain_name(slot)
+        self._host = _plain_name(os.uname().nodename)
+        self._opened_at = time.time()
         self._incoming = folder / "incoming"
         self._studies = folder / "studies"
         try:
@@ -110,7 +118,8 @@ class Spool:
                 f"less than {self.min_free_bytes} bytes would stay free on the disk of "
                 f"{self.folder}: free space, or shorten the retention time"
             )
-        part = self._incoming / f"{self._slot}.{os.getpid()}.{secrets.token_hex(8)}.part"
+        unique = f"{os.getpid()}.{secrets.token_hex(8)}"
+        part = self._incoming / f"{self._slot}.{self._host}.{unique}.part"
         try:
             _write_synced(part, (prefix, data_set))
             header = read_header(part)
@@ -203,16 +212,30 @@ class Spool:
     def sweep_incoming(self) -> int:
         """Remove temporary files that nobody writes any more; return how many.
 
-        Those are this slot's own from before this process, and those of dead processes on this
-        host. What they held was never acknowledged.
+        Those are this slot's own from before this object was made, those of dead processes on
+        this host, and those of other hosts that are a day old. What they held was never
+        acknowledged.
         """
         swept = 0
         for part in _sorted(self._incoming):
-            if _is_abandoned(part, self._slot):
-                with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
+                if self._is_abandoned(part):
                     part.unlink()
                     swept += 1
         return swept
+
+    def _is_abandoned(self, part: Path) -> bool:
+        match = _PART_PATTERN.fullmatch(part.name)
+        if match is None:
+            return False
+        written_at = part.stat().st_mtime
+        if match["host"] != self._host:
+            return time.time() - written_at > _ABANDONED_SECONDS
+        pid = int(match["pid"])
+        if match["slot"] == self._slot or pid == os.getpid():
+            # In a container a successor has its predecessor's process id: only the time tells.
+            return written_at < self._opened_at
+        return not _is_alive(pid)
 
     def remove_files(self, relative_paths: Iterable[str]) -> int:
         """Remove these files and the folders that become empty; return the bytes freed.
@@ -334,14 +357,8 @@ def _sorted(folder: Path) -> list[Path]:
         raise translated_file_error(error, f"list {folder}") from error
 
 
-def _is_abandoned(part: Path, slot: str) -> bool:
-    match = _PART_PATTERN.fullmatch(part.name)
-    if match is None:
-        return False
-    pid = int(match["pid"])
-    if pid == os.getpid():
-        return False  # another thread of this process may be writing it
-    return match["slot"] == slot or not _is_alive(pid)
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
 
 
 def _is_alive(pid: int) -> bool:

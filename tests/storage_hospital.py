@@ -29,7 +29,6 @@ from storage.states import StudyState
 
 NOON = datetime(2024, 5, 17, 12, 0, tzinfo=UTC)
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-DEFLATED_OR_OTHER = "1.2.840.10008.1.2"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 STUDY = "1.2.826.0.1.3680043.10.1"
 
