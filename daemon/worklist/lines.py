@@ -24,7 +24,7 @@ from daemon.worklist.flags import (
 from storage.database import Database
 from storage.jobs import JobRecord, jobs_of_study_within
 from storage.outbox import delivery_states
-from storage.results import ResultRecord, latest_results
+from storage.results import ResultKind, ResultRecord, latest_results
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from storage.studies import StudyRecord, list_studies
 
@@ -308,10 +308,15 @@ def _waits_for(
         waits.append("delivery")
     elif DeliveryState.SENT in states:
         waits.append("confirmation by the archive")
-    uncomposable = any(result.state is ResultState.UNCOMPOSABLE for result in results)
-    if uncomposable or states & _NEEDS_A_PERSON:
+    if states & _NEEDS_A_PERSON or any(_is_given_up(result, open_jobs) for result in results):
         waits.append("a person")
     return ", then ".join(waits)
+
+
+def _is_given_up(result: ResultRecord, open_jobs: Sequence[JobRecord]) -> bool:
+    failed = result.kind is ResultKind.FAILURE
+    tried_again = any(job.id == result.job_id for job in open_jobs)
+    return result.state is ResultState.UNCOMPOSABLE or (failed and not tried_again)
 
 
 _STATE_WAITS = {

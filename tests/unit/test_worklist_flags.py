@@ -223,6 +223,14 @@ def test_what_ends_without_a_finding_carries_its_own_flag(
     assert line_of(ward, uid).flag is flag
 
 
+def test_a_failed_analysis_waits_for_a_person(ward: Ward) -> None:
+    uid = ward.receive("A")
+    ward.route(uid, TINY)
+    ward.fail(TINY)
+
+    assert line_of(ward, uid).waits_for.endswith("a person")
+
+
 def test_counts_cover_everything_while_the_filter_shows_one_flag(ward: Ward) -> None:
     ward.positive("A", present("Pneumonia"))
     ward.positive("B", absent("Pneumonia"))
