@@ -89,11 +89,14 @@ def measured(
     }
 
 
-def fitted_calibration(labels: FloatArray, logits: FloatArray) -> tuple[float, float]:
+def fitted_calibration(
+    labels: FloatArray, logits: FloatArray, highest_scale: float = np.inf
+) -> tuple[float, float]:
     """Return the scale and offset of the logits that minimise the log loss.
 
     Both classes weigh the same, whatever their share of the films: the probability is the one
-    at equal prevalence, so that it does not carry this set's share into another hospital.
+    at equal prevalence, so that it does not carry this set's share into another hospital. The
+    scale stays at or below `highest_scale`.
 
     Returns
     -------
@@ -107,7 +110,8 @@ def fitted_calibration(labels: FloatArray, logits: FloatArray) -> tuple[float, f
         scaled = logits.astype(np.float64) * np.exp(parameters[0]) + parameters[1]
         return float(np.mean(weights * (np.logaddexp(0.0, scaled) - labels * scaled)))
 
-    found = optimize.minimize(log_loss, np.zeros(2), method="Nelder-Mead")
+    bounds = [(None, np.log(highest_scale)), (None, None)]
+    found = optimize.minimize(log_loss, np.zeros(2), method="Nelder-Mead", bounds=bounds)
     return float(np.exp(found.x[0])), float(found.x[1])
 
 

@@ -195,3 +195,12 @@ def test_calibration_undoes_a_known_scale_and_offset():
     # then it halves them and shifts them back.
     assert scale == pytest.approx(0.5, abs=0.03)
     assert offset == pytest.approx(-0.5, abs=0.06)
+
+
+def test_calibration_keeps_below_the_highest_scale_it_is_given():
+    labels = np.array([0, 0, 1, 1], dtype=np.float32)
+    logits = np.array([-0.2, -0.1, 0.1, 0.2], dtype=np.float32)
+
+    scale, _ = fitted_calibration(labels, logits, highest_scale=2.0)
+
+    assert scale == pytest.approx(2.0, abs=1e-3)
