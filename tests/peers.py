@@ -115,6 +115,18 @@ def run_dcmtk(dcmtk) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def start_storescp(dcmtk, tmp_path_factory) -> Iterator[Callable[..., StorescpPeer]]:
     """A function starting a storescp with further options; all end with the test."""
+    yield from _storescps(dcmtk, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def module_storescp(dcmtk, tmp_path_factory) -> Iterator[StorescpPeer]:
+    """One storescp for all tests of a module."""
+    starting = _storescps(dcmtk, tmp_path_factory)
+    yield next(starting)("+xa")
+    next(starting, None)
+
+
+def _storescps(dcmtk, tmp_path_factory) -> Iterator[Callable[..., StorescpPeer]]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*options: object, port: int | None = None) -> StorescpPeer:
@@ -161,6 +173,16 @@ def dcmqrscp_peer(dcmtk, tmp_path: Path) -> Iterator[StorescpPeer]:
 @pytest.fixture
 def orthanc_peer(tmp_path: Path) -> Iterator[OrthancPeer]:
     """An Orthanc with an empty store, ready to answer."""
+    yield from _orthanc(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancPeer]:
+    """The same, for all tests of a module."""
+    yield from _orthanc(tmp_path_factory.mktemp("orthanc"))
+
+
+def _orthanc(tmp_path: Path) -> Iterator[OrthancPeer]:
     program = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
         pytest.fail("Orthanc is not installed: install the package orthanc")

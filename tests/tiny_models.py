@@ -75,6 +75,7 @@ def write_package(
     contract: Sequence[Mapping[str, object]] = (),
     changes: Mapping[str, object] | None = None,
     weights: bytes | None = None,
+    busy_layers: int = 0,
 ) -> TinyModel:
     """Write a full, valid package folder; `output` is probability, logit or softmax.
 
@@ -88,6 +89,8 @@ def write_package(
         The selection; without one everything with a Modality matches.
     weights : bytes, optional
         Written as the weights file instead of a network; Keras is not imported then.
+    busy_layers : int
+        Convolutions of a volume that cost time and count for nothing in the answer.
     changes : mapping, optional
         Fields of the manifest to replace at the end, to make it lie: a table replaces single
         fields of a table, None removes the field.
@@ -99,7 +102,7 @@ def write_package(
     table |= {"channels": channels, "intensity": dict(intensity or {"kind": "percentile"})}
     recipe = TensorRecipe.from_mapping(table)
     if weights is None:
-        save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels)
+        save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels, busy_layers)
     else:
         (folder / WEIGHTS_NAME).write_bytes(weights)
     manifest: dict[str, object] = {
@@ -150,7 +153,11 @@ def _changed(manifest: Mapping[str, object], changes: Mapping[str, object]) -> d
 
 
 def save_network(
-    path: Path, shape: Sequence[int | None], output: str, labels: Sequence[TinyLabel]
+    path: Path,
+    shape: Sequence[int | None],
+    output: str,
+    labels: Sequence[TinyLabel],
+    busy_layers: int = 0,
 ) -> None:
     """Save the network of a package as a .keras file."""
     import keras  # noqa: PLC0415  packages without a network must not pay for it
@@ -161,7 +168,14 @@ def save_network(
     image = keras.Input(tuple(shape))
     activation = "sigmoid" if output == "probability" else "linear"
     dense = keras.layers.Dense(len(labels), activation=activation, name="scores")
-    network = keras.Model(image, dense(pooling()(image)))
+    features = pooling()(image)
+    if busy_layers:
+        layer = image
+        for _ in range(busy_layers):
+            layer = keras.layers.Conv3D(24, 5, padding="same", activation="relu")(layer)
+        idle = keras.layers.Dense(int(shape[-1]), kernel_initializer="zeros")(pooling()(layer))
+        features = keras.layers.Add()([features, idle])
+    network = keras.Model(image, dense(features))
     kernel = np.array([[label.weight for label in labels]] * int(shape[-1]), dtype=np.float32)
     dense.set_weights([kernel, np.array([label.bias for label in labels], dtype=np.float32)])
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from daemon.cli import configuration, maintaining, models, network, observing, serving
+from daemon.cli import configuration, maintaining, models, network, observing, serving, studies
 
 app = typer.Typer(
     name="medimgd",
@@ -20,6 +20,9 @@ app = typer.Typer(
 app.command("run")(serving.run)
 app.command("demo")(serving.demo)
 app.command("status")(observing.status)
+app.command("studies")(studies.studies)
+app.command("show")(studies.show)
+app.command("explain")(studies.explain)
 app.command("retry")(maintaining.retry)
 app.command("doctor")(maintaining.doctor)
 app.command("version")(maintaining.version)

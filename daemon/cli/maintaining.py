@@ -30,7 +30,7 @@ def retry(
 ) -> None:
     """Set everything of one study going again that waits for a person, or for time."""
     from daemon.config import load_config
-    from daemon.worklist import find_study
+    from daemon.worklist.lookup import find_study
     from storage.completion import complete_now
     from storage.database import open_database
     from storage.retry import retry_study

@@ -1,0 +1,195 @@
+"""Real CT, MR and X-ray studies pushed by DCMTK come back as reports, in Orthanc and in DCMTK."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from daemon import demo
+from dicom_io.tensors import build_tensor
+from model.package import load_package
+from storage.results import ResultKind, read_document
+from storage.states import DeliveryState, StudyState
+from tests.acceptance.conftest import TinyPackages
+from tests.acceptance.installation import Archive, Installation
+from tests.results_judges import judge_together
+
+CHEST_FILM = demo.SAMPLES / "chest-xray" / "film.dcm"
+
+
+@pytest.fixture(scope="module")
+def material(unpacked, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("material")
+    return {
+        "ct": unpacked("ct-chest-60") / "ct-chest-60",
+        "mr": unpacked("mr-head-t1-60") / "mr-head-t1-60",
+        "cr": CHEST_FILM.parent,
+        "scratch": folder,
+    }
+
+
+@pytest.fixture(scope="module")
+def hospital(
+    module_installation: Callable[..., Installation],
+    tiny_packages: TinyPackages,
+    module_orthanc,
+    module_storescp,
+    run_dcmtk,
+    material,
+):
+    """An installation that received the three studies and sent its results to two archives."""
+    site = module_installation(
+        [
+            Archive("orthanc", module_orthanc.port, "ORTHANC", confirm=True),
+            Archive("dcmtk", module_storescp.port, "STORESCP"),
+        ],
+        models=tiny_packages.folder,
+        bundled=True,
+    )
+    site.start()
+    pushed = {
+        "ct": run_dcmtk("dcmsend", "-q", "-aec", "MEDIMGD", "+sd", "127.0.0.1", site.port,
+                        material["ct"]),
+        "mr": run_dcmtk("storescu", "-q", "-aec", "MEDIMGD", "+sd", "127.0.0.1", site.port,
+                        material["mr"]),
+        "cr": run_dcmtk("storescu", "-q", "-aec", "MEDIMGD", "127.0.0.1", site.port, CHEST_FILM),
+    }  # fmt: skip
+    assert {name: done.returncode for name, done in pushed.items()} == {"ct": 0, "mr": 0, "cr": 0}
+    uids = {name: study_uid_of(next(material[name].glob("*.dcm"))) for name in ("ct", "mr", "cr")}
+    counts = {"ct": 60, "mr": 60, "cr": 1}
+    dossiers = {name: site.wait_until_over(uid, counts[name]) for name, uid in uids.items()}
+    return site, uids, dossiers
+
+
+def study_uid_of(path: Path) -> str:
+    return str(pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID)
+
+
+def documents_of(site: Installation, dossier) -> dict[str, bytes]:
+    with site.database() as database:
+        return {each.role: read_document(database, each.id) for each in dossier.documents}
+
+
+@pytest.mark.parametrize("name", ["ct", "mr", "cr"])
+def test_each_study_ends_with_one_report_at_every_archive(hospital, name: str) -> None:
+    _, _, dossiers = hospital
+    dossier = dossiers[name]
+
+    assert dossier.study.state is StudyState.ROUTED
+    assert [result.kind for result in dossier.results] == [ResultKind.FINDING]
+    assert {(each.destination, each.role) for each in dossier.deliveries} == {
+        (archive, role) for archive in ("orthanc", "dcmtk") for role in ("SC", "SR")
+    }
+    assert {each.last_status for each in dossier.deliveries} == {0}
+
+
+@pytest.mark.parametrize("name", ["ct", "mr", "cr"])
+def test_orthanc_holds_report_and_picture_in_the_source_study(
+    hospital, module_orthanc, name: str
+) -> None:
+    site, uids, dossiers = hospital
+    held = {
+        tags["SOPInstanceUID"]: tags
+        for tags in (
+            module_orthanc.get(f"/instances/{each}/simplified-tags")
+            for each in module_orthanc.get("/instances")
+        )
+    }
+
+    for document in dossiers[name].documents:
+        assert held[document.sop_instance_uid]["StudyInstanceUID"] == uids[name]
+
+    confirmed = {DeliveryState.CONFIRMED}
+    site.wait(
+        lambda: {
+            each.state
+            for each in site.dossier(uids[name]).deliveries
+            if each.destination == "orthanc"
+        } == confirmed,
+        "Orthanc's confirmation by C-FIND",
+    )  # fmt: skip
+
+
+def test_storescp_holds_the_very_bytes_that_were_composed(hospital, module_storescp) -> None:
+    site, _, dossiers = hospital
+    received = {pydicom.dcmread(path).SOPInstanceUID: path for path in module_storescp.paths()}
+
+    for dossier in dossiers.values():
+        for role, data in documents_of(site, dossier).items():
+            uid = next(each for each in dossier.documents if each.role == role).sop_instance_uid
+            assert data_set_of(received[uid].read_bytes()) == data_set_of(data)
+
+
+def data_set_of(part10: bytes) -> bytes:
+    return part10[144 + int.from_bytes(part10[140:144], "little") :]
+
+
+@pytest.mark.parametrize("name", ["ct", "mr", "cr"])
+def test_every_object_is_accepted_by_the_validators(
+    hospital, material, dcmtk, name: str, tmp_path: Path
+) -> None:
+    site, _, dossiers = hospital
+    written = []
+    for role, data in documents_of(site, dossiers[name]).items():
+        path = tmp_path / f"{role}.dcm"
+        path.write_bytes(data)
+        written.append(path)
+
+    judge_together(written, sorted(material[name].glob("*.dcm")))
+    report = subprocess.run(
+        [dcmtk("dsrdump"), "+Pl", str(tmp_path / "SR.dcm")], capture_output=True, text=True, check=True
+    )
+    assert "AI result, not verified by a physician" in report.stdout
+
+
+@pytest.mark.parametrize("name", ["ct", "mr"])
+def test_the_reported_certainty_is_what_the_model_computes_by_hand(
+    hospital, material, tiny_packages: TinyPackages, name: str
+) -> None:
+    _, _, dossiers = hospital
+    tiny = getattr(tiny_packages, name)
+    tensor = build_tensor(sorted(material[name].glob("*.dcm")), load_package(tiny.folder).recipe)
+
+    expected = tiny.expected(tensor.values)
+
+    (result,) = dossiers[name].results
+    found = [finding.probability for finding in result.findings]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(found) == len(tiny.labels)
+
+
+def test_the_bundled_film_labelled_pneumonia_is_flagged(hospital) -> None:
+    _, _, dossiers = hospital
+
+    (result,) = dossiers["cr"].results
+
+    assert [(each.label, each.presence) for each in result.findings] == [("Pneumonia", "Present")]
+
+
+def test_the_same_study_again_changes_nothing(hospital, run_dcmtk) -> None:
+    site, uids, dossiers = hospital
+
+    done = run_dcmtk("storescu", "-aec", "MEDIMGD", "127.0.0.1", site.port, CHEST_FILM)
+
+    assert done.returncode == 0
+    site.wait(lambda: "1 known" in site.log(), "the duplicate to be indexed")
+    after = site.dossier(uids["cr"])
+    assert after.study.state is StudyState.ROUTED
+    assert after.results == dossiers["cr"].results
+
+
+def test_our_own_results_coming_back_are_acknowledged_and_ignored(hospital, tmp_path: Path) -> None:
+    site, uids, dossiers = hospital
+    for role, data in documents_of(site, dossiers["cr"]).items():
+        (tmp_path / f"{role}.dcm").write_bytes(data)
+
+    outcomes = site.send(tmp_path)
+
+    assert [each.outcome.status for each in outcomes] == [0, 0]
+    assert site.dossier(uids["cr"]).study.instance_count == 1
+    assert site.log().count("one of our own results came back") == 2
