@@ -118,7 +118,13 @@ def test_settings_that_durability_rests_on_are_in_force(hospital) -> None:
     with hospital.database.read() as connection:
         found = {
             name: connection.execute(text(f"PRAGMA {name}")).scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+            for name in (
+                "journal_mode",
+                "synchronous",
+                "foreign_keys",
+                "busy_timeout",
+                "secure_delete",
+            )
         }
 
     assert found == {
@@ -126,6 +132,7 @@ def test_settings_that_durability_rests_on_are_in_force(hospital) -> None:
         "synchronous": 2,
         "foreign_keys": 1,
         "busy_timeout": 15000,
+        "secure_delete": 2,
     }
 
 

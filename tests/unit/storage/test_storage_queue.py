@@ -95,6 +95,23 @@ def test_a_preparation_that_a_late_instance_overtook_writes_nothing(hospital) ->
     assert read_dossier(hospital.database, STUDY).jobs == ()
 
 
+def test_a_preparation_of_an_older_set_is_dropped_though_its_owner_holds_the_newer(
+    hospital,
+) -> None:
+    hospital.arrive(1)
+    complete_now(hospital.database, STUDY, NOON)
+    older = hospital.claim_study()
+    hospital.arrive(2)
+    complete_now(hospital.database, STUDY, NOON)
+    newer = hospital.claim_study()
+
+    with pytest.raises(LeaseLost):
+        finish_preparation(hospital.database, older, Preparation(StudyState.UNMATCHED, ""), NOON)
+    finish_preparation(hospital.database, newer, Preparation(StudyState.UNMATCHED, ""), NOON)
+
+    assert get_study(hospital.database, STUDY).state is StudyState.UNMATCHED
+
+
 def test_a_preparation_with_an_illegal_outcome_writes_nothing(hospital) -> None:
     hospital.arrive(1)
     complete_now(hospital.database, STUDY, NOON)
