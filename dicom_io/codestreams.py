@@ -10,7 +10,11 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes, RLELossless
+from pydicom.uid import (
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+)
 
 from dicom_io.errors import CannotDecode
 from dicom_io.reading import EncodedDataSet, PixelElement, syntax_name
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 _ITEM_TAG = (0xFFFE, 0xE000)
 _DELIMITER_TAG = (0xFFFE, 0xE0DD)
 _END_OF_CODESTREAM = b"\xff\xd9"
+_MARKED_SYNTAXES = frozenset(
+    str(uid)
+    for family in (JPEGTransferSyntaxes, JPEGLSTransferSyntaxes, JPEG2000TransferSyntaxes)
+    for uid in family
+)
 _HEAD_BYTES = 64 * 1024
 _TAIL_BYTES = 64
 _JPEG_START = b"\xff\xd8"
@@ -138,10 +147,7 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
 
 def _check_tail(tail: bytes, transfer_syntax_uid: str, name: str) -> None:
     """Codecs fill what a cut codestream lacks with grey; its missing end marker tells."""
-    marked = transfer_syntax_uid in {*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes}
-    if not marked or transfer_syntax_uid == RLELossless:
-        return
-    if _END_OF_CODESTREAM not in tail:
+    if transfer_syntax_uid in _MARKED_SYNTAXES and _END_OF_CODESTREAM not in tail:
         raise CannotDecode(
             f"a {name} codestream ends without its end marker FFD9: truncated, "
             "send the object again"

@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.encaps import encapsulate, generate_frames
 
 from dicom_io.decoding import iter_frames, open_image
+from dicom_io.errors import CannotDecode
 from dicom_io.tensors import (
     PercentileRange,
     TensorRecipe,
@@ -79,6 +82,24 @@ def test_lossy_encodings_stay_within_their_error(encodings: Path, name: str) -> 
         - build_image_tensor(reference, RECIPES[0]).values
     )
     assert np.abs(difference).max() <= off / 400 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["jpeg_baseline_50", "jpeg_extended_51", "jpeg_lossless_57", "jpeg_lossless_70", "jpegls_80",
+     "jpegls_near_81", "j2k_91", "j2k_lossless_90"],
+)  # fmt: skip
+def test_cut_codestream_is_refused_before_a_codec_fills_it_with_grey(
+    encodings: Path, tmp_path: Path, name: str
+) -> None:
+    ds = pydicom.dcmread(encodings / f"ct_{name}.dcm")
+    whole = next(generate_frames(ds.PixelData, number_of_frames=1))
+    ds.PixelData = encapsulate([whole[: len(whole) // 2]])
+    path = tmp_path / "cut.dcm"
+    ds.save_as(path)
+
+    with pytest.raises(CannotDecode, match="ends without its end marker FFD9"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("name", REQUANTISED)

@@ -205,7 +205,6 @@ def test_noise_in_place_of_a_codestream_is_refused(tmp_path: Path, syntax: str) 
         _frames(path)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_panic_of_the_rle_decoder_is_a_refusal(tmp_path: Path) -> None:
     # Two byte planes of 16 pixels each, but every segment holds a run of 32 literals.
     segment = bytes([31]) + bytes(32) + b"\0"

@@ -380,6 +380,22 @@ def test_volume_padding_neither_counts_nor_bleeds(make_slice: MakeSlice) -> None
     assert values.tolist() == [[0, 0, 0], [0, 0.5, 0.5], [0, 1, 1]]
 
 
+def test_padding_of_an_inverted_volume_bleeds_no_white(make_slice: MakeSlice) -> None:
+    # Shrinking 6 columns to 4 mixes the padding of the second into two voxels, a third of each.
+    paths = []
+    for number in (1, 2, 3):
+        pixels = np.tile(np.array([10, -5, 20, 20, 20, 30], dtype=np.int16), (4, 1))
+        attributes = {"PixelPaddingValue": -5, "PhotometricInterpretation": "MONOCHROME1"}
+        paths.append(make_slice(number, z=number, pixels=pixels, **attributes))
+    recipe = TensorRecipe("volume", 4, 4, intensity=PercentileRange(0, 100))
+
+    values = build_volume_tensor(paths, recipe).values[0, 0, :, 0]
+
+    # Padding counts as the darkest value shown, 30. With weights (1, .5) and (.5, 1) the voxels
+    # are 50/3, 70/3, 60/3 and 80/3, shown from white to black.
+    assert values.tolist() == pytest.approx([1, 1 / 3, 2 / 3, 0], abs=1e-5)
+
+
 def test_inverted_volume_is_inverted_once(make_slice: MakeSlice) -> None:
     paths = [
         make_slice(number, z=number, PhotometricInterpretation="MONOCHROME1")
