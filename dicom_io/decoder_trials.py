@@ -39,7 +39,7 @@ class DecoderTrial:
 def known_values(bits_stored: int) -> npt.NDArray[np.int64]:
     """Return the frame, (rows, columns): a ramp over the whole range of 8 or 12 bits."""
     rows, columns = np.mgrid[0:64, 0:64].astype(np.int64)
-    ramp = rows + 64 * columns
+    ramp: npt.NDArray[np.int64] = rows + 64 * columns
     return ramp // 16 if bits_stored == 8 else ramp
 
 

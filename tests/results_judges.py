@@ -34,6 +34,7 @@ BETWEEN_OBJECTS = (
     r"present in one instance but not the other - Element=<AdditionalPatientHistory>",
 )
 
+
 def tool(name: str) -> str:
     """The validator beside this interpreter, else Debian's; a missing judge fails the run."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)

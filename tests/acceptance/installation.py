@@ -194,7 +194,9 @@ class Installation:
             time.sleep(0.02)
         raise AssertionError(f"waited in vain for {what}; log:\n{self.log()[-6000:]}")
 
-    def wait_until_over(self, study_instance_uid: str, instances: int | None = None) -> StudyDossier:
+    def wait_until_over(
+        self, study_instance_uid: str, instances: int | None = None
+    ) -> StudyDossier:
         """Wait until nothing of a study is under way any more."""
 
         def over() -> StudyDossier | None:

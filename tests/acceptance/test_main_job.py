@@ -142,7 +142,10 @@ def test_every_object_is_accepted_by_the_validators(
 
     judge_together(written, sorted(material[name].glob("*.dcm")))
     report = subprocess.run(
-        [dcmtk("dsrdump"), "+Pl", str(tmp_path / "SR.dcm")], capture_output=True, text=True, check=True
+        [dcmtk("dsrdump"), "+Pl", str(tmp_path / "SR.dcm")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "AI result, not verified by a physician" in report.stdout
 
