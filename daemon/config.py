@@ -167,6 +167,12 @@ class WebSection(_Section):
             return False
 
     @model_validator(mode="after")
+    def _user_and_password_go_together(self) -> WebSection:
+        if bool(self.user) != bool(self.password_hash.get_secret_value()):
+            raise ValueError("web.user and web.password_hash go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
     def _needs_a_password_elsewhere(self) -> WebSection:
         protected = bool(self.user and self.password_hash.get_secret_value())
         if self.enabled and not self.is_loopback and not protected:

@@ -6,6 +6,8 @@ or superseded and stays while a retry may need it.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -106,6 +108,26 @@ def require_job(connection: Connection, job_id: int) -> JobRecord:
     if row is None:
         raise NotFound(f"no job {job_id}")
     return job_from_row(row)
+
+
+def open_jobs(
+    database: Database, study_instance_uids: Iterable[str]
+) -> dict[str, tuple[JobRecord, ...]]:
+    """Return the jobs that wait or run, by study, for one page of the worklist."""
+    table = schema.job
+    query = (
+        select(table)
+        .where(
+            table.c.study_instance_uid.in_(list(study_instance_uids)),
+            table.c.state.in_([JobState.WAITING, JobState.RUNNING]),
+        )
+        .order_by(table.c.id)
+    )
+    found: dict[str, list[JobRecord]] = defaultdict(list)
+    with database.read() as connection:
+        for row in connection.execute(query).mappings():
+            found[row["study_instance_uid"]].append(job_from_row(row))
+    return {uid: tuple(jobs) for uid, jobs in found.items()}
 
 
 def get_job(database: Database, job_id: int) -> JobRecord:

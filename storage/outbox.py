@@ -90,10 +90,11 @@ def _from_row(row: RowMapping) -> DeliveryRecord:
 def due_deliveries(
     database: Database, now: datetime, *, limit: int = 32
 ) -> tuple[DeliveryGroup, ...]:
-    """Return what should be sent now, grouped by destination and result, oldest result first.
+    """Return what should be sent now, grouped by destination and result.
 
-    Destinations behind an open breaker are left out. A group never splits: the picture goes
-    before the report that refers to it.
+    What was tried least goes first, then the oldest result: an object over which a destination
+    breaks off every time must not keep all others waiting. Destinations behind an open breaker
+    are left out. A group never splits: the picture goes before the report that refers to it.
 
     Parameters
     ----------
@@ -107,14 +108,18 @@ def due_deliveries(
     breaker = schema.destination_state
     blocked = select(breaker.c.name).where(breaker.c.breaker_until > now)
     due_groups = (
-        select(_DELIVERY.c.destination, _DELIVERY.c.result_id)
+        select(
+            _DELIVERY.c.destination,
+            _DELIVERY.c.result_id,
+            func.max(_DELIVERY.c.attempts).label("tried"),
+        )
         .where(
             _DELIVERY.c.state == DeliveryState.PENDING,
             _DELIVERY.c.next_attempt_at <= now,
             _DELIVERY.c.destination.not_in(blocked),
         )
-        .distinct()
-        .order_by(_DELIVERY.c.result_id, _DELIVERY.c.destination)
+        .group_by(_DELIVERY.c.destination, _DELIVERY.c.result_id)
+        .order_by(func.max(_DELIVERY.c.attempts), _DELIVERY.c.result_id, _DELIVERY.c.destination)
         .limit(limit)
         .subquery()
     )
@@ -127,7 +132,9 @@ def due_deliveries(
         )
         .where(_DELIVERY.c.state == DeliveryState.PENDING, _DELIVERY.c.next_attempt_at <= now)
         # "SC" sorts before "SR".
-        .order_by(_DELIVERY.c.result_id, _DELIVERY.c.destination, _DELIVERY.c.role)
+        .order_by(
+            due_groups.c.tried, _DELIVERY.c.result_id, _DELIVERY.c.destination, _DELIVERY.c.role
+        )
     )
     with database.read() as connection:
         records = [_from_row(row) for row in connection.execute(query).mappings()]

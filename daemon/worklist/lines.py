@@ -12,7 +12,6 @@ from datetime import datetime
 
 from daemon.config import Config
 from daemon.worklist.flags import (
-    OPEN_JOBS,
     SEVERITY,
     FindingOrder,
     FlagValues,
@@ -22,7 +21,8 @@ from daemon.worklist.flags import (
     top_statement,
 )
 from storage.database import Database
-from storage.jobs import JobRecord, jobs_of_study_within
+from storage.jobs import JobRecord
+from storage.jobs import open_jobs as open_jobs_of
 from storage.outbox import delivery_states
 from storage.results import ResultKind, ResultRecord, latest_results
 from storage.states import DeliveryState, JobState, ResultState, StudyState
@@ -154,7 +154,8 @@ def read_lines(
     """Return the line of each study, in the order given."""
     # Jobs before results: an analysis that ends in between is then seen twice, as pending and as
     # done. The other way round it would be seen as neither, and the study could pass as negative.
-    jobs = _open_jobs(database, studies)
+    # Every study is asked, not only routed ones: work may go on while late images arrive.
+    jobs = open_jobs_of(database, [study.study_instance_uid for study in studies])
     results = latest_results(database, [study.study_instance_uid for study in studies])
     result_ids = [result.id for some in results.values() for result in some]
     deliveries = delivery_states(database, result_ids)
@@ -168,18 +169,6 @@ def read_lines(
         )
         for study in studies
     ]
-
-
-def _open_jobs(
-    database: Database, studies: Sequence[StudyRecord]
-) -> dict[str, tuple[JobRecord, ...]]:
-    # Every study is asked, not only routed ones: work may go on while late images arrive.
-    found: dict[str, tuple[JobRecord, ...]] = {}
-    with database.read() as connection:
-        for study in studies:
-            jobs = jobs_of_study_within(connection, study.study_instance_uid)
-            found[study.study_instance_uid] = tuple(job for job in jobs if job.state in OPEN_JOBS)
-    return found
 
 
 def study_line(

@@ -70,6 +70,12 @@ def test_the_page_may_listen_elsewhere_with_a_password(tmp_path: Path) -> None:
     assert "scrypt" not in repr(config)
 
 
+@pytest.mark.parametrize("half", ["user = 'reader'", "password_hash = 'scrypt$x'"])
+def test_user_and_password_go_together(tmp_path: Path, half: str) -> None:
+    with pytest.raises(ConfigurationError, match="go together"):
+        load_config(write(tmp_path, f"[web]\n{half}\n"))
+
+
 def test_two_destinations_may_not_share_a_name(tmp_path: Path) -> None:
     one = "[[destinations]]\nname = 'pacs'\nhost = 'h'\nport = 104\nae_title = 'A'\n"
 

@@ -332,3 +332,15 @@ def test_delays_double() -> None:
     delays = [backoff_seconds(each, 15, 100, 0.0, 0.5) for each in (1, 2, 3, 4, 5)]
 
     assert delays == [15, 30, 60, 100, 100]
+
+
+def test_what_was_tried_least_goes_first(hospital) -> None:
+    _compose(hospital, "a-pacs", "b-pacs")
+    first, _ = due_deliveries(hospital.database, NOON)
+    assert first.destination == "a-pacs"
+
+    for delivery in first.deliveries:
+        _answer(hospital, DeliveryOutcome(delivery.id, None, "broke off"), destination="a-pacs")
+
+    groups = due_deliveries(hospital.database, NOON + seconds(3600))
+    assert [group.destination for group in groups] == ["b-pacs", "a-pacs"]
