@@ -24,6 +24,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.figures import Table
 from tests.benchmarks.material import MaterialMissing, Workshop
+from tests.benchmarks.programs import ProgramMissing
 
 BENCHMARKS = {
     "tensors": tensor_time,
@@ -49,7 +50,7 @@ def main() -> int:
         try:
             for name in chosen.names or BENCHMARKS:
                 results[name] = _run(name, workshop)
-        except MaterialMissing as error:
+        except (MaterialMissing, ProgramMissing) as error:
             print(error, file=sys.stderr)
             return 2
         finally:

@@ -9,6 +9,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pydicom
@@ -24,6 +25,7 @@ from tests.benchmarks.programs import free_port
 
 _REPORTS = frozenset(map(str, SRClassValues))
 _ANALYSIS_SECONDS = 300.0
+STAGES = ("complete", "prepared", "claimed", "analysed", "composed", "in the archive")
 
 
 class ReportClock(RecordingSink):
@@ -61,6 +63,21 @@ class BusySite:
         if refused or len(outcomes) != len(study.paths):
             raise RuntimeError(f"medimgd did not take every instance: {refused[:3]}")
         return moment
+
+    def stages(self, study: StudyFiles, success: float) -> dict[str, float]:
+        """Return the seconds each stage took, from the last Success to the report's acceptance."""
+        dossier = self.installation.wait_until_over(study.study_instance_uid, len(study.paths))
+        (job,), (result,) = dossier.jobs, dossier.results
+        stamps = (
+            dossier.study.completed_at, dossier.study.prepared_at, job.claimed_at,
+            job.finished_at, result.composed_at,
+        )  # fmt: skip
+        # The processes write wall clock time; this process knows both clocks.
+        behind = time.time() - time.perf_counter()
+        moments = [success, *(each.timestamp() - behind for each in stamps if each is not None)]
+        moments.append(self.clock.accepted[study.study_instance_uid])
+        spans = (after - before for before, after in pairwise(moments))
+        return dict(zip(STAGES, spans, strict=True))
 
     def wait_for_reports(self, count: int) -> Mapping[str, float]:
         """Wait until the archive accepted reports of `count` studies; return when each was."""

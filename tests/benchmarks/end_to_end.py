@@ -16,7 +16,7 @@ from pathlib import Path
 from daemon import courier, preparer, scheduler, worker
 from dicom_io.recipe import TensorRecipe
 from dicom_io.tensors import build_tensor
-from tests.benchmarks.busy_site import BusySite, busy_site
+from tests.benchmarks.busy_site import STAGES, BusySite, busy_site
 from tests.benchmarks.figures import Table, median, percentile, rounds_of
 from tests.benchmarks.material import FILM, StudyFiles, Workshop, fresh_studies
 from tests.benchmarks.tensor_time import FILM_RECIPE, VOLUME_RECIPE
@@ -52,6 +52,7 @@ class Measured:
     quiet: float
     tensor: float
     latencies: list[float]
+    stages: list[dict[str, float]]
     burst_latencies: list[float]
     burst: float
     sending: float
@@ -62,6 +63,7 @@ def measure(workshop: Workshop) -> Iterator[Table]:
     cases = _cases(workshop)
     measured = {case.name: _measure_case(workshop, case) for case in cases}
     yield _latency_table(cases, measured)
+    yield _stage_table(cases, measured)
     yield _throughput_table(cases, measured)
 
 
@@ -92,7 +94,7 @@ def _measure_case(workshop: Workshop, case: Case) -> Measured:
     with busy_site(
         workshop.room("site"), case.models, bundled=case.models is None, warm_up=warm_up
     ) as site:
-        latencies = [_one_alone(site, study) for study in single]
+        alone = [_one_alone(site, study) for study in single]
         site.clock.accepted.clear()
         started = time.perf_counter()
         successes = {study.study_instance_uid: site.push(study) for study in burst}
@@ -100,19 +102,21 @@ def _measure_case(workshop: Workshop, case: Case) -> Measured:
         return Measured(
             quiet=site.installation.config.study.quiet_seconds,
             tensor=tensor,
-            latencies=latencies,
+            latencies=[sum(stages.values()) for stages in alone],
+            stages=alone,
             burst_latencies=[reports[uid] - moment for uid, moment in successes.items()],
             burst=max(reports.values()) - started,
             sending=max(successes.values()) - started,
         )
 
 
-def _one_alone(site: BusySite, study: StudyFiles) -> float:
+def _one_alone(site: BusySite, study: StudyFiles) -> dict[str, float]:
     # Polling periods must be met at any phase, not always at the same one.
     time.sleep(random.uniform(0, max(PERIODS)))
     site.clock.accepted.clear()
     success = site.push(study)
-    return site.wait_for_reports(1)[study.study_instance_uid] - success
+    site.wait_for_reports(1)
+    return site.stages(study, success)
 
 
 def _latency_table(cases: Sequence[Case], measured: dict[str, Measured]) -> Table:
@@ -137,14 +141,26 @@ def _latency_table(cases: Sequence[Case], measured: dict[str, Measured]) -> Tabl
     return table
 
 
+def _stage_table(cases: Sequence[Case], measured: dict[str, Measured]) -> Table:
+    table = Table(
+        "Where that latency goes: median seconds until the study is ...",
+        ["study and model", *STAGES],
+        notes=["complete includes the quiet time; stamps are those in the database"],
+    )
+    for case in cases:
+        each = measured[case.name].stages
+        table.rows.append([case.name, *(median([one[stage] for one in each]) for stage in STAGES)])
+    return table
+
+
 def _throughput_table(cases: Sequence[Case], measured: dict[str, Measured]) -> Table:
     table = Table(
         "Studies sent back to back by one modality, one association each",
-        ["study and model", "studies", "studies/minute", "sending alone/minute", "latency median",
-         "latency 95th", "less quiet time"],
+        ["study and model", "studies", "per minute", "sent per minute", "latency median", "95th",
+         "less quiet time"],
         notes=[
-            "studies/minute: from the first C-STORE to the last report, quiet time included",
-            ("sending alone: the rate at which the modality got its Successes; where both are "
+            "per minute: from the first C-STORE to the last report, quiet time included",
+            ("sent per minute: the rate at which the modality got its Successes; where both are "
             "near, medimgd keeps up and reception with this sender is the limit"),
         ],
     )  # fmt: skip

@@ -72,16 +72,18 @@ def _samples(
     for _ in range(rounds):
         for count in ASSOCIATIONS:
             for name, server in _servers(workshop.room("store")).items():
-                with server as port:
+                with server as (port, stored):
                     _push(port, [warm_up])
                     rate = _push(port, studies[:count])
+                if name != CEILING:
+                    _check_stored(name, stored, [warm_up, *studies[:count]])
                 samples.setdefault((name, count), []).append(rate)
             folder = workshop.room("floor")
             samples.setdefault((FLOOR, count), []).append(_write_and_sync(studies[:count], folder))
     return samples
 
 
-def _servers(folder: Path) -> dict[str, AbstractContextManager[int]]:
+def _servers(folder: Path) -> dict[str, AbstractContextManager[tuple[int, Path]]]:
     return {
         OURS: _medimgd(folder / "medimgd"),
         THEIRS: _storescp(folder / "dcmtk", dcmtk("storescp"), "-q", "+B", "--fork"),
@@ -92,21 +94,29 @@ def _servers(folder: Path) -> dict[str, AbstractContextManager[int]]:
 
 
 @contextmanager
-def _medimgd(folder: Path) -> Iterator[int]:
+def _medimgd(folder: Path) -> Iterator[tuple[int, Path]]:
     site = Installation(folder, free_port())
     site.start("receiver")
     try:
-        yield site.port
+        yield site.port, site.config.spool_folder / "studies"
     finally:
         site.stop()
 
 
 @contextmanager
-def _storescp(folder: Path, *command: str) -> Iterator[int]:
+def _storescp(folder: Path, *command: str) -> Iterator[tuple[int, Path]]:
     folder.mkdir()
     port = free_port()
     with serving([*command, "-od", str(folder), str(port)], port):
-        yield port
+        yield port, folder
+
+
+def _check_stored(name: str, folder: Path, studies: Sequence[StudyFiles]) -> None:
+    # dcmsend ends with status 0 even when instances were refused.
+    stored = sum(1 for path in folder.rglob("*") if path.is_file())
+    sent = sum(len(study.paths) for study in studies)
+    if stored != sent:
+        raise RuntimeError(f"{name} stored {stored} of {sent} instances: no rate can be stated")
 
 
 def _push(port: int, studies: Sequence[StudyFiles]) -> float:

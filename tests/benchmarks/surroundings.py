@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.figures import median, rounds_of
-from tests.benchmarks.programs import dcmtk
+from tests.benchmarks.programs import ProgramMissing, dcmtk
 
 _LIBRARIES = (
     "medimgd", "pydicom", "pynetdicom", "numpy", "keras", "tensorflow", "sqlalchemy", "highdicom",
@@ -88,9 +88,11 @@ def _file_system(folder: Path) -> str:
 
 
 def _dcmtk_version() -> str:
-    done = subprocess.run(
-        [dcmtk("storescp"), "--version"], capture_output=True, text=True, check=False
-    )
+    try:
+        command = [dcmtk("storescp"), "--version"]
+    except ProgramMissing as error:
+        return str(error)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return next(iter(done.stdout.splitlines()), "unknown").strip("$ ")
 
 
