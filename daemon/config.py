@@ -38,7 +38,10 @@ AETitle = Annotated[
 ]
 """An AE title: 1 to 16 printable ASCII characters, no backslash (PS3.5 6.2)."""
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400.0, allow_inf_nan=False)]
+Days = Annotated[float, Field(gt=0, le=36600.0, allow_inf_nan=False)]
+LeaseSeconds = Annotated[float, Field(ge=10, le=86400.0, allow_inf_nan=False)]
+"""At least a few heartbeats, or work in hand would count as abandoned."""
 
 
 class _Section(BaseModel):
@@ -93,8 +96,17 @@ class StudySection(_Section):
     deadline_seconds: Seconds = 3600.0
     """Longest wait since the first instance of a round, whatever is still open."""
     deadline_action: Literal["analyse", "hold"] = "analyse"
-    lease_seconds: Seconds = 120.0
+    lease_seconds: LeaseSeconds = 120.0
     maximum_attempts: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _deadline_comes_after_quiet(self) -> StudySection:
+        if self.deadline_seconds < self.quiet_seconds:
+            raise ValueError(
+                "study.deadline_seconds must not be shorter than study.quiet_seconds: "
+                f"received {self.deadline_seconds:g} and {self.quiet_seconds:g}"
+            )
+        return self
 
 
 class ModelsSection(_Section):
@@ -112,7 +124,7 @@ class WorkerSection(_Section):
     """The process that runs the networks."""
 
     maximum_batch: int = Field(default=8, ge=1, le=256)
-    lease_seconds: Seconds = 120.0
+    lease_seconds: LeaseSeconds = 120.0
     """A silent worker's jobs go back to the queue after this long."""
     maximum_attempts: int = Field(default=3, ge=1)
     device: Literal["auto", "cpu"] = "auto"
@@ -141,7 +153,7 @@ class ResultsSection(_Section):
     """Root title of the report: Imaging Measurement Report, or a private one for OHIF viewers."""
     first_retry_seconds: Seconds = 10.0
     longest_retry_seconds: Seconds = 4 * 3600.0
-    give_up_after_days: Annotated[float, Field(gt=0)] = 14.0
+    give_up_after_days: Days = 14.0
 
 
 class WebSection(_Section):
@@ -155,6 +167,13 @@ class WebSection(_Section):
     """From ``medimgd config hash-password``; needed to listen anywhere but on loopback."""
     finding_order: tuple[str, ...] = ()
     """Labels from worst to mildest; labels not named follow in alphabetical order."""
+
+    @field_validator("password_hash")
+    @classmethod
+    def _is_a_hash(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not value.get_secret_value().startswith("scrypt$"):
+            raise ValueError("must come from 'medimgd config hash-password', not a password")
+        return value
 
     @property
     def is_loopback(self) -> bool:
@@ -186,7 +205,7 @@ class WebSection(_Section):
 class RetentionSection(_Section):
     """How long finished studies keep their pixels here."""
 
-    days: Annotated[float, Field(gt=0)] = 30.0
+    days: Days = 30.0
 
 
 class LogSection(_Section):
@@ -220,6 +239,12 @@ class Config(BaseSettings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"destinations: the name {repeated[0]!r} is used more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Config:
+        if self.web.enabled and self.receiver.port and self.receiver.port == self.web.port:
+            raise ValueError(f"receiver.port and web.port are both {self.web.port}")
         return self
 
     @property
@@ -266,6 +291,7 @@ def load_config(named: Path | None = None) -> Config:
         With every fault at once: file, field, value received, rule.
     """
     path = find_config_file(named)
+    _refuse_unknown_variables()
 
     class _FromFile(Config):
         @classmethod
@@ -289,6 +315,19 @@ def load_config(named: Path | None = None) -> Config:
     except ValueError as error:
         raise ConfigurationError(f"{path or 'environment'}: {error}") from error
     return Config.model_construct(**{name: getattr(loaded, name) for name in Config.model_fields})
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be ignored in silence."""
+    prefix, delimiter = "MEDIMGD_", "__"
+    nested = [name for name in os.environ if name.startswith(prefix) and delimiter in name]
+    known = {section.upper() for section in Config.model_fields}
+    unknown = sorted(n for n in nested if n[len(prefix) :].partition(delimiter)[0] not in known)
+    if unknown:
+        raise ConfigurationError(
+            f"environment: {', '.join(unknown)} names no section of the configuration; "
+            f"sections are {', '.join(sorted(Config.model_fields))}"
+        )
 
 
 def _all_faults(path: Path | None, error: ValidationError) -> str:

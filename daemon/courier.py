@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from daemon.composing import Composer
 from daemon.config import Config, DestinationSection
 from daemon.logs import ACTION, COUNT, DESTINATION, REASON, RESULT, STUDY
-from daemon.role import RoleProcess, now_utc
+from daemon.role import RoleProcess, now_utc, where
 from dicom_io.association import Destination
-from dicom_io.errors import AssociationFailed, CannotCompose
+from dicom_io.errors import AssociationFailed, CannotCompose, MedimgdError
 from dicom_io.query import holds_instance
 from dicom_io.results.request import SR_CLASS_PREFERENCE, DocumentRole, SRClassValues
 from dicom_io.sending import OutgoingInstance, SendOutcome, send
+from dicom_io.statuses import describe
 from storage.backoff import DeliveryPolicy
 from storage.database import Database
 from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
@@ -50,6 +51,8 @@ IDLE_SECONDS = 0.25
 CONFIRM_AFTER_SECONDS = 2.0
 """A PACS may need a moment between its Success and its index."""
 CONFIRM_EVERY_SECONDS = 10.0
+FAILURES_BEFORE_GIVING_UP = 3
+MOST_COMMENT = 512
 
 # Explicit VR Little Endian: what the result composers write (PS3.5 A.2).
 _TRANSFER_SYNTAX_UID = "1.2.840.10008.1.2.1"
@@ -76,6 +79,8 @@ class Courier:
         self._policy = _policy(config)
         self._confirm_next = now_utc()
         self._cannot_confirm: set[str] = set()
+        self._failures: dict[int, int] = {}
+        """Unexpected failures while composing, by result."""
 
     def work(self) -> bool:
         """Do one round; False when there was nothing to compose and nothing to send."""
@@ -89,8 +94,25 @@ class Courier:
     def _compose_waiting(self) -> bool:
         waiting = results_awaiting_composition(self._database)
         for result in waiting:
-            self._compose(result)
+            try:
+                self._compose(result)
+            except Exception as error:  # noqa: BLE001 - a process loop: the other results go on
+                self._note_failure(result, error)
         return bool(waiting)
+
+    def _note_failure(self, result: ResultRecord, error: Exception) -> None:
+        """Try a result again some rounds later; after too many it waits for a person."""
+        retryable = isinstance(error, MedimgdError) and error.retryable
+        what = str(error) if isinstance(error, MedimgdError) else type(error).__name__
+        failures = self._failures[result.id] = self._failures.get(result.id, 0) + 1
+        _logger.error(
+            "result not composed (%s in %s)", what, where(error),
+            extra={ACTION: "composition_failed", RESULT: result.id,
+                   STUDY: result.study_instance_uid, REASON: type(error).__name__},
+        )  # fmt: skip
+        if failures >= FAILURES_BEFORE_GIVING_UP and not retryable:
+            reason = f"composing failed {failures} times: {what} in {where(error)}"
+            mark_uncomposable(self._database, result.id, reason, now_utc())
 
     def _compose(self, result: ResultRecord) -> None:
         fields = {RESULT: result.id, STUDY: result.study_instance_uid}
@@ -114,9 +136,23 @@ class Courier:
         groups = due_deliveries(self._database, now_utc())
         unreachable: set[str] = set()
         for group in groups:
-            if group.destination not in unreachable and not self._deliver(group):
+            if group.destination not in unreachable and not self._deliver_guarded(group):
                 unreachable.add(group.destination)
         return bool(groups)
+
+    def _deliver_guarded(self, group: DeliveryGroup) -> bool:
+        """Deliver; an unexpected failure counts as no answer and leaves the others alone."""
+        try:
+            return self._deliver(group)
+        except Exception as error:  # noqa: BLE001 - a process loop: the other results go on
+            what = f"not sent: {type(error).__name__} in {where(error)}"
+            _logger.error(
+                "%s", what,
+                extra={ACTION: "delivery_failed", DESTINATION: group.destination,
+                       RESULT: group.result_id, REASON: type(error).__name__},
+            )  # fmt: skip
+            self._record(group, _all(group, what))
+            return True
 
     def _deliver(self, group: DeliveryGroup) -> bool:
         """Send one result's documents on one association; False when nobody answered."""
@@ -222,7 +258,7 @@ class Courier:
                 "%s to %s: %s", record.role, record.destination, record.state,
                 extra={ACTION: "delivery", DESTINATION: record.destination,
                        RESULT: record.result_id, STUDY: record.study_instance_uid,
-                       REASON: record.last_comment},
+                       REASON: _answered(record)},
             )  # fmt: skip
         self._log_turn(before.consecutive_failures, group.destination)
 
@@ -231,7 +267,7 @@ class Courier:
         state = destination_state(self._database, destination)
         if state.consecutive_failures and not failures_before:
             _logger.warning(
-                "%s does not take results now: %s", destination, state.last_answer,
+                "%s does not take results now; 'medimgd status' has its answer", destination,
                 extra={ACTION: "destination_away", DESTINATION: destination},
             )  # fmt: skip
         if failures_before and not state.consecutive_failures:
@@ -282,6 +318,16 @@ class Courier:
         return True
 
 
+def _answered(record: DeliveryRecord) -> str:
+    """Return the status alone: an archive's own words may name a patient and stay out of logs."""
+    return "no answer" if record.last_status is None else describe(record.last_status)
+
+
+def _printable(comment: str) -> str:
+    """Return an archive's words without control characters, as they are kept and shown."""
+    return "".join(c if c.isprintable() else " " for c in comment)[:MOST_COMMENT]
+
+
 def _policy(config: Config) -> DeliveryPolicy:
     section = config.results
     return DeliveryPolicy(
@@ -305,7 +351,9 @@ def _matched(
     deliveries: Sequence[DeliveryRecord], outcomes: Sequence[SendOutcome]
 ) -> list[DeliveryOutcome]:
     return [
-        DeliveryOutcome(delivery.id, outcome.status, outcome.comment, outcome.context_refused)
+        DeliveryOutcome(
+            delivery.id, outcome.status, _printable(outcome.comment), outcome.context_refused
+        )
         for delivery, outcome in zip(deliveries, outcomes, strict=True)
     ]
 

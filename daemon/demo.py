@@ -6,6 +6,7 @@ done by the ordinary processes; nothing here takes a short cut.
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
-from daemon.catalogue import installed_catalogue
+from daemon.catalogue import serving
 from daemon.config import Config, load_config
 from daemon.errors import DemonstrationFailed
 from dicom_io.association import Destination
@@ -107,6 +109,9 @@ def run_demo(folder: Path, say: Say, *, once: bool) -> None:
     DemonstrationFailed
         An expected report did not arrive; the message says which and where the log lies.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # A closed terminal ends the demonstration as Ctrl-C does: nothing is left running.
+        signal.signal(number, _interrupt)
     folder.mkdir(parents=True, exist_ok=True)
     samples = bundled_samples()
     with _archive(folder / "archive") as archive:
@@ -131,9 +136,14 @@ def run_demo(folder: Path, say: Say, *, once: bool) -> None:
                 database.close()
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
 def expects_chest_report(config: Config) -> bool:
     """True when a chest film model is installed, as it is unless the site switched it off."""
-    packages = installed_catalogue(config).packages
+    packages = serving(config).packages
     return any(package.identity.name == "cxr-pneumonia" for package in packages)
 
 

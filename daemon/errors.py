@@ -2,6 +2,7 @@
 
 DaemonError
 ├── ConfigurationError      the TOML file or the environment breaks a rule
+├── SlotTaken               another process runs this slot on this data folder
 ├── UnknownStudy            no study is known by what was typed
 ├── PortTaken               the worklist page cannot listen where it should
 └── DemonstrationFailed     an expected report did not arrive
@@ -20,6 +21,12 @@ class DaemonError(MedimgdError):
 
 class ConfigurationError(DaemonError):
     """The configuration breaks one or more rules; all of them are in the message."""
+
+    retryable = False
+
+
+class SlotTaken(DaemonError):
+    """Another process runs this slot on this data folder."""
 
     retryable = False
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from daemon.logs import ACTION, COUNT, REASON, STUDY
-from daemon.role import now_utc
+from daemon.role import now_utc, where
 from dicom_io.errors import MedimgdError
 from storage.arrivals import Arrival
 from storage.associations import close_association, open_association
@@ -82,12 +82,17 @@ class IndexWriter:
 
     @property
     def is_overloaded(self) -> bool:
-        """True when so much is unwritten that senders should wait."""
-        return self._reports.qsize() >= MOST_QUEUED
+        """True when so much is unwritten, or nothing is written, that senders should wait."""
+        return self._reports.qsize() >= MOST_QUEUED or not self.is_alive
 
     def put(self, report: Report) -> None:
         """Queue one report; never blocks."""
         self._reports.put(report)
+
+    @property
+    def is_alive(self) -> bool:
+        """False when the writing thread has ended; nothing may be acknowledged then."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Write what is queued, then stop."""
@@ -120,28 +125,53 @@ class IndexWriter:
         return batch, False
 
     def _write_persistently(self, reports: list[Report]) -> None:
-        """Write, and repeat while the database is busy or its disk is full."""
+        """Write; repeat while the database is busy; leave out what it will never take."""
         pause = threading.Event()
         failures = 0
-        while True:
-            try:
-                self._write(reports)
-            except MedimgdError as error:
-                failures += 1
-                if not error.retryable:
-                    _logger.error(
-                        "%d reports not indexed; the next start finds them in the spool: %s",
-                        len(reports), error,
-                        extra={ACTION: "index_failed", REASON: type(error).__name__},
-                    )  # fmt: skip
-                    return
-                if failures == 1:
+        while not self._written(reports, first_failure=failures == 0):
+            failures += 1
+            pause.wait(RETRY_SECONDS)
+        if failures:
+            _logger.info("the index goes on", extra={ACTION: "index_recovered"})
+
+    def _written(self, reports: list[Report], *, first_failure: bool) -> bool:
+        """Try once; False when the same reports should be tried again."""
+        try:
+            self._write(reports)
+        except MedimgdError as error:
+            if error.retryable:
+                if first_failure:
                     _logger.warning("the index waits: %s", error, extra={ACTION: "index_waits"})
-                pause.wait(RETRY_SECONDS)
-            else:
-                if failures:
-                    _logger.info("the index goes on", extra={ACTION: "index_recovered"})
-                return
+                return False
+            self._leave_out(reports, str(error), error)
+        except Exception as error:  # noqa: BLE001 - a process loop: one report must not end it
+            self._leave_out(reports, f"unexpected {type(error).__name__} in {where(error)}", error)
+        return True
+
+    def _leave_out(self, reports: list[Report], what: str, error: Exception) -> None:
+        """Find the report the database will never take, say so, and write the others."""
+        if len(reports) > 1:
+            for report in reports:
+                self._write_persistently([report])
+            return
+        _logger.error(
+            "one report cannot be indexed; its file, if any, stays in the spool: %s", what,
+            extra={ACTION: "index_failed", REASON: type(error).__name__},
+        )  # fmt: skip
+        (report,) = reports
+        if isinstance(report, Arrival):
+            header = report.stored.header
+            self.put(
+                Refused(
+                    f"stored and acknowledged, but it cannot be indexed: {what}",
+                    "",
+                    "",
+                    "",
+                    None,
+                    header.sop_class_uid,
+                    header.sop_instance_uid,
+                )
+            )
 
     def _write(self, reports: list[Report]) -> None:
         arrivals = [report for report in reports if isinstance(report, Arrival)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from daemon.catalogue import installed_packages
+from daemon.catalogue import serving
 from daemon.config import Config
 from daemon.logs import ACTION, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc, where
@@ -134,7 +134,7 @@ class Preparer:
         started = time.monotonic()
         uid = task.study_instance_uid
         try:
-            packages = installed_packages(self._config)
+            packages = serving(self._config).packages
             preparation = self._decide(task, packages).preparation(len(packages))
             finish_preparation(self._database, task, preparation, now_utc())
         except LeaseLost as error:

@@ -48,6 +48,12 @@ class OwnObject(MedimgdError):
     retryable = False
 
 
+class IndexEnded(MedimgdError):
+    """The thread that writes the index is gone; nothing may be acknowledged any more."""
+
+    retryable = True
+
+
 class DataSetMismatch(MedimgdError):
     """The data set is not what the C-STORE command said."""
 
@@ -204,10 +210,12 @@ def run_receiver(config: Config, database: Database, slot: str) -> None:
         role = RoleProcess(config, database, "receiver", slot)
         server.start()
         role.begin({"address": config.receiver.address, "port": server.port})
-        while not role.wait(1.0):
+        while index.is_alive and not role.wait(1.0):
             pass
         server.stop()
         role.end()
+        if not index.is_alive:
+            raise IndexEnded("the index writer ended: the receiver starts anew")
     finally:
         index.close()
 

@@ -14,6 +14,7 @@ from typing import cast
 from daemon.config import Config
 from daemon.exit_codes import ExitCode
 from daemon.logs import ACTION, set_up_logs
+from daemon.slot_lock import hold_slot
 from daemon.supervisor import Child, Supervisor
 from storage.database import Database, migrate, open_database
 
@@ -40,43 +41,53 @@ def run_one(config: Config, role: str, slot: str | None = None) -> ExitCode:
     """Run one role in this process until a stop is asked for."""
     slot = slot or default_slot(role)
     set_up_logs(slot, config.log.level, config.log.style)
-    migrate(config.database_path)
-    database = open_database(config.database_path)
-    try:
-        role_function(role)(config, database, slot)
-    finally:
-        database.close()
+    with hold_slot(config, slot):
+        migrate(config.database_path)
+        database = open_database(config.database_path)
+        try:
+            role_function(role)(config, database, slot)
+        finally:
+            database.close()
     return ExitCode.OK
 
 
 def run_all(config: Config, config_path: Path | None) -> ExitCode:
     """Run every role: children under supervision, the scheduler in this process."""
+    slot = default_slot("scheduler")
+    set_up_logs(slot, config.log.level, config.log.style)
+    with hold_slot(config, slot):
+        migrate(config.database_path)
+        database = open_database(config.database_path)
+        try:
+            code = _supervise(config, config_path, database, slot)
+        finally:
+            database.close()
+    _logger.info("medimgd ended", extra={ACTION: "ended"})
+    return code
+
+
+def _supervise(config: Config, config_path: Path | None, database: Database, slot: str) -> ExitCode:
+    """Keep the children running and the scheduler's duties done until a stop is asked for."""
     from daemon.role import HEARTBEAT_SECONDS, now_utc
     from daemon.scheduler import Scheduler
     from storage.processes import heartbeat, register_process, remove_process
     from storage.spool import Spool
 
-    slot = default_slot("scheduler")
-    set_up_logs(slot, config.log.level, config.log.style)
-    migrate(config.database_path)
-    database = open_database(config.database_path)
-    supervisor = Supervisor(children_of(config), config_path)
+    children = children_of(config)
+    supervisor = Supervisor(children, config_path)
     _stop_on_signals(supervisor)
     register_process(
         database, slot, role="scheduler", pid=os.getpid(), host=config.site.node_id,
-        now=now_utc(), state="ready", detail={"supervises": len(children_of(config))},
+        now=now_utc(), state="ready", detail={"supervises": len(children)},
     )  # fmt: skip
     scheduler = Scheduler(config, database, Spool(config.spool_folder, 0, slot=slot))
     scheduler.every(HEARTBEAT_SECONDS, lambda: heartbeat(database, slot, now_utc()), "heartbeat")
     scheduler.start()
     try:
-        code = supervisor.run()
+        return supervisor.run()
     finally:
         scheduler.stop()
         remove_process(database, slot)
-        database.close()
-    _logger.info("medimgd ended", extra={ACTION: "ended"})
-    return code
 
 
 def children_of(config: Config) -> list[Child]:

@@ -7,6 +7,8 @@ or in a process of their own.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -28,6 +30,9 @@ COMPLETION_EVERY_SECONDS = 0.5
 RECLAIM_EVERY_SECONDS = 5.0
 RETENTION_EVERY_SECONDS = 600.0
 MOST_PURGED_AT_ONCE = 200
+CLOCK_WATCH_SECONDS = 5.0
+CLOCK_JUMP_SECONDS = 2.0
+"""The wall clock may be steered by this much; more means that it was set."""
 
 
 class Scheduler:
@@ -53,6 +58,7 @@ class Scheduler:
             deadline_action=DeadlineAction(config.study.deadline_action),
         )
         self._clock = BackgroundScheduler(timezone="UTC")
+        self._ended = threading.Event()
 
     def start(self) -> None:
         """Begin to call the duties, each never twice at once."""
@@ -60,6 +66,22 @@ class Scheduler:
         self.every(RECLAIM_EVERY_SECONDS, self.reclaim_leases, "leases")
         self.every(RETENTION_EVERY_SECONDS, self.keep_retention, "retention")
         self._clock.start()
+        threading.Thread(target=self._watch_clock, name="clock-watch", daemon=True).start()
+
+    def _watch_clock(self) -> None:
+        """Call every duty at once after the wall clock was set.
+
+        APScheduler waits for instants; when the clock is set back by an hour it would sleep for
+        an hour, and no study would become complete.
+        """
+        offset = time.time() - time.monotonic()
+        while not self._ended.wait(CLOCK_WATCH_SECONDS):
+            drift = time.time() - time.monotonic() - offset
+            if abs(drift) > CLOCK_JUMP_SECONDS:
+                _logger.warning("the clock was set by %.0f s", drift, extra={ACTION: "clock_set"})
+                for duty in self._clock.get_jobs():
+                    duty.modify(next_run_time=now_utc())
+                offset += drift
 
     def every(self, seconds: float, duty: Callable[[], None], name: str) -> None:
         """Add a duty; its errors are logged and never end the others."""
@@ -70,6 +92,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """End the duty under way and call no other."""
+        self._ended.set()
         self._clock.shutdown(wait=True)
 
     def complete_studies(self) -> None:

@@ -188,6 +188,11 @@ def _attention(
     for process in processes:
         for model, fault in dict(process.detail.get("out_of_order", {})).items():
             yield f"model {model} is out of order: {fault}"
+        for model in process.detail.get("unserved", ()):
+            yield (
+                f"analyses wait for {model}, which is out of order or not installed: "
+                "see 'medimgd models list'; they go on by themselves when it serves"
+            )
     for destination in destinations:
         if destination.consecutive_failures:
             yield (

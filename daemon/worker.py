@@ -15,7 +15,7 @@ from datetime import datetime
 
 import numpy as np
 
-from daemon.catalogue import installed_catalogue, installed_packages
+from daemon.catalogue import Serving, serving
 from daemon.config import Config
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc
@@ -27,7 +27,7 @@ from model.runtimes.port import FloatArray, Predictor
 from storage.claims import claim_batch, give_back, reclaim_expired, renew
 from storage.database import Database
 from storage.endings import Analysed, fail_attempt, finish_batch, refuse_job
-from storage.jobs import ClaimedJob, waiting_models
+from storage.jobs import ClaimedJob, WaitingModel, waiting_models
 
 _logger = logging.getLogger(__name__)
 
@@ -51,23 +51,26 @@ class ServedModels:
     def __init__(self, config: Config, make_predictor: PredictorMaker) -> None:
         self._config = config
         self._make_predictor = make_predictor
-        self._packages: tuple[ModelPackage, ...] = ()
+        self._serving: Serving | None = None
         self._predictors: dict[str, tuple[ModelPackage, Predictor]] = {}
         self.out_of_order: dict[str, str] = {}
+        self.unserved: frozenset[str] = frozenset()
+        """Models that jobs wait for and that cannot serve; their jobs stay in the queue."""
 
     def refresh(self) -> bool:
         """Load what was added and drop what was removed; True when anything changed."""
-        packages = installed_packages(self._config)
-        if packages is self._packages:
+        now_serving = serving(self._config)
+        if now_serving is self._serving:
             return False
-        self._packages = packages
+        self._serving = now_serving
+        packages = now_serving.packages
         self._predictors = {
             name: (package, predictor)
             for name, (package, predictor) in self._predictors.items()
             if package in packages
         }
         self.out_of_order = {
-            item.title: "; ".join(item.faults) for item in installed_catalogue(self._config).broken
+            item.title: "; ".join(item.faults) for item in now_serving.catalogue.broken
         }
         for title, fault in self.out_of_order.items():
             _log_out_of_order(title, fault)
@@ -95,13 +98,6 @@ class ServedModels:
         """Return a loaded package, or None when it is out of order or not installed."""
         return self._predictors.get(at_version)
 
-    def why_not(self, at_version: str) -> str:
-        """Return why a model cannot serve, as a sentence for the administrator."""
-        fault = self.out_of_order.get(at_version)
-        if fault is not None:
-            return f"{at_version} is out of order: {fault}"
-        return f"{at_version} is no longer installed or was disabled: install it, then retry"
-
     def detail(self) -> Mapping[str, object]:
         """Return what ``medimgd status`` shows of this worker."""
         described = [predictor.description for _, predictor in self._predictors.values()]
@@ -110,6 +106,7 @@ class ServedModels:
             "runtime": described[0].runtime if described else "",
             "models": sorted(self._predictors),
             "out_of_order": self.out_of_order,
+            "unserved": sorted(self.unserved),
         }
 
 
@@ -147,7 +144,11 @@ class Worker:
 
     def work(self) -> bool:
         """Run one batch of the model that waits longest; False when nothing waits."""
-        for waiting in waiting_models(self._database, now_utc()):
+        waiting_ones = waiting_models(self._database, now_utc())
+        self._note_unserved(waiting_ones)
+        for waiting in waiting_ones:
+            if self._models.find(f"{waiting.model_name}@{waiting.model_version}") is None:
+                continue
             jobs = claim_batch(
                 self._database, self._owner, waiting.model_name, waiting.model_version,
                 self._config.worker.maximum_batch, now_utc(), self._config.worker.lease_seconds,
@@ -161,6 +162,17 @@ class Worker:
                 return True
         return False
 
+    def _note_unserved(self, waiting_ones: Sequence[WaitingModel]) -> None:
+        """Say once that jobs wait for a model that cannot serve; they are never given up for it."""
+        names = {f"{each.model_name}@{each.model_version}" for each in waiting_ones}
+        unserved = frozenset(name for name in names if self._models.find(name) is None)
+        for name in unserved - self._models.unserved:
+            _logger.error(
+                "analyses wait for %s, which is out of order or not installed", name,
+                extra={ACTION: "model_unserved", MODEL: name},
+            )  # fmt: skip
+        self._models.unserved = unserved
+
     def renew(self, now: datetime) -> None:
         """Extend the leases of the jobs in hand; the heartbeat calls this."""
         with self._holding:
@@ -173,17 +185,17 @@ class Worker:
             self._in_hand = jobs
 
     def _run(self, jobs: tuple[ClaimedJob, ...]) -> None:
-        name = jobs[0].model.at_version
-        served = self._models.find(name)
-        if served is None or served[0].identity != jobs[0].model:
-            for job in jobs:
-                self._fail(job, self._models.why_not(name), retryable=False)
-            return
+        served = self._models.find(jobs[0].model.at_version)
+        assert served is not None  # noqa: S101 - looked up before the claim, by this thread
+        package, predictor = served
         by_shape: dict[tuple[int, ...], list[ClaimedJob]] = defaultdict(list)
         for job in jobs:
-            by_shape[job.tensor.values.shape].append(job)
+            if _is_made_for(job, package):
+                by_shape[job.tensor.values.shape].append(job)
+            else:
+                self._fail(job, _OTHER_PACKAGE.format(package.at_version), retryable=False)
         for alike in by_shape.values():
-            self._predict(served[0], served[1], alike)
+            self._predict(package, predictor, alike)
 
     def _predict(
         self, package: ModelPackage, predictor: Predictor, jobs: Sequence[ClaimedJob]
@@ -260,6 +272,20 @@ class Worker:
         )  # fmt: skip
 
 
+_OTHER_PACKAGE = (
+    "{} was replaced under the same version since this study was prepared; "
+    "'medimgd retry STUDY --again' prepares it anew. Give a changed model a new version"
+)
+
+
+def _is_made_for(job: ClaimedJob, package: ModelPackage) -> bool:
+    """True when the tensor was made for these weights by these steps."""
+    return (
+        job.model == package.identity
+        and job.tensor.preprocessing_digest == package.preprocessing_digest
+    )
+
+
 def run_worker(
     config: Config, database: Database, slot: str, make_predictor: PredictorMaker | None = None
 ) -> None:
@@ -276,10 +302,13 @@ def run_worker(
     role.begin({"state": "loading models"})
 
     def step() -> bool:
-        if models.refresh():
+        unserved = models.unserved
+        changed = models.refresh()
+        busy = worker.work()
+        if changed or models.unserved != unserved:
             role.describe(models.detail())
             role.beat()
-        return worker.work()
+        return busy
 
     role.repeat(step, IDLE_SECONDS)
     give_back(database, slot, now_utc())

@@ -31,20 +31,21 @@ Folder = Annotated[
 @app.command("list")
 def list_models(config: ConfigPath = None, as_json: AsJSON = False) -> None:
     """List installed packages, with what is wrong with those that are broken."""
-    from daemon.catalogue import installed_catalogue
+    from daemon.catalogue import installed_catalogue, state_of
     from daemon.config import load_config
 
     with failures_become_exit_codes():
-        installed = installed_catalogue(load_config(config)).installed
+        catalogue = installed_catalogue(load_config(config))
+        installed = catalogue.installed
     if as_json:
-        print_json([_summary(item) for item in installed])
+        print_json([_summary(item) | {"state": state_of(item, catalogue)} for item in installed])
     else:
         print_table(
             ("model", "state", "kind", "labels", "folder", "faults"),
             [
                 (
                     item.title,
-                    item.state,
+                    state_of(item, catalogue),
                     item.package.recipe.kind if item.package else "",
                     ", ".join(label.name for label in item.package.labels) if item.package else "",
                     item.folder,

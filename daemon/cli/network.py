@@ -76,7 +76,7 @@ def _destination(to: str, called: str, calling: str, timeout: float) -> Destinat
     from dicom_io.association import Destination
 
     host, colon, port = to.rpartition(":")
-    if not colon or not host or not port.isdecimal():
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise typer.BadParameter(f"expected {HOST_AND_PORT}, received {to!r}", param_hint="--to")
     return Destination(
         to, host.strip("[]"), int(port), called, calling,

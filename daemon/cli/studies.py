@@ -72,6 +72,8 @@ def studies(
         ("flag", "finding", "patient", "study", "state", "received", "delivery", "study UID"),
         [_row(line, now) for line in found.lines],
     )
+    if not found.is_complete:
+        say(f"only the newest {found.judged} studies are judged; find older ones by searching")
     say("AI results are preliminary and not verified by a physician.")
 
 

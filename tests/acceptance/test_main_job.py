@@ -13,8 +13,10 @@ import pytest
 from daemon import demo
 from dicom_io.tensors import build_tensor
 from model.package import load_package
+from storage.processes import list_processes
 from storage.results import ResultKind, read_document
 from storage.states import DeliveryState, StudyState
+from tests.acceptance.browser import dump_dom
 from tests.acceptance.conftest import TinyPackages
 from tests.acceptance.installation import Archive, Installation
 from tests.results_judges import judge_together
@@ -50,6 +52,7 @@ def hospital(
         ],
         models=tiny_packages.folder,
         bundled=True,
+        settings="finding_order = ['Pneumonia']\n",  # continues the section [web]
     )
     site.start()
     pushed = {
@@ -196,3 +199,22 @@ def test_our_own_results_coming_back_are_acknowledged_and_ignored(hospital, tmp_
     assert [each.outcome.status for each in outcomes] == [0, 0]
     assert site.dossier(uids["cr"]).study.instance_count == 1
     assert site.log().count("one of our own results came back") == 2
+
+
+def test_worklist_and_study_page_show_the_real_studies_in_a_browser(
+    hospital, tmp_path: Path
+) -> None:
+    site, uids, _ = hospital
+    port = next(each.detail["port"] for each in site.read(list_processes, ()) if each.role == "web")
+
+    worklist = dump_dom(f"http://127.0.0.1:{port}/", tmp_path / "list")
+    study = dump_dom(f"http://127.0.0.1:{port}/studies/{uids['cr']}", tmp_path / "study")
+
+    for uid in uids.values():
+        assert f"/studies/{uid}" in worklist
+    assert "POSITIVE" in worklist
+    assert worklist.index(uids["cr"]) == min(map(worklist.index, uids.values()))
+    assert "preliminary, not verified by a physician" in worklist
+    assert "Pneumonia" in study
+    assert "Imaging Measurement Report" in study
+    assert "capture/" in study

@@ -76,6 +76,31 @@ def test_user_and_password_go_together(tmp_path: Path, half: str) -> None:
         load_config(write(tmp_path, f"[web]\n{half}\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("[worker]\nlease_seconds = 0.5\n", "worker.lease_seconds"),
+        ("[study]\nquiet_seconds = inf\n", "study.quiet_seconds"),
+        ("[study]\nquiet_seconds = 60\ndeadline_seconds = 30\n", "must not be shorter"),
+        ("[retention]\ndays = 1e12\n", "retention.days"),
+        ("[web]\nuser = 'r'\npassword_hash = 'secret'\n", "hash-password"),
+        ("[receiver]\nport = 8042\n", "both 8042"),
+    ],
+)
+def test_values_that_would_do_harm_later_are_refused(tmp_path: Path, text: str, rule: str) -> None:
+    with pytest.raises(ConfigurationError, match=rule):
+        load_config(write(tmp_path, text))
+
+
+def test_a_misspelt_variable_is_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIMGD_RECIEVER__PORT", "104")
+
+    with pytest.raises(ConfigurationError, match="MEDIMGD_RECIEVER__PORT"):
+        load_config(write(tmp_path, ""))
+
+
 def test_two_destinations_may_not_share_a_name(tmp_path: Path) -> None:
     one = "[[destinations]]\nname = 'pacs'\nhost = 'h'\nport = 104\nae_title = 'A'\n"
 

@@ -116,13 +116,6 @@ def test_a_wrong_password_is_refused_also_after_a_right_one(locked_page: int, he
     assert ask(locked_page, "/", authorization=header).status == 401
 
 
-def test_half_a_configuration_lets_nobody_in() -> None:
-    gate = Gate(WebSection(user="reader"))
-
-    assert not gate.is_open
-    assert not gate.admits(basic("reader", ""))
-
-
 def test_a_remembered_password_is_not_kept_in_clear() -> None:
     gate = Gate(WebSection(user="reader", password_hash=hash_password(PASSWORD)))
 
