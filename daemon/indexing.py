@@ -161,17 +161,11 @@ class IndexWriter:
         (report,) = reports
         if isinstance(report, Arrival):
             header = report.stored.header
-            self.put(
-                Refused(
-                    f"stored and acknowledged, but it cannot be indexed: {what}",
-                    "",
-                    "",
-                    "",
-                    None,
-                    header.sop_class_uid,
-                    header.sop_instance_uid,
-                )
-            )
+            refused = Refused(
+                f"stored and acknowledged, but it cannot be indexed: {what}", "", "", "",
+                None, header.sop_class_uid, header.sop_instance_uid,
+            )  # fmt: skip
+            self._write_persistently([refused])
 
     def _write(self, reports: list[Report]) -> None:
         arrivals = [report for report in reports if isinstance(report, Arrival)]

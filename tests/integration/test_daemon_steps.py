@@ -1,0 +1,273 @@
+"""The steps of the processes, one by one: what one bad thing must not do to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daemon.catalogue import highest_versions, state_of
+from daemon.composing import Composer
+from daemon.config import Config, DestinationSection, ModelsSection, SiteSection
+from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
+from daemon.indexing import Closed, IndexWriter, Opened
+from daemon.worker import ServedModels, Worker
+from dicom_io.results.request import SRClassValues
+from model.catalogue import read_catalogue
+from model.errors import RuntimeFault, UnusableOutput
+from model.package import ModelPackage
+from model.runtimes.port import PredictorDescription
+from storage.arrivals import Arrival
+from storage.database import Database, migrate, open_database
+from storage.door import list_refused_instances
+from storage.dossier import read_dossier
+from storage.installation import read_installation
+from storage.results import ResultState
+from storage.spool import Spool
+from storage.states import JobState
+from tests.storage_hospital import STUDY, Hospital, make_tensor
+from tests.tiny_models import write_package
+
+OTHER = f"{STUDY}.9"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    models = tmp_path / "models"
+    write_package(models / "tiny-1.0.0", weights=b"never loaded")
+    return Config(
+        site=SiteSection(data_folder=tmp_path / "data"),
+        models=ModelsSection(folders=(models,), bundled=False),
+        destinations=(DestinationSection(name="pacs", host="127.0.0.1", port=9, ae_title="P"),),
+    )
+
+
+@pytest.fixture
+def database(config: Config) -> Iterator[Database]:
+    migrate(config.database_path)
+    opened = open_database(config.database_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def hospital(config: Config, database: Database) -> Hospital:
+    return Hospital(database, Spool(config.spool_folder, 0))
+
+
+class StubPredictor:
+    """Answers from a list of scores, or fails as told."""
+
+    def __init__(self, package: ModelPackage) -> None:
+        self.package = package
+        self.device = "stub"
+        self.load_fault: Exception | None = None
+        self.batches: list[int] = []
+
+    def load(self) -> None:
+        if self.load_fault is not None:
+            raise self.load_fault
+
+    def warm_up(self) -> float:
+        return 0.0
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.batches.append(len(batch))
+        if float(batch.max()) > 1:
+            raise UnusableOutput("one prediction holds NaN")
+        return np.full((len(batch), 1), 0.9, np.float32)
+
+    @property
+    def description(self) -> PredictorDescription:
+        return PredictorDescription("tiny@1.0.0", "stub", "stub", "float32", 1)
+
+
+def worker_of(config: Config, database: Database, fault: Exception | None = None):
+    made: list[StubPredictor] = []
+
+    def make(package: ModelPackage) -> StubPredictor:
+        predictor = StubPredictor(package)
+        predictor.load_fault = fault
+        made.append(predictor)
+        return predictor
+
+    models = ServedModels(config, make)
+    models.refresh()
+    return Worker(config, database, models, "worker-1"), models, made
+
+
+def package_of(config: Config) -> ModelPackage:
+    (package,) = read_catalogue(config.models.folders, bundled=False).packages
+    return package
+
+
+def enqueue(
+    hospital: Hospital, package: ModelPackage, study: str = STUDY, **changes: object
+) -> int:
+    shape = (*package.recipe.shape,)
+    tensor = replace(
+        make_tensor(package.preprocessing_digest, (f"{study}.1.1",)),
+        values=np.zeros(shape, np.float32),
+        **changes.pop("tensor", {}),
+    )
+    model = changes.pop("model", package.identity)
+    return hospital.enqueue(study, models=(model,), tensor=tensor)
+
+
+def states(database: Database, *studies: str) -> list[JobState]:
+    return [job.state for study in studies for job in read_dossier(database, study).jobs]
+
+
+def test_a_batch_crosses_studies(config: Config, database: Database, hospital: Hospital) -> None:
+    worker, _, (predictor,) = worker_of(config, database)
+    for study in (STUDY, OTHER):
+        enqueue(hospital, package_of(config), study)
+
+    assert worker.work()
+
+    assert predictor.batches == [2]
+    assert states(database, STUDY, OTHER) == [JobState.DONE, JobState.DONE]
+
+
+def test_one_unanswerable_input_is_refused_alone(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, _, _ = worker_of(config, database)
+    package = package_of(config)
+    bad = np.full(package.recipe.shape, 2.0, np.float32)
+    enqueue(hospital, package, STUDY, tensor={})
+    hospital.enqueue(
+        OTHER, models=(package.identity,),
+        tensor=replace(make_tensor(package.preprocessing_digest, (f"{OTHER}.1.1",)), values=bad),
+    )  # fmt: skip
+
+    worker.work()
+
+    assert states(database, STUDY, OTHER) == [JobState.DONE, JobState.REFUSED]
+    (result,) = read_dossier(database, OTHER).results
+    assert result.findings == ()
+
+
+def test_jobs_wait_while_their_model_is_out_of_order(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, models, _ = worker_of(config, database, RuntimeFault("weights are truncated"))
+    enqueue(hospital, package_of(config))
+
+    assert not worker.work()
+
+    assert states(database, STUDY) == [JobState.WAITING]
+    assert models.detail()["unserved"] == ["tiny@1.0.0"]
+    assert "truncated" in str(models.detail()["out_of_order"])
+
+
+def test_job_made_for_other_weights_is_never_answered_by_these(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, _, (predictor,) = worker_of(config, database)
+    package = package_of(config)
+    enqueue(hospital, package, STUDY)
+    enqueue(hospital, package, OTHER, model=replace(package.identity, weights_sha256="ef" * 32))
+
+    worker.work()
+
+    assert states(database, STUDY, OTHER) == [JobState.DONE, JobState.FAILED]
+    assert predictor.batches == [1]
+    assert "--again" in read_dossier(database, OTHER).jobs[0].reason
+
+
+def test_catalogue_is_not_read_again_while_nothing_changes(
+    config: Config, database: Database, tmp_path: Path
+) -> None:
+    _, models, made = worker_of(config, database)
+
+    assert [models.refresh() for _ in range(3)] == [False, False, False]
+
+    write_package(tmp_path / "models" / "more-1.0.0", name="more", weights=b"x")
+    assert models.refresh()
+    assert [each.package.at_version for each in made] == ["tiny@1.0.0", "more@1.0.0"]
+
+
+def test_of_several_versions_the_highest_serves(tmp_path: Path) -> None:
+    for version in ("1.9.0", "1.10.0", "1.10.0-rc1"):
+        write_package(tmp_path / f"tiny-{version}", version=version, weights=b"x")
+    catalogue = read_catalogue([tmp_path], bundled=False)
+
+    assert [each.at_version for each in highest_versions(catalogue)] == ["tiny@1.10.0"]
+    assert {item.title: state_of(item, catalogue) for item in catalogue.installed} == {
+        "tiny@1.9.0": "older", "tiny@1.10.0": "ready", "tiny@1.10.0-rc1": "older",
+    }  # fmt: skip
+
+
+class BrokenFor:
+    """A composer that cannot compose one study's result, and composes nothing for the others."""
+
+    def __init__(self, study: str) -> None:
+        self.study = study
+        self.asked: list[str] = []
+
+    def compose(self, result, sr_class: SRClassValues):
+        self.asked.append(result.study_instance_uid)
+        if result.study_instance_uid == self.study:
+            raise MemoryError
+        return ()
+
+
+def test_one_result_that_cannot_be_composed_does_not_keep_the_others(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, _, _ = worker_of(config, database)
+    for study in (STUDY, OTHER):
+        enqueue(hospital, package_of(config), study)
+    worker.work()
+    composer = BrokenFor(STUDY)
+    courier = Courier(config, database, composer)  # type: ignore[arg-type]
+
+    for _ in range(FAILURES_BEFORE_GIVING_UP):
+        courier.work()
+
+    by_study = {study: read_dossier(database, study).results[0] for study in (STUDY, OTHER)}
+    assert by_study[OTHER].state is ResultState.COMPOSED
+    assert by_study[STUDY].state is ResultState.UNCOMPOSABLE
+    assert "MemoryError" in by_study[STUDY].reason
+
+
+def test_a_result_whose_files_are_gone_is_uncomposable_and_says_so(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, _, _ = worker_of(config, database)
+    enqueue(hospital, package_of(config))
+    worker.work()
+    for path in config.spool_folder.rglob("*.dcm"):
+        path.unlink()
+    composer = Composer(config, database, hospital.spool, read_installation(database))
+
+    courier = Courier(config, database, composer)
+    for _ in range(FAILURES_BEFORE_GIVING_UP):
+        courier.work()
+
+    (result,) = read_dossier(database, STUDY).results
+    assert result.state in (ResultState.UNCOMPOSABLE, ResultState.AWAITING)
+    assert not read_dossier(database, STUDY).deliveries
+
+
+def test_index_writer_leaves_out_what_the_database_never_takes_and_writes_the_rest(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    good, bad = hospital.store(1), hospital.store(2)
+    bad = replace(bad, header=replace(bad.header, instance_number=2**80))
+    index = IndexWriter(database, "receiver-1")
+
+    index.put(Opened("a1", "MODALITY", "MEDIMGD", "127.0.0.1"))
+    index.put(Arrival(bad, "a1"))
+    index.put(Arrival(good, "a1"))
+    index.put(Closed("a1"))
+    index.close()
+
+    dossier = read_dossier(database, STUDY)
+    assert [i.sop_instance_uid for s in dossier.series for i in s.instances] == [f"{STUDY}.1.1"]
+    assert dossier.associations[0].closed_at is not None
+    assert any("cannot be indexed" in each.reason for each in list_refused_instances(database))
