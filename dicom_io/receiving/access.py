@@ -49,12 +49,17 @@ class Peer:
     def from_text(cls, ae_title: str, network: str) -> Peer:
         """Build a rule from configuration text; a bare address is a network of one host.
 
+        Host bits do not count: ``10.1.8.5/24`` is the network ``10.1.8.0/24``.
+
         Raises
         ------
         ValueError
-            If the AE title breaks its rules, or the network is none (host bits must be zero).
+            If the AE title breaks its rules, or the network is none.
         """
-        return cls(checked_ae_title(ae_title, "ae_title of a peer"), ip_network(network.strip()))
+        return cls(
+            checked_ae_title(ae_title, "ae_title of a peer"),
+            ip_network(network.strip(), strict=False),
+        )
 
     def admits(self, calling_ae_title: str, address: IPv4Address | IPv6Address) -> bool:
         """Return True when both the AE title and the address match this rule."""

@@ -47,6 +47,13 @@ def test_a_star_admits_every_title_from_its_network():
     assert not judge([rule], "WHOEVER", "MEDIMGD", "2001:db9::17", OURS).admitted
 
 
+def test_host_bits_of_a_network_do_not_count():
+    rule = Peer.from_text("CT1", "10.1.8.5/24")
+
+    assert rule == Peer.from_text("CT1", "10.1.8.0/24")
+    assert judge([rule], "CT1", "MEDIMGD", "10.1.8.200", OURS).admitted
+
+
 def test_an_ipv4_caller_on_an_ipv6_socket_matches_ipv4_rules():
     assert judge([CT], "CT1", "MEDIMGD", "::ffff:10.0.0.77", OURS).admitted
 
@@ -97,11 +104,11 @@ def test_a_star_among_our_titles_answers_to_every_title():
         ("A" * 17, "10.0.0.0/8"),
         ("A\\B", "10.0.0.0/8"),
         ("CTÄ", "10.0.0.0/8"),
-        ("CT1", "10.0.0.5/8"),
+        ("CT1", "10.0.0.0/33"),
         ("CT1", "hospital"),
         ("CT1", ""),
     ],
 )
 def test_a_rule_that_is_none_is_refused(ae_title, network):
-    with pytest.raises(ValueError, match=r"AE|network|address|host bits"):
+    with pytest.raises(ValueError, match=r"AE|network|address"):
         Peer.from_text(ae_title, network)
