@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import (
     Connection,
+    Row,
     exists,
     select,
 )
@@ -32,6 +33,7 @@ from storage.jobs import (
 )
 from storage.results import ResultKind, write_result
 from storage.states import Actor, JobState
+from storage.studies import require_study
 
 DEFAULT_MAX_ATTEMPTS = 5
 
@@ -213,16 +215,33 @@ def require_held(connection: Connection, job: ClaimedJob) -> JobRecord:
 
 
 def _overtaken(connection: Connection, job: JobRecord) -> bool:
-    """True when a later preparation of the study has a result of this model version already."""
+    """True when a later preparation of the study has a result of this model version already.
+
+    The wall clock may be set back between two preparations, so instants do not decide: the set
+    that the study stands for now is the newest, and among others the job enqueued last is.
+    """
     table, result = schema.job, schema.result
-    later = exists().where(
+    finished = select(table.c.id, table.c.instance_set_digest, table.c.enqueued_at).where(
         table.c.study_instance_uid == job.study_instance_uid,
         table.c.model_name == job.model.name,
         table.c.model_version == job.model.version,
-        table.c.enqueued_at > job.enqueued_at,
-        result.c.job_id == table.c.id,
+        table.c.id != job.id,
+        exists().where(result.c.job_id == table.c.id),
     )
-    return bool(connection.scalar(select(later)))
+    others = connection.execute(finished).all()
+    current = require_study(connection, job.study_instance_uid).instance_set_digest
+    return any(_is_newer(other, job, current) for other in others)
+
+
+def _is_newer(other: Row[tuple[int, str, datetime]], job: JobRecord, current: str | None) -> bool:
+    if other.instance_set_digest != job.instance_set_digest:
+        if current == job.instance_set_digest:
+            return False
+        if current == other.instance_set_digest:
+            return True
+    elif other.enqueued_at == job.enqueued_at:
+        return False  # one preparation enqueued both, for two series
+    return bool(other.id > job.id)
 
 
 def _supersede_running(

@@ -279,6 +279,41 @@ def test_an_older_set_that_is_finished_later_does_not_become_the_latest_report(h
     assert get_job(hospital.database, old_id).state is JobState.SUPERSEDED
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_clock_set_back_does_not_make_the_newer_report_lose(hospital, reopened: bool) -> None:
+    old_id = hospital.enqueue()
+    (old,) = hospital.claim()
+    earlier = NOON - seconds(3600)
+    hospital.arrive(2, now=earlier)
+    complete_now(hospital.database, STUDY, earlier)
+    (new_id,) = hospital.prepare(earlier).job_ids
+    (new,) = hospital.claim(now=earlier)
+    if reopened:
+        hospital.arrive(3, now=earlier)
+
+    first = finish_job(hospital.database, Analysed(old, (PNEUMONIA,), earlier), earlier)
+    second = finish_job(hospital.database, Analysed(new, (PNEUMONIA,), earlier), earlier)
+
+    assert (first, second) == (JobState.DONE, JobState.DONE)
+    assert [result.job_id for result in _results(hospital)] == [old_id, new_id]
+
+
+def test_after_a_clock_set_back_the_older_set_still_does_not_overtake(hospital) -> None:
+    hospital.enqueue()
+    (old,) = hospital.claim()
+    earlier = NOON - seconds(3600)
+    hospital.arrive(2, now=earlier)
+    complete_now(hospital.database, STUDY, earlier)
+    hospital.prepare(earlier)
+    (new,) = hospital.claim(now=earlier)
+
+    finish_job(hospital.database, Analysed(new, (PNEUMONIA,), earlier), earlier)
+    state = finish_job(hospital.database, Analysed(old, (PNEUMONIA,), earlier), earlier)
+
+    assert state is JobState.SUPERSEDED
+    assert [result.job_id for result in _results(hospital)] == [new.id]
+
+
 def test_two_jobs_of_one_preparation_do_not_supersede_each_other(hospital) -> None:
     hospital.arrive(1)
     hospital.arrive(2, series=f"{STUDY}.2")
