@@ -25,6 +25,9 @@ DEFAULT_QUIET_SECONDS = 30.0
 DEFAULT_DEADLINE_SECONDS = 1800.0
 """An association that stays open without end must not hold a study for ever."""
 
+CLOCK_TOLERANCE_SECONDS = 5.0
+"""Another process may have read the clock a moment after us; later instants are no instants."""
+
 
 class DeadlineAction(StrEnum):
     """What the deadline does with a study that never became quiet."""
@@ -91,7 +94,7 @@ class Judgement:
 def judge(study: ReceivingStudy, rules: CompletionRules, now: datetime) -> Judgement:
     """Decide whether to wait longer for a study; a pure function of its arguments."""
     quiet_needed = rules.quiet_for(study.modalities)
-    quiet = (now - study.last_instance_at).total_seconds()
+    quiet = max((now - study.last_instance_at).total_seconds(), 0.0)
     quiet_at = after(study.last_instance_at, quiet_needed)
     deadline_at = after(study.receiving_since, rules.deadline_seconds)
     verdict, reason, due_at = Verdict.WAIT, "", deadline_at
@@ -166,20 +169,45 @@ def complete_due_studies(
 ) -> tuple[Judgement, ...]:
     """Complete or hold every study whose waiting is over, with the evidence.
 
+    Instants that lie in the future, because the clock was set back, are moved to `now`: such a
+    study waits its quiet time from here, not until the clock has caught up.
+
     Returns
     -------
     tuple of Judgement
         Those that were moved.
     """
-    if all(one.verdict is Verdict.WAIT for one in judge_receiving(database, rules, now)):
+    with database.read() as connection:
+        receiving = _receiving(connection)
+    waits = all(judge(study, rules, now).verdict is Verdict.WAIT for study in receiving)
+    if waits and not any(_is_ahead(study, now) for study in receiving):
         return ()  # the usual second: nobody else's write has to wait for us
     with database.write() as connection:
         # Judged again under the write lock: an instance may have come in between.
+        for study in _receiving(connection):
+            if _is_ahead(study, now):
+                _set_clock_back(connection, study, now)
         judged = [judge(study, rules, now) for study in _receiving(connection)]
         due = tuple(one for one in judged if one.verdict is not Verdict.WAIT)
         for one in due:
             _apply(connection, one, now)
     return due
+
+
+def _is_ahead(study: ReceivingStudy, now: datetime) -> bool:
+    latest = max(study.last_instance_at, study.receiving_since)
+    return latest > after(now, CLOCK_TOLERANCE_SECONDS)
+
+
+def _set_clock_back(connection: Connection, study: ReceivingStudy, now: datetime) -> None:
+    connection.execute(
+        update(schema.study)
+        .where(schema.study.c.study_instance_uid == study.study_instance_uid)
+        .values(
+            last_instance_at=min(study.last_instance_at, now),
+            state_since=min(study.receiving_since, now),
+        )
+    )
 
 
 def _apply(connection: Connection, judgement: Judgement, now: datetime) -> None:

@@ -210,6 +210,37 @@ def test_an_open_association_keeps_its_studies_open_and_closing_it_moves_their_c
     assert (association.calling_ae_title, association.closed_at) == ("CT1", NOON + seconds(110))
 
 
+def test_a_clock_set_back_costs_a_study_one_more_quiet_time(hospital) -> None:
+    hospital.arrive(1)
+    earlier = NOON - seconds(7200)
+
+    assert complete_due_studies(hospital.database, RULES, earlier) == ()
+    (judgement,) = judge_receiving(hospital.database, RULES, earlier + seconds(1))
+    assert (judgement.reason, judgement.due_at) == ("quiet for 1 of 30 s", earlier + seconds(30))
+    assert complete_due_studies(hospital.database, RULES, earlier + seconds(29)) == ()
+
+    (moved,) = complete_due_studies(hospital.database, RULES, earlier + seconds(30))
+    assert moved.verdict is Verdict.COMPLETE
+
+
+def test_a_deadline_is_counted_anew_after_the_clock_was_set_back(hospital) -> None:
+    open_association(hospital.database, "a", slot="receiver-0", now=NOON)
+    hospital.arrive(1, association_id="a")
+    earlier = NOON - seconds(7200)
+
+    assert complete_due_studies(hospital.database, RULES, earlier) == ()
+    (moved,) = complete_due_studies(hospital.database, RULES, earlier + seconds(600))
+
+    assert "deadline" in moved.reason
+
+
+def test_quiet_is_never_negative() -> None:
+    judgement = judge(RECEIVING, RULES, NOON)
+
+    assert judgement.verdict is Verdict.WAIT
+    assert judgement.evidence["quiet_seconds"] == 0
+
+
 def test_associations_of_a_dead_receiver_are_closed_by_its_successor(hospital) -> None:
     for name, slot in (("a", "receiver-0"), ("b", "receiver-1")):
         open_association(hospital.database, name, slot=slot, now=NOON)
