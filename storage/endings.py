@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import (
     Connection,
-    Row,
+    RowMapping,
     exists,
     select,
 )
@@ -228,20 +228,20 @@ def _overtaken(connection: Connection, job: JobRecord) -> bool:
         table.c.id != job.id,
         exists().where(result.c.job_id == table.c.id),
     )
-    others = connection.execute(finished).all()
+    others = connection.execute(finished).mappings().all()
     current = require_study(connection, job.study_instance_uid).instance_set_digest
     return any(_is_newer(other, job, current) for other in others)
 
 
-def _is_newer(other: Row[tuple[int, str, datetime]], job: JobRecord, current: str | None) -> bool:
-    if other.instance_set_digest != job.instance_set_digest:
+def _is_newer(other: RowMapping, job: JobRecord, current: str | None) -> bool:
+    if other["instance_set_digest"] != job.instance_set_digest:
         if current == job.instance_set_digest:
             return False
-        if current == other.instance_set_digest:
+        if current == other["instance_set_digest"]:
             return True
-    elif other.enqueued_at == job.enqueued_at:
+    elif other["enqueued_at"] == job.enqueued_at:
         return False  # one preparation enqueued both, for two series
-    return bool(other.id > job.id)
+    return bool(other["id"] > job.id)
 
 
 def _supersede_running(
