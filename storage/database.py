@@ -22,6 +22,7 @@ from storage.connections import (
 from storage.errors import (
     DatabaseUnavailable,
     StorageError,
+    refused_value,
     translated_database_error,
 )
 from storage.revisions import REVISIONS, check_revision, schema_revision
@@ -88,6 +89,11 @@ class Database:
             ) from error
         except sqlite3.Error as error:
             raise translated_database_error(error, str(self.path)) from error
+        except exc.StatementError as error:
+            raise refused_value(error.orig or error, str(self.path)) from error
+        except (OverflowError, ValueError) as error:
+            # The driver's own, for integers beyond 64 bits and text that is no Unicode.
+            raise refused_value(error, str(self.path)) from error
 
 
 def _begin(connection: Connection) -> None:

@@ -9,7 +9,7 @@ Owns the translation of SQLite's, SQLAlchemy's and the file system's exceptions;
     ├── DatabaseBusy            another process held the write lock too long; try again
     ├── DatabaseUnavailable     the file or its disk failed; try again
     ├── DatabaseCorrupt         the file is no database, or is damaged
-    ├── ConstraintBroken        a row contradicts another; a fault of the program
+    ├── ConstraintBroken        a row contradicts another, or holds what no column takes
     ├── SpoolFailure            the spool's disk failed; the sender is told to try again
     │   └── SpoolFull           the spool's disk has no room left
     ├── IllegalMove             a state machine does not allow this move to this actor
@@ -69,7 +69,7 @@ class DatabaseCorrupt(StorageError):
 
 
 class ConstraintBroken(StorageError):
-    """A row contradicts another one: a fault of the program, nothing was written."""
+    """A row contradicts another one or holds what no column takes; nothing was written."""
 
     retryable = False
 
@@ -130,10 +130,21 @@ def translated_database_error(error: BaseException | None, where: str) -> Storag
             f"{where} is not a usable database ({said}); restore it, or move it aside: "
             "the spool is indexed again at the next start"
         )
-    if isinstance(error, sqlite3.IntegrityError):
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError | sqlite3.InterfaceError):
         return ConstraintBroken(f"{where} refused a row ({said})")
     return DatabaseUnavailable(
         f"{where} could not be used ({said}); check the folder's permissions and the disk"
+    )
+
+
+def refused_value(error: BaseException, where: str) -> ConstraintBroken:
+    """Return the error for a value no row can hold; the caller raises it from `error`.
+
+    The value is not quoted: it may name a patient.
+    """
+    return ConstraintBroken(
+        f"{where} cannot hold a value of this row ({type(error).__name__}): nothing of the batch "
+        "was written; the value is outside what a column takes"
     )
 
 

@@ -5,6 +5,7 @@ Run at start, before new associations are accepted. The spool is the truth; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from dicom_io.errors import InvalidUID, UnreadableInstance
 from storage import audit, schema
 from storage.arrivals import Arrival
 from storage.database import Database
+from storage.errors import ConstraintBroken, SpoolFailure
 from storage.recording import record_instances
 from storage.spool import Spool
 from storage.states import Actor
@@ -33,6 +35,8 @@ class Reindexed:
     """Files below the spool's folder that cannot be read; they stay where they are."""
     missing: int
     """Rows whose file is gone."""
+    unrecorded: tuple[str, ...] = ()
+    """Files that were read and that the database refuses; they stay where they are."""
 
 
 def reindex(database: Database, spool: Spool, now: datetime) -> Reindexed:
@@ -40,38 +44,86 @@ def reindex(database: Database, spool: Spool, now: datetime) -> Reindexed:
 
     Walks study by study, so that memory stays flat however large the spool is.
     """
-    files, recorded, missing = 0, 0, 0
-    unreadable: list[str] = []
-    pending: list[Arrival] = []
+    walk = _Walk(database, spool, now)
     for uid in spool.study_uids():
-        present = {
-            path.relative_to(spool.folder).as_posix(): path for path in spool.instances_of(uid)
-        }
-        known = _known_paths(database, uid)
-        files += len(present)
-        missing += len(known - present.keys())
-        for relative in sorted(present.keys() - known):
-            arrival = _arrival(spool, present[relative])
-            if arrival is None:
-                unreadable.append(relative)
-            else:
-                pending.append(arrival)
-        if len(pending) >= _BATCH:
-            recorded += _record(database, pending, now)
-            pending = []
-    recorded += _record(database, pending, now)
-    if recorded or unreadable or missing:
+        walk.visit(uid)
+    walk.record_pending()
+    found = walk.found()
+    if found.recorded or found.unreadable or found.missing or found.unrecorded:
         audit.record_deed(
             database,
             now,
             Actor.RECEIVER,
             "spool indexed again",
-            files=files,
-            recorded=recorded,
-            unreadable=len(unreadable),
-            missing=missing,
+            files=found.files,
+            recorded=found.recorded,
+            unreadable=len(found.unreadable),
+            unrecorded=len(found.unrecorded),
+            missing=found.missing,
         )
-    return Reindexed(files, recorded, tuple(unreadable), missing)
+    return found
+
+
+class _Walk:
+    """One walk over the spool and what it found so far."""
+
+    def __init__(self, database: Database, spool: Spool, now: datetime) -> None:
+        self._database, self._spool, self._now = database, spool, now
+        self._files = self._recorded = self._missing = 0
+        self._unreadable: list[str] = []
+        self._unrecorded: list[str] = []
+        self._pending: list[Arrival] = []
+
+    def found(self) -> Reindexed:
+        """Return what was found."""
+        return Reindexed(
+            self._files,
+            self._recorded,
+            tuple(self._unreadable),
+            self._missing,
+            tuple(self._unrecorded),
+        )
+
+    def visit(self, uid: str) -> None:
+        """Compare the files of one study with its rows; queue what has none."""
+        try:
+            present = {self._relative(path): path for path in self._spool.instances_of(uid)}
+        except SpoolFailure:
+            self._unreadable.append(f"studies/{uid}")
+            return
+        known = _known_paths(self._database, uid)
+        self._files += len(present)
+        self._missing += len(known - present.keys())
+        for relative in sorted(present.keys() - known):
+            self._read(present[relative])
+        if len(self._pending) >= _BATCH:
+            self.record_pending()
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._spool.folder).as_posix()
+
+    def _read(self, path: Path) -> None:
+        try:
+            self._pending.append(Arrival(self._spool.read_stored(path)))
+        except (UnreadableInstance, InvalidUID, SpoolFailure):
+            self._unreadable.append(self._relative(path))
+
+    def record_pending(self) -> None:
+        """Record what is queued; one file that the database refuses does not stop the others."""
+        pending, self._pending = self._pending, []
+        try:
+            self._record(pending)
+        except ConstraintBroken:
+            for arrival in pending:
+                try:
+                    self._record([arrival])
+                except ConstraintBroken:
+                    self._unrecorded.append(arrival.stored.relative_path)
+
+    def _record(self, arrivals: Sequence[Arrival]) -> None:
+        if arrivals:
+            done = record_instances(self._database, arrivals, self._now)
+            self._recorded += done.new + done.conflicts
 
 
 def _known_paths(database: Database, uid: str) -> set[str]:
@@ -83,17 +135,3 @@ def _known_paths(database: Database, uid: str) -> set[str]:
                 select(table.c.path).where(table.c.study_instance_uid == uid)
             )
         }
-
-
-def _arrival(spool: Spool, path: Path) -> Arrival | None:
-    try:
-        return Arrival(spool.read_stored(path))
-    except (UnreadableInstance, InvalidUID):
-        return None
-
-
-def _record(database: Database, arrivals: list[Arrival], now: datetime) -> int:
-    if not arrivals:
-        return 0
-    done = record_instances(database, arrivals, now)
-    return done.new + done.conflicts

@@ -166,10 +166,28 @@ def test_a_broken_constraint_is_translated_without_the_values(hospital) -> None:
 
 
 def test_an_instant_without_zone_is_not_stored(hospital) -> None:
-    with pytest.raises(Exception, match="without time zone"), hospital.database.write() as c:
+    with pytest.raises(ConstraintBroken) as caught, hospital.database.write() as c:
         c.execute(
             insert(schema.association).values(id="a", slot="s", opened_at=NOON.replace(tzinfo=None))
         )
+
+    assert "without time zone" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [{"expected_instances": 2**70}, {"patient_name": "Marked\udcff"}],
+    ids=["integer", "text"],
+)
+def test_a_value_that_no_column_takes_is_refused_without_being_quoted(hospital, column) -> None:
+    hospital.arrive(1)
+
+    with pytest.raises(ConstraintBroken) as caught, hospital.database.write() as connection:
+        connection.execute(schema.study.update().values(column))
+
+    assert not caught.value.retryable
+    assert "Marked" not in f"{caught.value} {caught.value.__cause__}"
+    assert str(2**70) not in f"{caught.value} {caught.value.__cause__}"
 
 
 def test_a_writer_that_waits_too_long_says_that_trying_again_helps(

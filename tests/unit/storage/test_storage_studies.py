@@ -22,7 +22,7 @@ from storage.completion import (
 )
 from storage.door import list_refused_instances, record_refused_instance
 from storage.dossier import read_dossier
-from storage.errors import IllegalMove, NotFound
+from storage.errors import IllegalMove, NotFound, SpoolFailure
 from storage.preparation import Preparation, finish_preparation
 from storage.recording import Recorded, record_instances
 from storage.reindexing import reindex
@@ -329,6 +329,47 @@ def test_what_was_acknowledged_and_not_recorded_is_indexed_at_the_next_start(hos
     assert (study.instance_count, study.conflict_count) == (2, 1)
     assert study.last_instance_at == NOON + seconds(50)
     assert get_study(hospital.database, "1.2.3").state is StudyState.RECEIVING
+
+
+def test_a_file_the_database_refuses_does_not_stop_the_indexing_of_others(
+    hospital, monkeypatch
+) -> None:
+    good, bad = hospital.store(1), hospital.store(2)
+    unreadable = hospital.store(3, study="1.2.3")
+    read_stored = hospital.spool.read_stored
+
+    def read(path):
+        if path == unreadable.path:
+            raise SpoolFailure("the disk lost it")
+        stored = read_stored(path)
+        if path != bad.path:
+            return stored
+        return replace(stored, header=replace(stored.header, instance_number=2**80))
+
+    monkeypatch.setattr(hospital.spool, "read_stored", read)
+    found = reindex(hospital.database, hospital.spool, NOON)
+
+    assert (found.recorded, found.unrecorded) == (1, (bad.relative_path,))
+    assert found.unreadable == (unreadable.relative_path,)
+    assert list(instance_paths(hospital.database, STUDY).values()) == [good.relative_path]
+    (entry,) = list_audit(hospital.database)
+    assert (entry.detail["unrecorded"], entry.detail["unreadable"]) == (1, 1)
+
+
+def test_a_study_folder_that_cannot_be_listed_is_passed_by(hospital, monkeypatch) -> None:
+    hospital.store(1)
+    hospital.store(1, study="1.2.3")
+    instances_of = hospital.spool.instances_of
+
+    def listed(uid):
+        if uid == "1.2.3":
+            raise SpoolFailure("the disk lost it")
+        return instances_of(uid)
+
+    monkeypatch.setattr(hospital.spool, "instances_of", listed)
+    found = reindex(hospital.database, hospital.spool, NOON)
+
+    assert (found.recorded, found.unreadable) == (1, ("studies/1.2.3",))
 
 
 def test_rows_whose_file_is_gone_are_counted_even_when_the_whole_study_is(hospital) -> None:
