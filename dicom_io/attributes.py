@@ -22,6 +22,7 @@ AttributeValue = str | float | tuple[str, ...] | tuple[float, ...] | None
 """None means absent, empty or illegal; numbers are floats; several values are a tuple."""
 
 _NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
+_INTEGER_LOW, _INTEGER_HIGH = -(2**31), 2**31 - 1
 _AGE_PATTERN = re.compile(r"\s*(\d{1,3})\s*([DWMY]?)\s*")
 _DAYS_PER_YEAR = 365.25
 _YEARS_PER_UNIT = {"D": 1 / _DAYS_PER_YEAR, "W": 7 / _DAYS_PER_YEAR, "M": 1 / 12, "Y": 1.0, "": 1.0}
@@ -82,9 +83,15 @@ def number(ds: Dataset, keyword: str) -> float | None:
 
 
 def integer(ds: Dataset, keyword: str) -> int | None:
-    """Return the first value as a whole number, None when absent, illegal or fractional."""
+    """Return the first value as a whole number, None when absent, illegal or fractional.
+
+    What exceeds the range of an IS (PS3.5 6.2) is illegal whatever its VR: no attribute counts
+    that far, and no database column holds it.
+    """
     value = number(ds, keyword)
-    return int(value) if value is not None and value == int(value) else None
+    if value is None or value != int(value) or not _INTEGER_LOW <= value <= _INTEGER_HIGH:
+        return None
+    return int(value)
 
 
 def attribute_value(ds: Dataset, keyword: str) -> AttributeValue:

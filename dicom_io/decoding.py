@@ -320,11 +320,10 @@ def _check_native(image: StoredImage, encoded: EncodedDataSet) -> None:
 def _image_pixel(ds: Dataset) -> ImagePixel:
     bits_allocated = _required(ds, "BitsAllocated")
     bits_stored = _default(integer(ds, "BitsStored"), bits_allocated)
-    frames = integer(ds, "NumberOfFrames")
     pixel = ImagePixel(
         rows=_required(ds, "Rows"),
         columns=_required(ds, "Columns"),
-        frames=1 if frames is None else frames,
+        frames=_frames(ds),
         samples=_default(integer(ds, "SamplesPerPixel"), 1),
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
@@ -335,6 +334,16 @@ def _image_pixel(ds: Dataset) -> ImagePixel:
     )
     _check_consistent(pixel)
     return pixel
+
+
+def _frames(ds: Dataset) -> int:
+    """Return how many frames are promised; an illegal number must not pass for one frame."""
+    frames = integer(ds, "NumberOfFrames")
+    if frames is None and text(ds, "NumberOfFrames"):
+        raise CannotDecode(
+            "NumberOfFrames (0028,0008) must be a whole number (PS3.3 C.7.6.6): correct the sender"
+        )
+    return _default(frames, 1)
 
 
 def _default(value: int | None, default: int) -> int:

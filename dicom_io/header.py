@@ -45,6 +45,9 @@ __all__ = [
 MAX_HEADER_VALUE_BYTES = 64 * 1024
 """Longer values say nothing an index or a report needs; they are left out."""
 
+MAX_INDEXED_CHARACTERS = 1024
+"""Longer text is cut for the index; the longest legal value, a person name, has 194."""
+
 MAX_REFERENCE_DEPTH = 12
 """Sequences nested deeper than any information object needs are left out of reference headers."""
 
@@ -97,7 +100,8 @@ def read_header(path: Path) -> InstanceHeader:
     """Read what the index keeps of a stored Part 10 file, without its pixels.
 
     Works as well on the temporary file the receiver has just written. Text that cannot be decoded
-    and numbers that are illegal come back empty; UIDs are checked, because they become paths.
+    and numbers that are illegal come back empty; text is printable and at most
+    ``MAX_INDEXED_CHARACTERS`` long. UIDs are checked, because they become paths.
 
     Raises
     ------
@@ -121,22 +125,26 @@ def _header_of(path: Path, ds: Dataset) -> InstanceHeader:
         transfer_syntax_uid=checked_uid(
             str(ds.file_meta.TransferSyntaxUID), "TransferSyntaxUID (0002,0010)"
         ),
-        modality=text(ds, "Modality"),
-        study_date=text(ds, "StudyDate"),
-        study_time=text(ds, "StudyTime"),
-        study_description=text(ds, "StudyDescription"),
-        series_description=text(ds, "SeriesDescription"),
+        modality=_indexed(ds, "Modality"),
+        study_date=_indexed(ds, "StudyDate"),
+        study_time=_indexed(ds, "StudyTime"),
+        study_description=_indexed(ds, "StudyDescription"),
+        series_description=_indexed(ds, "SeriesDescription"),
         series_number=integer(ds, "SeriesNumber"),
         instance_number=integer(ds, "InstanceNumber"),
-        body_part_examined=text(ds, "BodyPartExamined"),
+        body_part_examined=_indexed(ds, "BodyPartExamined"),
         number_of_frames=max(integer(ds, "NumberOfFrames") or 1, 1),
         rows=max(integer(ds, "Rows") or 0, 0),
         columns=max(integer(ds, "Columns") or 0, 0),
         is_own=_is_own(ds),
-        patient_id=text(ds, "PatientID"),
-        patient_name=text(ds, "PatientName"),
-        accession_number=text(ds, "AccessionNumber"),
+        patient_id=_indexed(ds, "PatientID"),
+        patient_name=_indexed(ds, "PatientName"),
+        accession_number=_indexed(ds, "AccessionNumber"),
     )
+
+
+def _indexed(ds: Dataset, keyword: str) -> str:
+    return text(ds, keyword)[:MAX_INDEXED_CHARACTERS].rstrip()
 
 
 def _uid(path: Path, ds: Dataset, keyword: str) -> str:

@@ -271,6 +271,7 @@ def test_many_small_frames_are_bounded_too(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "RGB"}, r"PhotometricInterpretation \(0028,0004\)"),
         ({"PhotometricInterpretation": None}, "received nothing"),
         ({"NumberOfFrames": 0}, r"NumberOfFrames \(0028,0008\)"),
+        ({"NumberOfFrames": "99999999999"}, r"NumberOfFrames \(0028,0008\)"),
     ],
 )
 def test_contradictory_headers_are_refused(

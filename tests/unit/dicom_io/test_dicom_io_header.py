@@ -19,7 +19,13 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from dicom_io.errors import InvalidUID, UnreadableInstance
-from dicom_io.header import is_known_keyword, read_attributes, read_header, read_reference
+from dicom_io.header import (
+    MAX_INDEXED_CHARACTERS,
+    is_known_keyword,
+    read_attributes,
+    read_header,
+    read_reference,
+)
 from dicom_io.reading import HEADER_INFLATE_BYTES
 from dicom_io.vocabulary import MANUFACTURER
 
@@ -150,6 +156,61 @@ def test_illegal_number_reads_as_absent(write_image: WriteImage, old: bytes, new
     path = _patched(write_image(PIXELS, InstanceNumber=12), old, new)
 
     assert read_header(path).instance_number is None
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        pytest.param(b"IS" + struct.pack("<H", 20) + b"99999999999999999999", id="IS"),
+        pytest.param(b"IS" + struct.pack("<H", 10) + b"2147483648", id="IS just above"),
+        pytest.param(b"IS" + struct.pack("<H", 12) + b"-2147483649 ", id="IS just below"),
+        pytest.param(b"UV" + bytes(2) + struct.pack("<LQ", 8, 2**64 - 1), id="UV"),
+        pytest.param(b"FD" + struct.pack("<Hd", 8, 1e300), id="FD"),
+        pytest.param(b"FD" + struct.pack("<Hd", 8, float("inf")), id="infinite"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tag", "field", "absent"),
+    [
+        (b"\x20\0\x11\0", "series_number", None),
+        (b"\x20\0\x13\0", "instance_number", None),
+        (b"\x28\0\x08\0", "number_of_frames", 1),
+        (b"\x28\0\x10\0", "rows", 0),
+        (b"\x28\0\x11\0", "columns", 0),
+    ],
+)
+def test_a_number_no_database_holds_reads_as_absent(
+    write_image: WriteImage, element: bytes, tag: bytes, field: str, absent: int | None
+) -> None:
+    path = write_image(PIXELS, SeriesNumber=1, InstanceNumber=1, NumberOfFrames=1)
+    data = path.read_bytes()
+    at = data.index(tag)
+    length = struct.unpack_from("<H", data, at + 6)[0]
+    path.write_bytes(data[:at] + tag + element + data[at + 8 + length :])
+
+    assert getattr(read_header(path), field) == absent
+
+
+def test_the_largest_legal_number_is_read(write_image: WriteImage) -> None:
+    header = read_header(write_image(PIXELS, SeriesNumber=2**31 - 1, InstanceNumber=-(2**31)))
+
+    assert (header.series_number, header.instance_number) == (2**31 - 1, -(2**31))
+
+
+@pytest.mark.filterwarnings("ignore:The .* length .* exceeds")
+def test_text_for_the_index_is_printable_and_bounded(write_image: WriteImage) -> None:
+    path = write_image(
+        PIXELS, StudyDescription="a" * 5000, PatientName="b" * 5000, PatientID="#" * 12
+    )
+    # A NUL, an escape, a line feed, and a lone surrogate that UTF-8 cannot hold.
+    _patched(path, b"#" * 12, b"1\x002\x1b3\n4\xed\xa0\x80 5")
+
+    header = read_header(path)
+
+    assert header.study_description == "a" * MAX_INDEXED_CHARACTERS
+    assert header.patient_name == "b" * MAX_INDEXED_CHARACTERS
+    assert header.patient_id.isprintable()
+    assert header.patient_id.encode("utf-8").startswith(b"1234")
 
 
 def test_number_in_the_wrong_representation_is_tolerated(write_image: WriteImage) -> None:
