@@ -69,6 +69,8 @@ class ReceivingStudy:
     last_instance_at: datetime
     open_associations: int
     """Open ones that brought an instance of this study."""
+    hold_reason: str = ""
+    """Why a person has to look before it is analysed; empty when nobody has to."""
 
 
 class Verdict(StrEnum):
@@ -115,6 +117,8 @@ def judge(study: ReceivingStudy, rules: CompletionRules, now: datetime) -> Judge
     else:
         reason = f"quiet for {quiet:.0f} of {quiet_needed:g} s"
         due_at = min(quiet_at, deadline_at)
+    if verdict is Verdict.COMPLETE and study.hold_reason:
+        verdict, reason = Verdict.HOLD, study.hold_reason
     evidence = {
         "reason": reason,
         "quiet_seconds": round(quiet, 3),
@@ -151,9 +155,21 @@ def _receiving(connection: Connection) -> list[ReceivingStudy]:
             row.state_since,
             row.last_instance_at,
             row.open_associations,
+            hold_reason(row.patient_mismatch_count),
         )
         for row in connection.execute(_receiving_query())
     ]
+
+
+MORE_THAN_ONE_PATIENT = (
+    "instances of more than one patient (PatientID differs) under one Study Instance UID: "
+    "correct the patient in the archive, then retry"
+)
+
+
+def hold_reason(patient_mismatch_count: int) -> str:
+    """Return why a study must not be analysed before a person has looked; empty when it may."""
+    return MORE_THAN_ONE_PATIENT if patient_mismatch_count else ""
 
 
 def judge_receiving(
@@ -243,9 +259,14 @@ def complete_within(
     actor: Actor,
     now: datetime,
 ) -> None:
-    """Move a study to ``complete`` within the caller's transaction, with its digest."""
+    """Move a study to ``complete`` within the caller's transaction, with its digest.
+
+    What ``hold_reason`` says against it is for the operator to override; the audit keeps that.
+    """
     study = require_study(connection, study_instance_uid)
     state = check_move(STUDY_MOVES, study_instance_uid, study.state, StudyState.COMPLETE, actor)
+    if against := hold_reason(study.patient_mismatch_count):
+        audit.append(connection, now, actor, "hold overridden", study_instance_uid, reason=against)
     table = schema.instance
     pairs = connection.execute(
         select(table.c.sop_instance_uid, table.c.sha256).where(

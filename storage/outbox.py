@@ -45,6 +45,10 @@ class DeliveryRecord:
     created_at: datetime
     sent_at: datetime | None
     confirmed_at: datetime | None
+    confirm_misses: int
+    """Queries since it was sent that did not find it."""
+    confirm_next_at: datetime | None
+    """Not asked for before; None when it was never missed."""
     study_instance_uid: str
     sop_class_uid: str
     sop_instance_uid: str

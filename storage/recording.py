@@ -6,7 +6,7 @@ Owns the moves back to ``receiving``; knows nothing of jobs and results.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -93,6 +93,16 @@ def _insert_study(connection: Connection, arrival: Arrival, now: datetime) -> Ro
     row = study_row(connection, header.study_instance_uid)
     assert row is not None  # noqa: S101 - inserted above, in this transaction
     return row
+
+
+_STUDY_ATTRIBUTES = (
+    "patient_id",
+    "patient_name",
+    "accession_number",
+    "study_date",
+    "study_time",
+    "description",
+)
 
 
 def _study_attributes(header: InstanceHeader) -> dict[str, str]:
@@ -223,16 +233,21 @@ def _move_clock(
     connection: Connection, study: RowMapping, new: Sequence[Arrival], now: datetime
 ) -> None:
     headers = [arrival.stored.header for arrival in new]
+    filled_in, strangers = _filled_in(study, headers)
     modalities = {*study["modalities"], *(h.modality for h in headers if h.modality)}
     values: dict[str, Any] = {
         "last_instance_at": now,
         "modalities": sorted(modalities),
         # A purged study that comes again is counted anew: its rows went with its files.
         "instance_count": len(new) + (0 if study["purged_at"] else study["instance_count"]),
+        "patient_mismatch_count": strangers
+        + (0 if study["purged_at"] else study["patient_mismatch_count"]),
         "purged_at": None,
-        **_filled_in(study, headers),
+        **filled_in,
     }
     uid, state = study["study_instance_uid"], StudyState(study["state"])
+    if strangers:
+        audit.append(connection, now, Actor.RECEIVER, "patient differs", uid, instances=strangers)
     if state is not StudyState.RECEIVING:
         values |= _reopened(uid, state, now)
         audit.append(
@@ -243,14 +258,33 @@ def _move_clock(
     )
 
 
-def _filled_in(study: RowMapping, headers: Sequence[InstanceHeader]) -> dict[str, str]:
-    """Return attributes that the study lacked and a later instance has."""
-    found: dict[str, str] = {}
+def _filled_in(study: RowMapping, headers: Sequence[InstanceHeader]) -> tuple[dict[str, str], int]:
+    """Return attributes that the study lacked and a later instance has, and how many differ.
+
+    An instance that names another patient fills in nothing: its values belong to somebody else.
+    """
+    found: dict[str, str] = {name: study[name] for name in _STUDY_ATTRIBUTES}
+    strangers = 0
     for header in headers:
+        if _names_another_patient(found, header):
+            strangers += 1
+            continue
         for name, value in _study_attributes(header).items():
-            if value and not study[name]:
-                found.setdefault(name, value)
-    return found
+            found[name] = found[name] or value
+    return {name: value for name, value in found.items() if value != study[name]}, strangers
+
+
+def _names_another_patient(study: Mapping[str, str], header: InstanceHeader) -> bool:
+    """Compare Patient ID, and the name only where one side has no ID; empty says nothing."""
+    known, given = study["patient_id"].strip(), header.patient_id.strip()
+    if not (known and given):
+        known, given = _plain(study["patient_name"]), _plain(header.patient_name)
+    return bool(known and given) and known != given
+
+
+def _plain(name: str) -> str:
+    """Return a name without what modalities write differently: case and separators."""
+    return " ".join("".join(c if c.isalnum() else " " for c in name.casefold()).split())
 
 
 def _reopened(uid: str, state: StudyState, now: datetime) -> dict[str, Any]:

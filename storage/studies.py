@@ -51,6 +51,10 @@ class StudyRecord:
     lease_until: datetime | None
     purged_at: datetime | None
     """When retention removed its files; None while they are there."""
+    patient_mismatch_count: int = 0
+    """Instances that name another patient than the study's first ones."""
+    purged_instance_count: int | None = None
+    """Instances it had when retention removed them; None when it never did."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ def make_data_set(
     series: str = f"{STUDY}.1",
     modality: str = "CT",
     accession: str = "",
+    patient_id: str = "",
+    patient_name: str = "Marked^Name",
     pixels: bytes = b"\1\2\3\4",
 ) -> bytes:
     return b"".join(
@@ -87,7 +89,8 @@ def make_data_set(
             element(8, 0x18, "UI", sop.encode()),
             element(8, 0x50, "SH", accession.encode()),
             element(8, 0x60, "CS", modality.encode()),
-            element(0x10, 0x10, "PN", b"Marked^Name"),
+            element(0x10, 0x10, "PN", patient_name.encode()),
+            element(0x10, 0x20, "LO", patient_id.encode()),
             element(0x20, 0x0D, "UI", study.encode()),
             element(0x20, 0x0E, "UI", series.encode()),
             element(0x28, 0x10, "US", struct.pack("<H", 1)),

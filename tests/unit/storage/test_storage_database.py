@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import insert, text
+from sqlalchemy import create_engine, insert, text
 from storage_hospital import NOON
 
 from storage import connections, schema
@@ -32,7 +33,10 @@ from storage.errors import (
     StorageError,
 )
 from storage.installation import read_installation
+from storage.migrations.upgrade import alembic_config
 from storage.overview import read_overview
+from storage.revisions import CURRENT_REVISION
+from storage.studies import get_study
 
 
 def test_a_missing_database_is_named_and_not_made(database_path: Path) -> None:
@@ -46,6 +50,35 @@ def test_a_missing_database_is_named_and_not_made(database_path: Path) -> None:
 def test_migrations_make_the_schema_the_program_speaks(hospital) -> None:
     with hospital.database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
+
+
+def test_the_first_schema_is_brought_up_with_what_it_holds(database_path: Path) -> None:
+    database_path.parent.mkdir()
+    engine = create_engine(f"sqlite:///{database_path}")
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        connection.execute(
+            text(
+                "INSERT INTO study (study_instance_uid, modalities, state, state_since,"
+                " first_instance_at, last_instance_at, instance_count) VALUES ('1.2', '[]',"
+                " 'routed', :at, :at, :at, 7)"
+            ),
+            {"at": "2024-05-17 12:00:00.000000"},
+        )
+    engine.dispose()
+    with pytest.raises(DatabaseOlder):
+        open_database(database_path)
+
+    migrate(database_path)
+
+    database = open_database(database_path)
+    study = get_study(database, "1.2")
+    with database.read() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), schema.metadata)
+    database.close()
+    assert differences == []
+    assert (study.state, study.instance_count, study.last_instance_at) == ("routed", 7, NOON)
+    assert (study.patient_mismatch_count, study.purged_instance_count) == (0, None)
 
 
 def test_migrating_twice_keeps_the_installation(database_path: Path) -> None:
@@ -270,7 +303,7 @@ def test_a_reader_needs_no_write_permission_while_nobody_writes(database_path) -
             open_database(copy, read_only=True).close()
         Path(folder).chmod(0o755)
 
-    assert overview.schema_revision == "0001"
+    assert overview.schema_revision == CURRENT_REVISION
 
 
 def test_reading_leaves_no_trace_in_the_folder_when_the_daemon_is_down(database_path) -> None:

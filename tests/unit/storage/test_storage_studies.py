@@ -11,6 +11,7 @@ from storage.arrivals import Arrival
 from storage.associations import close_association, close_associations_of, open_association
 from storage.audit import list_audit
 from storage.completion import (
+    MORE_THAN_ONE_PATIENT,
     CompletionRules,
     DeadlineAction,
     ReceivingStudy,
@@ -26,6 +27,7 @@ from storage.errors import IllegalMove, NotFound, SpoolFailure
 from storage.preparation import Preparation, finish_preparation
 from storage.recording import Recorded, record_instances
 from storage.reindexing import reindex
+from storage.retry import retry_study
 from storage.states import StudyState
 from storage.studies import (
     get_series,
@@ -105,6 +107,71 @@ def test_attributes_missing_at_first_are_filled_in_by_later_instances(hospital) 
     hospital.arrive(3, accession="A8")
 
     assert get_study(hospital.database, STUDY).accession_number == "A7"
+
+
+MARTHA = {"patient_id": "4711", "patient_name": "Marked^Martha"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differs"),
+    [
+        ({"patient_id": "1"}, {"patient_id": "2"}, True),
+        ({"patient_id": "1"}, {"patient_id": "1", "patient_name": "Other"}, False),
+        ({"patient_id": "1"}, {"patient_id": ""}, False),
+        ({}, {"patient_name": "Other^Name"}, True),
+        ({}, {"patient_name": "MARKED^NAME^"}, False),
+        ({}, {"patient_name": ""}, False),
+        ({"patient_id": "1"}, {"patient_name": "Other^Name"}, True),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_patient_differs_by_id_and_without_one_by_name(
+    hospital, first, second, differs: bool, at_once: bool
+) -> None:
+    stored = [hospital.store(1, **first), hospital.store(2, **second)]
+    batches = [stored] if at_once else [[each] for each in stored]
+
+    for batch in batches:
+        record_instances(hospital.database, [Arrival(each) for each in batch], NOON)
+
+    assert get_study(hospital.database, STUDY).patient_mismatch_count == int(differs)
+
+
+def test_two_patients_under_one_study_are_not_merged_and_wait_for_a_person(hospital) -> None:
+    database = hospital.database
+    hospital.arrive(1, patient_id="1")
+
+    hospital.arrive(2, accession="A7", **MARTHA)
+    (judgement,) = complete_due_studies(database, RULES, NOON + seconds(30))
+
+    study = get_study(database, STUDY)
+    assert judgement.verdict is Verdict.HOLD
+    assert (study.state, study.reason) == (StudyState.HELD, MORE_THAN_ONE_PATIENT)
+    assert (study.patient_id, study.accession_number) == ("1", "")
+    trail = list_audit(database, subject=STUDY)
+    assert [entry.action for entry in trail] == ["study held", "patient differs"]
+    assert trail[1].detail == {"instances": 1}
+    assert "4711" not in str(trail) + study.reason
+    assert "Martha" not in str(trail) + study.reason
+
+
+def test_the_operator_may_let_a_study_of_two_patients_be_analysed_and_that_is_kept(
+    hospital,
+) -> None:
+    database = hospital.database
+    hospital.arrive(1, patient_id="1")
+    hospital.arrive(2, **MARTHA)
+    complete_due_studies(database, RULES, NOON + seconds(30))
+
+    assert retry_study(database, STUDY, NOON).prepared_again
+    hospital.prepare()
+
+    assert get_study(database, STUDY).state is StudyState.ROUTED
+    actions = [entry.action for entry in list_audit(database, subject=STUDY)]
+    assert actions[:3] == ["retry", "hold overridden", "study held"]
+    hospital.arrive(3, now=NOON + seconds(60), patient_id="1")
+    complete_due_studies(database, RULES, NOON + seconds(90))
+    assert get_study(database, STUDY).state is StudyState.HELD
 
 
 @pytest.mark.parametrize("state", ["complete", "routed", "unmatched", "held", "refused"])
