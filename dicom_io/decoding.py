@@ -6,7 +6,9 @@ not know what the values mean: that is ``grayscale``'s.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +27,7 @@ from dicom_io.reading import (
     PIXEL_DATA_TAG,
     EncodedDataSet,
     PixelElement,
+    is_machine_fault,
     open_data_set,
     parse_open,
     quiet_pydicom,
@@ -104,6 +107,8 @@ def open_image(path: Path) -> StoredImage:
     CannotDecode
         No pixel data, a transfer syntax without decoder, attributes that contradict each other,
         or pixel data that is truncated.
+    InstanceUnavailable
+        The file is missing or cannot be read now.
 
     References
     ----------
@@ -154,6 +159,8 @@ def iter_frames(image: StoredImage, indices: Sequence[int] | None = None) -> Ite
     ------
     CannotDecode
         The decoder failed, or gave fewer frames or another shape than the header promises.
+    InstanceUnavailable
+        The file cannot be read now, or the memory does not suffice.
 
     References
     ----------
@@ -173,18 +180,51 @@ def _next_frame(
     image: StoredImage, decoded: Iterator[tuple[Any, dict[str, Any]]], index: int
 ) -> StoredValues:
     try:
-        with quiet_pydicom():
+        with quiet_pydicom(), _swallowed_faults_raised():
             values, properties = next(decoded)
             return _finished(image, values, str(properties["photometric_interpretation"]))
     except StopIteration as error:
         _refuse(image, f"frame {index + 1} of {image.pixel.frames} is missing", error)
-    except PARSER_FAULTS as error:
+    except (*PARSER_FAULTS, OSError) as error:
+        if is_machine_fault(error):
+            raise
         _refuse(image, f"the decoder failed on frame {index + 1}", error)
     except BaseException as error:
         # The RLE decoder is written in Rust: its panic is no Exception and would end the process.
         if type(error).__name__ != "PanicException":
             raise
         _refuse(image, f"the decoder failed on frame {index + 1}", error)
+
+
+@contextmanager
+def _swallowed_faults_raised() -> Iterator[None]:
+    """Raise a machine's fault inside a decoder plug-in as itself.
+
+    pydicom tries the plug-ins in turn and reports the failure of all as one RuntimeError; their
+    exceptions are told to its logger alone.
+    """
+    listener = _FaultListener()
+    logger = logging.getLogger("pydicom")
+    logger.addHandler(listener)
+    try:
+        yield
+    except RuntimeError:
+        if listener.machine_fault is not None:
+            raise listener.machine_fault from None
+        raise
+    finally:
+        logger.removeHandler(listener)
+
+
+class _FaultListener(logging.Handler):
+    """Keeps the last fault of the machine among the exceptions logged; writes nothing."""
+
+    machine_fault: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and is_machine_fault(error):
+            self.machine_fault = error
 
 
 def _refuse(image: StoredImage, what: str, cause: BaseException) -> NoReturn:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dicom_io.decoding import iter_frames, open_image
 from dicom_io.grayscale import grey_frame, grey_transform
 from dicom_io.intensity import VOI_FALLBACK, percentile_limits, scaled
+from dicom_io.reading import machine_faults
 from dicom_io.resampling import padded, resized
 
 LONGEST_EDGE = 1024
@@ -42,11 +43,18 @@ def display_image(path: Path, longest_edge: int = LONGEST_EDGE) -> npt.NDArray[n
     ------
     UnreadableInstance, Refusal
         The file cannot be parsed or decoded, or the image is blank.
+    InstanceUnavailable
+        The file cannot be read now, or the memory does not suffice.
 
     References
     ----------
     PS3.3 C.11.1, C.11.2, C.7.6.3.1.2.
     """
+    with machine_faults(path):
+        return _shown(path, longest_edge)
+
+
+def _shown(path: Path, longest_edge: int) -> npt.NDArray[np.float32]:
     image = open_image(path)
     frame_number = image.pixel.frames // 2
     transform = grey_transform(image, frame_number)

@@ -5,6 +5,7 @@ Owns the root of the tree; each package's ``errors.py`` hangs its own branches b
     MedimgdError
     ├── InvalidUID
     ├── UnreadableInstance
+    ├── InstanceUnavailable         the machine failed, not the file: disk, mount, memory
     ├── InvalidRecipe               a model's input description cannot be followed
     ├── Refusal                     the input is outside what can be analysed; never a negative
     │   ├── CannotDecode
@@ -44,6 +45,15 @@ class UnreadableInstance(MedimgdError):
     """A data set cannot be parsed, or lacks the UIDs that say where it belongs."""
 
     retryable = False
+
+
+class InstanceUnavailable(MedimgdError):
+    """A stored file could not be read for a fault of this machine: disk, mount, handles, memory.
+
+    Says nothing about the file: it may be sound, so nothing may be refused for good because of it.
+    """
+
+    retryable = True
 
 
 class InvalidRecipe(MedimgdError, ValueError):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from dicom_io.errors import CannotDecode, UnreadableInstance
+from dicom_io.errors import CannotDecode
 from dicom_io.intensity import Values, luminance
+from dicom_io.reading import machine_faults
 
 MAX_FILM_PIXELS = 100_000_000
 """Radiographs stay below 30 million pixels; beyond this a file is a mistake or a bomb."""
@@ -35,18 +37,21 @@ def read_film(path: Path) -> Values:
 
     Raises
     ------
-    UnreadableInstance
-        The file cannot be opened.
+    InstanceUnavailable
+        The file is missing or cannot be read now.
     CannotDecode
         The file is not an image that can be decoded.
     """
-    try:
-        encoded = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    except OSError as error:
-        raise UnreadableInstance(f"{path} cannot be opened: {error.strerror}") from error
+    with machine_faults(path):
+        return _grey_of(path, np.frombuffer(path.read_bytes(), dtype=np.uint8))
+
+
+def _grey_of(path: Path, encoded: npt.NDArray[np.uint8]) -> Values:
     try:
         samples = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         raise CannotDecode(f"{path} cannot be decoded as PNG or JPEG") from error
     if samples is None or samples.dtype not in (np.uint8, np.uint16):
         raise CannotDecode(f"{path} is not a PNG or JPEG of 8 or 16 bits, or it is damaged")

@@ -31,7 +31,7 @@ from dicom_io.attributes import (
     text,
 )
 from dicom_io.errors import UnreadableInstance
-from dicom_io.reading import PARSER_FAULTS, parse_header, quiet_pydicom
+from dicom_io.reading import PARSER_FAULTS, machine_faults, parse_header, quiet_pydicom
 from dicom_io.vocabulary import MANUFACTURER, InstanceHeader, checked_uid
 
 __all__ = [
@@ -106,12 +106,14 @@ def read_header(path: Path) -> InstanceHeader:
     Raises
     ------
     UnreadableInstance
-        The file is missing, not Part 10, truncated, hostile, or lacks a UID it is filed under.
+        The file is not Part 10, truncated, hostile, or lacks a UID it is filed under.
     InvalidUID
         A UID breaks PS3.5 section 9.1.
+    InstanceUnavailable
+        The file is missing or cannot be read now.
     """
     ds = parse_header(path, _HEADER_KEYWORDS, MAX_HEADER_VALUE_BYTES)
-    with quiet_pydicom():
+    with machine_faults(path), quiet_pydicom():
         return _header_of(path, ds)
 
 
@@ -193,11 +195,13 @@ def read_attributes(path: Path, keywords: Iterable[str]) -> dict[str, AttributeV
     Raises
     ------
     UnreadableInstance
-        The file is missing, not Part 10, truncated or hostile.
+        The file is not Part 10, truncated or hostile.
+    InstanceUnavailable
+        The file is missing or cannot be read now.
     """
     wanted = list(dict.fromkeys(keywords))
     ds = parse_header(path, _elements_for(wanted), MAX_HEADER_VALUE_BYTES)
-    with quiet_pydicom():
+    with machine_faults(path), quiet_pydicom():
         found = {keyword: _answer(path, ds, keyword) for keyword in wanted}
         absent = [keyword for keyword in wanted if found[keyword] is None]
         if absent and integer(ds, "NumberOfFrames") is not None:
@@ -275,10 +279,12 @@ def read_reference(path: Path) -> Dataset:
     Raises
     ------
     UnreadableInstance
-        The file is missing, not Part 10, truncated or hostile.
+        The file is not Part 10, truncated or hostile.
+    InstanceUnavailable
+        The file is missing or cannot be read now.
     """
     ds = parse_header(path, None, MAX_HEADER_VALUE_BYTES)
-    with quiet_pydicom():
+    with machine_faults(path), quiet_pydicom():
         _settle(ds, MAX_REFERENCE_DEPTH)
     return ds
 

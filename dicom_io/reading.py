@@ -6,6 +6,7 @@ know what the attributes are wanted for; ``header`` and ``decoding`` do.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import struct
@@ -31,7 +32,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicom_io.errors import UnreadableInstance
+from dicom_io.errors import InstanceUnavailable, UnreadableInstance
 
 PARSER_FAULTS = (
     ArithmeticError,
@@ -41,15 +42,16 @@ PARSER_FAULTS = (
     EOFError,
     InvalidDicomError,
     LookupError,
-    MemoryError,
-    OSError,
     RuntimeError,
     TypeError,
     ValueError,
     struct.error,
     zlib.error,
 )
-"""What pydicom is known to raise on hostile input; RecursionError is a RuntimeError."""
+"""What pydicom is known to raise on hostile input; RecursionError is a RuntimeError.
+
+Not OSError, of which pydicom raises some of its own (`is_machine_fault` tells), nor MemoryError.
+"""
 
 HEADER_INFLATE_BYTES = 64 * 1024 * 1024
 """How much of a deflated data set is inflated for its header: a bomb must not fill the memory."""
@@ -81,6 +83,41 @@ def quiet_pydicom() -> Iterator[None]:
             yield
         finally:
             logger.propagate = propagated
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """True when the machine failed, not the file.
+
+    The operating system's errors carry a number; libraries raise OSError without one for contents
+    they dislike.
+    """
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def machine_faults(path: Path) -> Iterator[None]:
+    """Raise a fault of the machine while `path` is read or decoded as InstanceUnavailable."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if not is_machine_fault(error):
+            raise
+        raise _unavailable(path, error) from error
+
+
+def _unavailable(path: Path, error: OSError | MemoryError) -> InstanceUnavailable:
+    if isinstance(error, MemoryError):
+        return InstanceUnavailable(
+            f"{path} could not be read for want of memory: it is tried again later; "
+            "give the service more memory if this stays"
+        )
+    name = errno.errorcode.get(error.errno or 0, f"error {error.errno}")
+    return InstanceUnavailable(
+        f"{path} cannot be read ({name}: {error.strerror}): it is tried again later; "
+        "check the disk, its mount and the limit of open files"
+    )
 
 
 def syntax_name(transfer_syntax_uid: str) -> str:
@@ -145,16 +182,14 @@ def open_data_set(
     Raises
     ------
     UnreadableInstance
-        The file cannot be opened, is not Part 10, or its meta information names no transfer syntax.
+        The file is not Part 10, or its meta information names no transfer syntax.
+    InstanceUnavailable
+        The file cannot be opened or read; also for what fails inside the ``with`` block.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UnreadableInstance(f"{path} cannot be opened: {error.strerror}") from error
-    with file:
+    with machine_faults(path), path.open("rb") as file:
         try:
             encoded = _after_meta(path, file, inflate_bytes)
-        except (OSError, struct.error, zlib.error, MemoryError) as error:
+        except (struct.error, zlib.error) as error:
             raise UnreadableInstance(
                 f"{path}: the File Meta Information or the deflated data set is damaged ({error})"
             ) from error
@@ -230,6 +265,8 @@ def parse_header(
     ------
     UnreadableInstance
         The file is not Part 10, truncated, or nested beyond what can be parsed.
+    InstanceUnavailable
+        The file cannot be read now.
     """
     with open_data_set(path) as encoded:
         return parse_open(path, encoded, keywords, max_value_bytes)[0]
@@ -265,7 +302,9 @@ def parse_open(
         raise UnreadableInstance(
             f"{path}: sequences are nested too deeply to be parsed; damaged or hostile"
         ) from error
-    except PARSER_FAULTS as error:
+    except (*PARSER_FAULTS, OSError) as error:
+        if is_machine_fault(error):
+            raise
         raise UnreadableInstance(
             f"{path}: the data set cannot be parsed ({type(error).__name__}); send the object again"
         ) from error

@@ -27,7 +27,8 @@ from dicom_io.association import (
     accepts,
     open_association,
 )
-from dicom_io.errors import AssociationFailed, UnreadableInstance
+from dicom_io.errors import AssociationFailed, InstanceUnavailable, UnreadableInstance
+from dicom_io.reading import machine_faults
 from dicom_io.statuses import describe, is_delivered
 
 CONTEXT_REFUSED = "presentation context not accepted"
@@ -145,7 +146,7 @@ def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[Path
     for path in _files_below(paths):
         try:
             files.append(_stored_file(path))
-        except UnreadableInstance as error:
+        except (UnreadableInstance, InstanceUnavailable) as error:
             yield PathOutcome(path, SendOutcome("", None, str(error)))
     for contexts, group in plan_associations(files, lambda file: file.context):
         outcomes = _send_files(destination, contexts, group)
@@ -243,13 +244,12 @@ def _files_below(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _stored_file(path: Path) -> _StoredFile:
     try:
-        meta = read_file_meta_info(path)
+        with machine_faults(path):
+            meta = read_file_meta_info(path)
         sop_class_uid = str(meta.MediaStorageSOPClassUID)
         sop_instance_uid = str(meta.MediaStorageSOPInstanceUID)
         transfer_syntax_uid = str(meta.TransferSyntaxUID)
-    except OSError as error:
-        raise UnreadableInstance(f"cannot be read: {error.strerror or error}") from error
-    except (InvalidDicomError, AttributeError, ValueError, EOFError) as error:
+    except (OSError, InvalidDicomError, AttributeError, ValueError, EOFError) as error:
         raise UnreadableInstance(
             "not a DICOM file with file meta information (PS3.10): nothing to negotiate by"
         ) from error

@@ -36,7 +36,7 @@ from dicom_io.intensity import (
     percentile_limits,
     scaled,
 )
-from dicom_io.reading import quiet_pydicom
+from dicom_io.reading import machine_faults, quiet_pydicom
 from dicom_io.recipe import TensorRecipe
 from dicom_io.resampling import Placement, padded, placed, resampled_slices, stretched
 from dicom_io.timing import Timings, timed
@@ -86,6 +86,8 @@ def build_tensor(
         A file cannot be parsed.
     Refusal
         ``CannotDecode``, ``UnsuitableSeries``, ``OutsideContract``, or a blank image.
+    InstanceUnavailable
+        A file cannot be read now, or the memory does not suffice; later it may.
     """
     if recipe.kind == "volume":
         return build_volume_tensor(paths, recipe, timings)
@@ -106,9 +108,14 @@ def build_image_tensor(
 
     Raises
     ------
-    UnreadableInstance, Refusal
+    UnreadableInstance, Refusal, InstanceUnavailable
         As for ``build_tensor``.
     """
+    with machine_faults(path):
+        return _image_tensor(path, recipe, timings)
+
+
+def _image_tensor(path: Path, recipe: TensorRecipe, timings: Timings | None) -> ImageTensor:
     with timed(timings, "header"):
         image = open_image(path)
         if image.pixel.frames != 1:
@@ -199,9 +206,16 @@ def build_volume_tensor(
 
     Raises
     ------
-    UnreadableInstance, Refusal
+    UnreadableInstance, Refusal, InstanceUnavailable
         As for ``build_tensor``.
     """
+    with machine_faults(paths[0].parent if paths else Path()):
+        return _volume_tensor(paths, recipe, timings)
+
+
+def _volume_tensor(
+    paths: Sequence[Path], recipe: TensorRecipe, timings: Timings | None
+) -> ImageTensor:
     series = open_series(paths, timings)
     transform = series.transforms[0]
     fixed = _fixed_scaling(recipe.intensity, _volume_transform(series))

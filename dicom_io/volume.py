@@ -55,6 +55,8 @@ def open_series(paths: Sequence[Path], timings: Timings | None = None) -> OpenSe
         A file cannot be parsed, or holds no pixel data that can be decoded.
     UnsuitableSeries
         The slices make no even stack, or hold colour.
+    InstanceUnavailable
+        A file cannot be read now.
     """
     with timed(timings, "header"):
         images = {path: open_image(path) for path in paths}

@@ -6,7 +6,6 @@ a data set, and must not know where instances go (the sink) or who listens in (t
 
 from __future__ import annotations
 
-import errno
 import logging
 import traceback
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_io.errors import InvalidUID, MedimgdError, ReceiverNotStarted
+from dicom_io.reading import is_machine_fault
 from dicom_io.receiving.access import ANY, AccessFaultValues, Peer, checked_ae_title, judge
 from dicom_io.receiving.instances import (
     AssociationObserver,
@@ -54,9 +54,6 @@ _CALLED_AE_TITLE_NOT_RECOGNISED = (1, 1, 7)
 _CALLING_AE_TITLE_NOT_RECOGNISED = (1, 1, 3)
 _TEMPORARY_CONGESTION = (2, 3, 1)
 _LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
-
-_WANT_OF_RESOURCES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
-
 
 _WITHOUT_DATA_SET = StoreAnswer(
     StoreStatusValues.CANNOT_UNDERSTAND, "C-STORE request without data set"
@@ -309,7 +306,7 @@ def _application_entity(ae_titles: Sequence[str], limits: ReceiverLimits) -> App
 def _answer_to_failure(error: Exception) -> StoreAnswer:
     if isinstance(error, InvalidUID):
         return StoreAnswer(StoreStatusValues.CANNOT_UNDERSTAND, str(error))
-    if isinstance(error, OSError) and error.errno in _WANT_OF_RESOURCES:
+    if is_machine_fault(error):
         return StoreAnswer(StoreStatusValues.OUT_OF_RESOURCES, "out of resources, send again later")
     if isinstance(error, MedimgdError):
         status = (

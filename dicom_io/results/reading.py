@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from dicom_io.errors import UnreadableInstance
-from dicom_io.reading import PARSER_FAULTS, quiet_pydicom
+from dicom_io.reading import PARSER_FAULTS, is_machine_fault, quiet_pydicom
 
 _INDENT = "  "
 _MAX_DEPTH = 64
@@ -72,7 +72,9 @@ def _reading(what: str) -> Iterator[None]:
     try:
         with quiet_pydicom():
             yield
-    except PARSER_FAULTS as error:
+    except (*PARSER_FAULTS, OSError) as error:
+        if is_machine_fault(error):
+            raise
         # The cause is dropped on purpose: parser messages quote values of the header.
         raise UnreadableInstance(
             f"the {what} cannot be read as DICOM: {type(error).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_io.errors import ReceiverNotStarted
+from dicom_io.errors import InstanceUnavailable, ReceiverNotStarted
 from dicom_io.receiving.access import Peer
 from dicom_io.receiving.folder_sink import FolderSink
 from dicom_io.receiving.instances import AssociationObserver, ReceivedInstance, StoreAnswer
@@ -505,8 +506,18 @@ def test_a_failing_sink_is_answered_and_logged_without_the_exceptions_words(
     assert "MARKED" not in caplog.text + result.stderr + result.stdout
 
 
-def test_a_full_disk_is_answered_as_transient(serve, push, testdata):
-    server = serve(sink=AnswerSink(OSError(28, "No space left on device")))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        InstanceUnavailable("the spool's disk fails"),
+    ],
+    ids=["full disk", "failing disk", "no memory", "unavailable"],
+)
+def test_a_fault_of_the_machine_is_answered_as_transient(serve, push, testdata, fault):
+    server = serve(sink=AnswerSink(fault))
 
     result = push("storescu", server, "-d", testdata / "single" / "ct_image.dcm")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import tracemalloc
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pydicom
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import WriteImage, image_data_set, save
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -24,7 +27,7 @@ from pydicom.uid import (
 
 from dicom_io.codestreams import codestream_size
 from dicom_io.decoding import MAX_DECODED_BYTES, iter_frames, masked, open_image
-from dicom_io.errors import CannotDecode, RefusalReason
+from dicom_io.errors import CannotDecode, InstanceUnavailable, MedimgdError, RefusalReason
 
 RAMP = np.arange(6, dtype=np.uint16).reshape(2, 3) * 1000
 
@@ -216,6 +219,45 @@ def test_panic_of_the_rle_decoder_is_a_refusal(tmp_path: Path) -> None:
 
     with pytest.raises(CannotDecode, match=r"frame 1 \(PanicException\)"):
         _frames(path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "message"),
+    [
+        (MemoryError(), InstanceUnavailable, "want of memory"),
+        (OSError(errno.EMFILE, "Too many open files"), InstanceUnavailable, "EMFILE"),
+        # What Pillow raises for a codestream it dislikes.
+        (OSError("broken data stream when reading image file"), CannotDecode, "decoder failed"),
+    ],
+)
+def test_a_plug_in_that_wants_memory_or_handles_is_no_verdict_on_the_image(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    expected: type[MedimgdError],
+    message: str,
+) -> None:
+    path = _compressed(tmp_path, np.zeros((64, 64), np.uint8), JPEG2000Lossless)
+
+    def failing_plug_in(*_: object) -> NoReturn:
+        raise fault
+
+    plug_ins = {"first": failing_plug_in, "second": failing_plug_in}
+    monkeypatch.setattr(get_decoder(JPEG2000Lossless), "_available", plug_ins)
+
+    with pytest.raises(expected, match=message):
+        _frames(path)
+
+
+def test_a_disk_that_fails_between_header_and_pixels_is_no_verdict(
+    write_image: WriteImage,
+) -> None:
+    image = open_image(write_image(RAMP))
+
+    image.path.unlink()
+
+    with pytest.raises(InstanceUnavailable, match="ENOENT"):
+        list(iter_frames(image))
 
 
 def test_codestream_of_another_size_is_refused(tmp_path: Path) -> None:

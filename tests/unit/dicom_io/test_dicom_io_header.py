@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
 import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +21,10 @@ from image_files import WriteImage, image_data_set, save
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from dicom_io.errors import InvalidUID, UnreadableInstance
+from dicom_io.decoding import open_image
+from dicom_io.display import display_image
+from dicom_io.errors import InstanceUnavailable, InvalidUID, UnreadableInstance
+from dicom_io.films import read_film
 from dicom_io.header import (
     MAX_INDEXED_CHARACTERS,
     is_known_keyword,
@@ -239,9 +245,72 @@ def test_files_that_are_not_part_10_are_refused(tmp_path: Path, content: bytes) 
         read_header(path)
 
 
-def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableInstance, match=r"gone\.dcm cannot be opened"):
+def test_a_missing_file_is_no_verdict_on_the_instance(tmp_path: Path) -> None:
+    with pytest.raises(InstanceUnavailable, match=r"gone\.dcm cannot be read \(ENOENT: ") as caught:
         read_header(tmp_path / "gone.dcm")
+
+    assert caught.value.retryable
+    assert "check the disk" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_header,
+        read_reference,
+        lambda path: read_attributes(path, ["Modality"]),
+        open_image,
+        display_image,
+        read_film,
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_fault_of_the_machine_is_no_verdict_on_the_instance(
+    write_image: WriteImage, monkeypatch: pytest.MonkeyPatch, read: Any, number: int
+) -> None:
+    path = write_image(PIXELS)
+
+    def broken_open(*arguments: Any, **options: Any) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(io, "open", broken_open)
+
+    with pytest.raises(InstanceUnavailable, match=errno.errorcode[number]):
+        read(path)
+
+
+def test_a_disk_that_fails_in_the_middle_is_no_verdict_on_the_instance(
+    write_image: WriteImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_image(PIXELS)
+    real_open = io.open
+
+    class FailingDisk(io.BufferedReader):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 300:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    monkeypatch.setattr(io, "open", lambda name, *_: FailingDisk(io.FileIO(name)))
+
+    with pytest.raises(InstanceUnavailable, match="EIO"):
+        read_header(path)
+    monkeypatch.setattr(io, "open", real_open)
+    assert read_header(path).modality == "CT"
+
+
+def test_want_of_memory_is_no_verdict_on_the_instance(
+    write_image: WriteImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_image(PIXELS)
+
+    def no_memory(*_: Any, **__: Any) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr("dicom_io.reading.read_dataset", no_memory)
+
+    with pytest.raises(InstanceUnavailable, match="want of memory"):
+        read_header(path)
 
 
 def test_length_behind_the_end_of_the_file_is_refused(write_image: WriteImage) -> None:

@@ -15,10 +15,10 @@ from image_files import WriteImage
 
 from dicom_io.errors import (
     CannotDecode,
+    InstanceUnavailable,
     OutsideContract,
     Refusal,
     RefusalReason,
-    UnreadableInstance,
 )
 from dicom_io.resampling import area_weights, linear_weights, padded, resampled_slices, resized
 from dicom_io.tensors import (
@@ -167,7 +167,7 @@ def test_damaged_and_missing_films_are_refused(tmp_path: Path) -> None:
         read_film(tmp_path / "noise.png")
     with pytest.raises(CannotDecode, match=r"empty\.png"):
         read_film(tmp_path / "empty.png")
-    with pytest.raises(UnreadableInstance, match=r"gone\.png cannot be opened"):
+    with pytest.raises(InstanceUnavailable, match=r"gone\.png cannot be read"):
         read_film(tmp_path / "gone.png")
 
 
