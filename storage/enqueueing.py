@@ -71,7 +71,8 @@ def enqueue_within(
     """Enqueue within the caller's transaction; return the job's id.
 
     The same work again (study, series, model version, instance set, preprocessing) is the same
-    job: waiting, running and done ones stay as they are, refused and failed ones wait again.
+    job: waiting, running and done ones stay as they are, refused and failed ones wait again. One
+    that waits is for the weights of now, should a package have been replaced under its version.
     """
     key = _key(
         study_instance_uid,
@@ -82,7 +83,7 @@ def enqueue_within(
     )
     known = _find(connection, key)
     if known is not None:
-        _revive(connection, known, new.tensor, now)
+        _revive(connection, known, new, now)
         return known.id
     job_id = _insert_job(
         connection,
@@ -120,6 +121,8 @@ def refuse_within(
     elif known.state in (JobState.WAITING, JobState.SUPERSEDED):
         move_job(connection, known, JobState.REFUSED, Actor.PREPARER, now)
         drop_tensor(connection, known.id)
+        _take_identity(connection, known, new.model)
+        known = require_job(connection, known.id)
     else:
         return known.id
     connection.execute(
@@ -202,7 +205,10 @@ def _insert_job(
     return int(inserted.inserted_primary_key[0])
 
 
-def _revive(connection: Connection, job: JobRecord, tensor: ImageTensor, now: datetime) -> None:
+def _revive(connection: Connection, job: JobRecord, new: NewJob, now: datetime) -> None:
+    if job.state is JobState.WAITING:
+        _take_identity(connection, job, new.model)
+        return
     if job.state in (JobState.REFUSED, JobState.FAILED):
         # Only a retry brings a study with such a job back to its preparer.
         actor = Actor.OPERATOR
@@ -211,5 +217,16 @@ def _revive(connection: Connection, job: JobRecord, tensor: ImageTensor, now: da
     else:
         return
     drop_tensor(connection, job.id)
-    connection.execute(insert(schema.tensor).values(job_id=job.id, **tensor_to_columns(tensor)))
+    connection.execute(insert(schema.tensor).values(job_id=job.id, **tensor_to_columns(new.tensor)))
+    _take_identity(connection, job, new.model)
     wait_again(connection, job, actor, now)
+
+
+def _take_identity(connection: Connection, job: JobRecord, model: ModelIdentity) -> None:
+    """Note the model's weights as they are now; a result repeats what its job says of them."""
+    if model != job.model:
+        connection.execute(
+            update(schema.job)
+            .where(schema.job.c.id == job.id)
+            .values(model_identity=identity_to_json(model))
+        )

@@ -57,7 +57,8 @@ def retry_study(
         The time.
     prepare_again : bool
         Also let a routed study be prepared again, for example after a model was installed.
-        What is done already is not repeated.
+        What is done already is not repeated; stuck jobs wait for the preparation, which knows
+        the weights of now.
 
     Raises
     ------
@@ -71,7 +72,8 @@ def retry_study(
             for job in jobs_of_study_within(connection, study_instance_uid)
             if job.state in _STUCK_JOBS
         ]
-        jobs = [job for job in stuck if has_tensor_within(connection, job.id)]
+        # A study that is prepared again anyway revives its jobs with what the preparer finds.
+        jobs = [job for job in stuck if not prepare_again and has_tensor_within(connection, job.id)]
         for job in jobs:
             retry_job_within(connection, job, now)
         again = study.state in _STUCK_STUDIES or (

@@ -504,6 +504,43 @@ def test_a_refused_job_waits_again_when_a_retry_finds_it_fit(hospital) -> None:
     assert [each.run for each in hospital.claim()] == [2]
 
 
+REPLACED = replace(CXR, weights_sha256="ef" * 32)
+
+
+def test_a_retry_analyses_with_weights_replaced_under_the_same_version(hospital) -> None:
+    job_id = hospital.enqueue()
+    (job,) = hospital.claim()
+    fail_attempt(hospital.database, job, "weights replaced", retryable=False, now=NOON)
+
+    retried = retry_study(hospital.database, STUDY, NOON, prepare_again=True)
+    # It waits for its preparer: with the old weights it would only fail once more.
+    assert (retried.prepared_again, hospital.claim()) == (True, ())
+    assert hospital.prepare(models=(REPLACED,)).job_ids == (job_id,)
+
+    (again,) = hospital.claim()
+    assert (again.model, again.run) == (REPLACED, 2)
+    finish_job(hospital.database, Analysed(again, (PNEUMONIA,), NOON), NOON)
+    assert _results(hospital)[-1].model == REPLACED
+
+
+def test_a_job_that_waits_is_for_the_weights_of_the_newest_preparation(hospital) -> None:
+    hospital.enqueue()
+    retry_study(hospital.database, STUDY, NOON, prepare_again=True)
+
+    hospital.prepare(models=(REPLACED,))
+
+    assert [each.model for each in hospital.claim()] == [REPLACED]
+
+
+def test_what_is_done_keeps_the_weights_it_was_done_with(hospital) -> None:
+    hospital.analyse()
+    retry_study(hospital.database, STUDY, NOON, prepare_again=True)
+
+    hospital.prepare(models=(REPLACED,))
+
+    assert [each.model for each in _results(hospital)] == [CXR]
+
+
 def test_nothing_to_retry_is_said(hospital) -> None:
     hospital.analyse()
 
