@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, exists, func, select, update
 
 from dicom_io.statuses import is_delivered, is_transient
 from storage import audit, schema
@@ -98,7 +98,9 @@ def due_deliveries(
 
     What was tried least goes first, then the oldest result: an object over which a destination
     breaks off every time must not keep all others waiting. Destinations behind an open breaker
-    are left out. A group never splits: the picture goes before the report that refers to it.
+    are left out. A group never splits: the picture goes before the report that refers to it. A
+    later version waits until the earlier ones of the same model and study have left, so that a
+    destination never receives them in the wrong order.
 
     Parameters
     ----------
@@ -121,6 +123,7 @@ def due_deliveries(
             _DELIVERY.c.state == DeliveryState.PENDING,
             _DELIVERY.c.next_attempt_at <= now,
             _DELIVERY.c.destination.not_in(blocked),
+            ~_waits_for_an_earlier_version(),
         )
         .group_by(_DELIVERY.c.destination, _DELIVERY.c.result_id)
         .order_by(func.max(_DELIVERY.c.attempts), _DELIVERY.c.result_id, _DELIVERY.c.destination)
@@ -144,6 +147,23 @@ def due_deliveries(
         records = [_from_row(row) for row in connection.execute(query).mappings()]
     groups = groupby(records, key=lambda each: (each.destination, each.result_id))
     return tuple(_group(tuple(members)) for _, members in groups)
+
+
+def _waits_for_an_earlier_version() -> ColumnElement[bool]:
+    own, earlier, ahead = schema.result.alias(), schema.result.alias(), _DELIVERY.alias()
+    return (
+        exists()
+        .where(
+            own.c.id == _DELIVERY.c.result_id,
+            earlier.c.study_instance_uid == own.c.study_instance_uid,
+            earlier.c.model_name == own.c.model_name,
+            earlier.c.version_number < own.c.version_number,
+            ahead.c.result_id == earlier.c.id,
+            ahead.c.destination == _DELIVERY.c.destination,
+            ahead.c.state == DeliveryState.PENDING,
+        )
+        .correlate(_DELIVERY)
+    )
 
 
 def _group(members: tuple[DeliveryRecord, ...]) -> DeliveryGroup:

@@ -344,3 +344,45 @@ def test_what_was_tried_least_goes_first(hospital) -> None:
 
     groups = due_deliveries(hospital.database, NOON + seconds(3600))
     assert [group.destination for group in groups] == ["b-pacs", "a-pacs"]
+
+
+def _compose_again(hospital, number: int, *destinations: str) -> int:
+    """Compose the next version of the study's result, after a late instance."""
+    now = NOON + seconds(number)
+    hospital.arrive(number, now=now)
+    complete_now(hospital.database, STUDY, now)
+    hospital.prepare(now)
+    (job,) = hospital.claim(now=now)
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), now), now)
+    (result,) = results_awaiting_composition(hospital.database)
+    documents = [replace(SR, sop_instance_uid=f"2.25.{number}1")]
+    store_documents(hospital.database, result.id, documents, destinations or ("pacs",), now)
+    return result.id
+
+
+def test_a_later_version_never_goes_before_an_earlier_one(hospital) -> None:
+    first = _compose(hospital, "pacs", "archive", documents=(SR,))
+    second = _compose_again(hospital, 2, "pacs", "archive")
+    other = _compose(hospital, study="1.2.9", documents=(replace(SR, sop_instance_uid="2.25.5"),))
+    later = NOON + seconds(60)
+
+    def due(now=later):
+        groups = due_deliveries(hospital.database, now)
+        return [(group.destination, group.result_id) for group in groups]
+
+    assert due() == [("archive", first), ("pacs", first), ("pacs", other)]
+    archive, pacs, _ = due_deliveries(hospital.database, later)
+    _answer(
+        hospital, DeliveryOutcome(archive.deliveries[0].id, 0), now=later, destination="archive"
+    )
+    _answer(hospital, DeliveryOutcome(pacs.deliveries[0].id, 0xC000, "no"), now=later)
+
+    # The first version waits for its next attempt at one destination and has left the other.
+    assert due() == [("archive", second), ("pacs", other)]
+    assert due(later + seconds(15)) == [("archive", second), ("pacs", other), ("pacs", first)]
+    _answer(hospital, DeliveryOutcome(pacs.deliveries[0].id, 0), now=later + seconds(15))
+    assert due(later + seconds(15)) == [
+        ("archive", second),
+        ("pacs", second),
+        ("pacs", other),
+    ]
