@@ -141,7 +141,10 @@ class Preparer:
             _logger.info("%s", error, extra={ACTION: "lease_lost", STUDY: uid})
             return
         except MedimgdError as error:
-            self._fail(task, str(error), type(error).__name__)
+            if error.retryable:
+                self._leave_for_later(task, error)
+            else:
+                self._fail(task, str(error), type(error).__name__)
             return
         except Exception as error:  # noqa: BLE001 - one study must never stop the others
             self._fail(task, f"unexpected {type(error).__name__} in {where(error)}",
@@ -151,6 +154,14 @@ class Preparer:
             "study %s: %s", preparation.outcome, preparation.reason,
             extra={ACTION: "study_prepared", STUDY: uid,
                    SECONDS: round(time.monotonic() - started, 3)},
+        )  # fmt: skip
+
+    def _leave_for_later(self, task: PreparationTask, error: MedimgdError) -> None:
+        """Let the lease run out: a disk that is away for a moment must not cost three attempts."""
+        _logger.warning(
+            "preparation waits for %.0f s: %s", self._config.study.lease_seconds, error,
+            extra={ACTION: "preparation_waits", STUDY: task.study_instance_uid,
+                   REASON: type(error).__name__},
         )  # fmt: skip
 
     def _fail(self, task: PreparationTask, reason: str, kind: str) -> None:

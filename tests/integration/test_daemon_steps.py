@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from daemon.composing import Composer
 from daemon.config import Config, DestinationSection, ModelsSection, SiteSection
 from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
 from daemon.indexing import Closed, IndexWriter, Opened
+from daemon.preparer import Preparer
+from daemon.role import now_utc
 from daemon.worker import ServedModels, Worker
 from dicom_io.results.request import SRClassValues
 from model.catalogue import read_catalogue
@@ -21,13 +24,15 @@ from model.errors import RuntimeFault, UnusableOutput
 from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
 from storage.arrivals import Arrival
+from storage.completion import complete_now
 from storage.database import Database, migrate, open_database
 from storage.door import list_refused_instances
 from storage.dossier import read_dossier
 from storage.installation import read_installation
+from storage.preparation import reclaim_preparations
 from storage.results import ResultState
 from storage.spool import Spool
-from storage.states import JobState
+from storage.states import JobState, StudyState
 from tests.storage_hospital import STUDY, Hospital, make_tensor
 from tests.tiny_models import write_package
 
@@ -271,3 +276,24 @@ def test_index_writer_leaves_out_what_the_database_never_takes_and_writes_the_re
     assert [i.sop_instance_uid for s in dossier.series for i in s.instances] == [f"{STUDY}.1.1"]
     assert dossier.associations[0].closed_at is not None
     assert any("cannot be indexed" in each.reason for each in list_refused_instances(database))
+
+
+def test_a_disk_that_is_away_costs_a_study_neither_refusal_nor_hold(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    hospital.arrive(1)
+    complete_now(database, STUDY, now_utc())
+    (path,) = config.spool_folder.rglob("*.dcm")
+    away = path.rename(path.with_suffix(".away"))
+    preparer = Preparer(config, database, hospital.spool, "preparer-1")
+
+    assert preparer.prepare_next()
+    assert not preparer.prepare_next()
+
+    study = read_dossier(database, STUDY).study
+    assert (study.state, study.attempts) == (StudyState.COMPLETE, 1)
+    away.rename(path)
+    later = now_utc() + timedelta(seconds=config.study.lease_seconds + 1)
+    reclaim_preparations(database, later)
+    assert preparer.prepare_next()
+    assert read_dossier(database, STUDY).study.state in (StudyState.ROUTED, StudyState.REFUSED)
