@@ -6,9 +6,10 @@ re-encodes a data set; must not know what the instances mean or how often they a
 
 from __future__ import annotations
 
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -122,13 +123,7 @@ def send(
     if not instances:
         return ()
     contexts = sorted({instance.context for instance in instances})
-    # pynetdicom sends encoded bytes untouched only from a file; created readable by us alone.
-    with tempfile.TemporaryDirectory(prefix="medimgd-send-") as folder:
-        files = [
-            _written(Path(folder) / f"{number}.dcm", instance)
-            for number, instance in enumerate(instances)
-        ]
-        return tuple(_send_files(destination, contexts, files))
+    return tuple(_send_all(destination, contexts, instances))
 
 
 def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[PathOutcome]:
@@ -149,7 +144,7 @@ def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[Path
         except (UnreadableInstance, InstanceUnavailable) as error:
             yield PathOutcome(path, SendOutcome("", None, str(error)))
     for contexts, group in plan_associations(files, lambda file: file.context):
-        outcomes = _send_files(destination, contexts, group)
+        outcomes = _send_all(destination, contexts, group)
         yield from (
             PathOutcome(file.path, outcome) for file, outcome in zip(group, outcomes, strict=True)
         )
@@ -191,37 +186,58 @@ def plan_associations(
     return groups
 
 
-def _written(path: Path, instance: OutgoingInstance) -> _StoredFile:
-    path.write_bytes(instance.data)
-    return _StoredFile(path, instance.sop_instance_uid, instance.context)
-
-
-def _send_files(
-    destination: Destination, contexts: Sequence[Context], files: Sequence[_StoredFile]
+def _send_all(
+    destination: Destination,
+    contexts: Sequence[Context],
+    sources: Sequence[OutgoingInstance | _StoredFile],
 ) -> Iterator[SendOutcome]:
     is_lost = False
     with open_association(destination, contexts) as assoc:
-        for number, file in enumerate(files):
-            if assoc is None or not accepts(assoc, file.context):
-                yield SendOutcome(file.sop_instance_uid, None, CONTEXT_REFUSED, True)
+        for number, source in enumerate(sources):
+            if assoc is None or not accepts(assoc, source.context):
+                yield SendOutcome(source.sop_instance_uid, None, CONTEXT_REFUSED, True)
             elif is_lost:
-                yield SendOutcome(file.sop_instance_uid, None, "not tried: association had ended")
+                yield SendOutcome(source.sop_instance_uid, None, "not tried: association had ended")
             else:
-                outcome = _send_file(assoc, file, message_id=number % 0xFFFF + 1)
+                outcome = _send_one(assoc, source, message_id=number % 0xFFFF + 1)
                 is_lost = outcome.status is None
                 yield outcome
 
 
-def _send_file(assoc: Association, file: _StoredFile, message_id: int) -> SendOutcome:
+def _send_one(
+    assoc: Association, source: OutgoingInstance | _StoredFile, message_id: int
+) -> SendOutcome:
     try:
-        answer = assoc.send_c_store(file.path, msg_id=message_id)
+        with _path_of(source) as path:
+            answer = assoc.send_c_store(path, msg_id=message_id)
     except RuntimeError:  # What pynetdicom raises on an association that has ended.
         answer = Dataset()
+    except OSError as error:
+        # Half a message may have left, so this association cannot carry another one.
+        assoc.abort()
+        comment = f"cannot be read here, try again later: {error.strerror or error}"
+        return SendOutcome(source.sop_instance_uid, None, comment)
     if "Status" not in answer:
         comment = "no answer: the peer was silent or broke the association"
-        return SendOutcome(file.sop_instance_uid, None, comment)
+        return SendOutcome(source.sop_instance_uid, None, comment)
     comment = str(answer.get("ErrorComment", "") or "")
-    return SendOutcome(file.sop_instance_uid, int(answer.Status), comment)
+    return SendOutcome(source.sop_instance_uid, int(answer.Status), comment)
+
+
+@contextmanager
+def _path_of(source: OutgoingInstance | _StoredFile) -> Iterator[Path]:
+    """Give the path that pynetdicom needs: it sends encoded bytes untouched only from a file.
+
+    Bytes in memory get a path in memory, so that nothing of a patient outlives this process.
+    """
+    if isinstance(source, _StoredFile):
+        yield source.path
+        return
+    descriptor = os.memfd_create("medimgd-send")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(source.data)
+        file.flush()
+        yield Path(f"/proc/self/fd/{descriptor}")
 
 
 def _echo_problem(assoc: Association | None) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -121,6 +125,37 @@ def test_data_sets_arrive_as_they_are_and_in_order_on_one_association(receiver, 
     assert len({association for association, _, _ in keeper.received}) == 1
 
 
+def test_what_is_sent_never_touches_a_disk(receiver, ct_and_sr, tmp_path, monkeypatch):
+    # given a temporary folder of our own, and a look at what the sender has open while it sends
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    seen: list[set[str]] = []
+
+    class Watcher(Keeper):
+        def store(self, received: ReceivedInstance) -> StoreAnswer:
+            seen.append({name for name in _open_files() if "medimgd-send" in name})
+            assert list(tmp_path.iterdir()) == []
+            return super().store(received)
+
+    keeper = Watcher()
+
+    # when two instances are sent
+    outcomes = send(receiver(keeper), ct_and_sr)
+
+    # then they lay in memory alone, one at a time, and are gone
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert [data for _, _, data in keeper.received] == [data_set_of(i.data) for i in ct_and_sr]
+    assert seen == [{"/memfd:medimgd-send (deleted)"}] * 2
+    assert list(tmp_path.iterdir()) == []
+    assert not [name for name in _open_files() if "medimgd-send" in name]
+
+
+def _open_files() -> Iterator[str]:
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # The one that listed the folder.
+            yield str(descriptor.readlink())
+
+
 def test_storescp_accepts_a_report_and_an_image(storescp_peer, ct_and_sr):
     outcomes = send(destination_at(storescp_peer.port), ct_and_sr)
 
@@ -222,6 +257,25 @@ def test_files_that_are_no_instances_are_named_and_the_rest_is_sent(receiver, te
     assert outcomes[0].path == note
     assert "not a DICOM file" in outcomes[0].outcome.comment
     assert "No such file" in outcomes[1].outcome.comment
+
+
+def test_a_file_that_vanishes_before_its_turn_is_named_and_ends_the_association(
+    receiver, testdata, tmp_path
+):
+    paths = [tmp_path / f"{number}.dcm" for number in range(3)]
+    for path in paths:
+        shutil.copy(testdata / "single" / "ct_image.dcm", path)
+
+    class Thief(Keeper):
+        def store(self, received: ReceivedInstance) -> StoreAnswer:
+            paths[1].unlink()
+            return super().store(received)
+
+    outcomes = [outcome.outcome for outcome in send_paths(receiver(Thief()), paths)]
+
+    assert [outcome.status for outcome in outcomes] == [0, None, None]
+    assert "cannot be read here, try again later: No such file" in outcomes[1].comment
+    assert "not tried" in outcomes[2].comment
 
 
 def test_a_refused_context_is_told_apart_and_the_rest_is_sent(
