@@ -6,6 +6,7 @@ Owns the two clocks of a latency; both run in this process, so that they are one
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from dicom_io.receiving.instances import ReceivedInstance, StoreAnswer
 from dicom_io.receiving.part10 import file_prefix
 from dicom_io.results.request import SRClassValues
 from dicom_io.sending import send_paths
+from storage.processes import list_processes
 from tests.acceptance.installation import Installation, RecordingSink, recording_archive
 from tests.benchmarks.material import StudyFiles
 from tests.benchmarks.programs import free_port
@@ -79,12 +81,23 @@ class BusySite:
         spans = (after - before for before, after in pairwise(moments))
         return dict(zip(STAGES, spans, strict=True))
 
+    def processor_seconds(self) -> dict[str, float]:
+        """Return the processor time each registered process has used so far, by role."""
+        known = self.installation.read(list_processes, ())
+        return {each.role: _processor_seconds(each.pid) for each in known}
+
     def wait_for_reports(self, count: int) -> Mapping[str, float]:
         """Wait until the archive accepted reports of `count` studies; return when each was."""
         self.installation.wait(
             lambda: len(self.clock.accepted) >= count, f"{count} reports", _ANALYSIS_SECONDS
         )
         return self.clock.accepted
+
+
+def _processor_seconds(pid: int) -> float:
+    # After the command name, which may hold spaces: fields 14 and 15, user and system ticks.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class Measured:
     burst_latencies: list[float]
     burst: float
     sending: float
+    processor: dict[str, float]
+    """Per study of the burst, by role."""
 
 
 def measure(workshop: Workshop) -> Iterator[Table]:
@@ -65,6 +67,7 @@ def measure(workshop: Workshop) -> Iterator[Table]:
     yield _latency_table(cases, measured)
     yield _stage_table(cases, measured)
     yield _throughput_table(cases, measured)
+    yield _processor_table(cases, measured)
 
 
 def _cases(workshop: Workshop) -> list[Case]:
@@ -96,6 +99,7 @@ def _measure_case(workshop: Workshop, case: Case) -> Measured:
     ) as site:
         alone = [_one_alone(site, study) for study in single]
         site.clock.accepted.clear()
+        used = site.processor_seconds()
         started = time.perf_counter()
         successes = {study.study_instance_uid: site.push(study) for study in burst}
         reports = site.wait_for_reports(len(burst))
@@ -107,6 +111,10 @@ def _measure_case(workshop: Workshop, case: Case) -> Measured:
             burst_latencies=[reports[uid] - moment for uid, moment in successes.items()],
             burst=max(reports.values()) - started,
             sending=max(successes.values()) - started,
+            processor={
+                role: (total - used[role]) / len(burst)
+                for role, total in site.processor_seconds().items()
+            },
         )
 
 
@@ -172,4 +180,17 @@ def _throughput_table(cases: Sequence[Case], measured: dict[str, Measured]) -> T
              middle, percentile(one.burst_latencies, 95), middle - one.quiet]
         )  # fmt: skip
         table.samples[case.name] = one.burst_latencies
+    return table
+
+
+def _processor_table(cases: Sequence[Case], measured: dict[str, Measured]) -> Table:
+    roles = list(measured[cases[0].name].processor)
+    table = Table(
+        "Processor milliseconds per study, by process, while those studies went through",
+        ["study and model", *roles],
+        notes=["the largest bounds the studies per minute: a process of Python uses one core"],
+    )
+    for case in cases:
+        used = measured[case.name].processor
+        table.rows.append([case.name, *(1000 * used[role] for role in roles)])
     return table

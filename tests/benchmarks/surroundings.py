@@ -32,6 +32,7 @@ def describe(folder: Path) -> dict[str, str]:
         "disk": f"{_file_system(folder)}; {SYNC_BYTES} bytes and fdatasync take "
         f"{sync_seconds(folder) * 1000:.2f} ms",
         "load average": load_average(),
+        "source": _source(),
         "python": f"{platform.python_version()} ({sys.executable})",
         "sqlite": sqlite3.sqlite_version,
         "dcmtk": _dcmtk_version(),
@@ -85,6 +86,17 @@ def _file_system(folder: Path) -> str:
         if folder.resolve().is_relative_to(mount) and len(mount) > len(best[0]):
             best = (mount, kind, device)
     return f"{best[1]} on {best[2]}"
+
+
+def _source() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return "unknown: git is not installed"
+    return done.stdout.strip() or "unknown: not a git checkout"
 
 
 def _dcmtk_version() -> str:
