@@ -109,8 +109,8 @@ def busy_site(
         installation = Installation(folder, free_port(), [archive], models, bundled=bundled)
         assert isinstance(sink, ReportClock)
         site = BusySite(installation, sink)
-        installation.start()
         try:
+            installation.start()
             site.push(warm_up)
             site.wait_for_reports(1)
             installation.wait_until_over(warm_up.study_instance_uid)

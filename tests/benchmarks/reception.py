@@ -96,8 +96,8 @@ def _servers(folder: Path) -> dict[str, AbstractContextManager[tuple[int, Path]]
 @contextmanager
 def _medimgd(folder: Path) -> Iterator[tuple[int, Path]]:
     site = Installation(folder, free_port())
-    site.start("receiver")
     try:
+        site.start("receiver")
         yield site.port, site.config.spool_folder / "studies"
     finally:
         site.stop()
