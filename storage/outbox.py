@@ -6,7 +6,7 @@ Owns the ``delivery`` table. Knows DIMSE statuses by their category only and ope
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -23,6 +23,14 @@ from storage.destinations import DeliveryOutcome, record_contact, write_destinat
 from storage.errors import NotFound
 from storage.results import ComposedDocument, insert_document_within
 from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
+
+ASK_AGAIN_SECONDS = 60.0
+"""After the first query in vain: an archive may file what it accepted some moments later."""
+
+LONGEST_ASK_AGAIN_SECONDS = 3600.0
+
+MISSES_UNTIL_STUCK = 10
+"""Queries in vain, about five hours of them, after which a person should look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,12 @@ class DeliveryRecord:
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+
+    @property
+    def is_stuck(self) -> bool:
+        """True when it waits for a person: refused, given up, or accepted and not found."""
+        gone = self.state is DeliveryState.SENT and self.confirm_misses >= MISSES_UNTIL_STUCK
+        return gone or self.state in (DeliveryState.REJECTED, DeliveryState.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,22 +368,74 @@ def _sent(
 
 
 def unconfirmed_deliveries(
-    database: Database, *, sent_before: datetime, limit: int = 100
+    database: Database,
+    *,
+    sent_before: datetime,
+    destinations: Collection[str] | None = None,
+    now: datetime | None = None,
+    limit: int = 100,
 ) -> tuple[DeliveryRecord, ...]:
-    """Return what was sent before an instant and is not confirmed, oldest first."""
+    """Return what was sent before an instant, is not confirmed and should be asked for now.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    sent_before : datetime
+        Destinations may take a moment to file what they accepted.
+    destinations : collection of str, optional
+        Only these; all when absent.
+    now : datetime, optional
+        The time; `sent_before` when absent.
+    limit : int
+        At most so many of each destination, the longest due first: neither a destination that
+        does not answer nor documents it does not find keep others waiting.
+    """
+    due_at = func.coalesce(_DELIVERY.c.confirm_next_at, _DELIVERY.c.sent_at)
+    place = func.row_number().over(partition_by=_DELIVERY.c.destination, order_by=due_at)
+    due = select(_DELIVERY.c.id, due_at.label("due_at"), place.label("place")).where(
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DELIVERY.c.sent_at < sent_before,
+        _DELIVERY.c.confirm_next_at.is_(None)
+        | (_DELIVERY.c.confirm_next_at <= (now or sent_before)),
+    )
+    if destinations is not None:
+        due = due.where(_DELIVERY.c.destination.in_(list(destinations)))
+    first = due.subquery()
     query = (
         _query()
-        .where(_DELIVERY.c.state == DeliveryState.SENT, _DELIVERY.c.sent_at < sent_before)
-        .order_by(_DELIVERY.c.sent_at)
-        .limit(limit)
+        .join(first, first.c.id == _DELIVERY.c.id)
+        .where(first.c.place <= limit)
+        .order_by(first.c.due_at, _DELIVERY.c.id)
     )
     with database.read() as connection:
         return tuple(_from_row(row) for row in connection.execute(query).mappings())
 
 
+def record_confirmation_miss(
+    database: Database, delivery_ids: Collection[int], now: datetime
+) -> None:
+    """Note that a query did not find these; they are asked for again, at last once an hour."""
+    with database.write() as connection:
+        for delivery_id in delivery_ids:
+            delivery = _require(connection, delivery_id)
+            if delivery.state is not DeliveryState.SENT:
+                continue
+            misses = delivery.confirm_misses + 1
+            delay = backoff_seconds(misses, ASK_AGAIN_SECONDS, LONGEST_ASK_AGAIN_SECONDS, 0.0, 0.0)
+            values = {"confirm_misses": misses, "confirm_next_at": after(now, delay)}
+            _update(connection, delivery_id, values)
+
+
 def retry_delivery_within(connection: Connection, delivery: DeliveryRecord, now: datetime) -> None:
-    """Let a rejected or dead delivery be sent again at once, its age counted anew."""
-    values = {"attempts": 0, "next_attempt_at": now, "created_at": now}
+    """Let a rejected, dead or vanished delivery be sent again at once, its age counted anew."""
+    values = {
+        "attempts": 0,
+        "next_attempt_at": now,
+        "created_at": now,
+        "confirm_misses": 0,
+        "confirm_next_at": None,
+    }
     _move(connection, delivery, DeliveryState.PENDING, Actor.OPERATOR, now, values)
 
 

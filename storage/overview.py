@@ -119,10 +119,13 @@ _STUCK = """
     WHERE state = 'uncomposable' OR (state = 'awaiting' AND state_since < :before)
     UNION ALL
     SELECT 'delivery', CAST(delivery.id AS TEXT), result.study_instance_uid, delivery.state,
-           delivery.state_since, delivery.destination || ': ' || delivery.last_comment
+           delivery.state_since, delivery.destination || ': ' ||
+           CASE delivery.state WHEN 'sent' THEN 'sent but not found by C-FIND'
+                               ELSE delivery.last_comment END
     FROM delivery JOIN result ON result.id = delivery.result_id
     WHERE delivery.state IN ('rejected', 'dead')
        OR (delivery.state = 'pending' AND delivery.state_since < :before)
+       OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10)
 """
 
 _DESTINATIONS = """

@@ -18,12 +18,11 @@ from storage.jobs import (
 )
 from storage.outbox import deliveries_of_study_within, retry_delivery_within
 from storage.results import recompose_within, results_of_study_within
-from storage.states import Actor, DeliveryState, JobState, ResultState, StudyState
+from storage.states import Actor, JobState, ResultState, StudyState
 from storage.studies import require_study
 
 _STUCK_JOBS = (JobState.FAILED, JobState.REFUSED)
 _STUCK_STUDIES = (StudyState.HELD, StudyState.UNMATCHED, StudyState.REFUSED)
-_STUCK_DELIVERIES = (DeliveryState.REJECTED, DeliveryState.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _recompose(connection: Connection, uid: str, now: datetime) -> tuple[int, ..
 
 def _resend(connection: Connection, uid: str, now: datetime) -> tuple[int, ...]:
     deliveries = deliveries_of_study_within(connection, uid)
-    stuck = [each for each in deliveries if each.state in _STUCK_DELIVERIES]
+    stuck = [each for each in deliveries if each.is_stuck]
     for each in stuck:
         retry_delivery_within(connection, each, now)
     return tuple(each.id for each in stuck)

@@ -154,6 +154,8 @@ DELIVERY_MOVES: Moves[DeliveryState] = _moves(
         (_D.SENT, _D.DEAD): {Actor.COURIER},
         (_D.REJECTED, _D.PENDING): {Actor.OPERATOR},
         (_D.DEAD, _D.PENDING): {Actor.OPERATOR},
+        # Accepted once and not found since: sent again.
+        (_D.SENT, _D.PENDING): {Actor.OPERATOR},
     }
 )
 

@@ -22,15 +22,18 @@ from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
 from storage.errors import IllegalMove, NotFound
 from storage.outbox import (
+    MISSES_UNTIL_STUCK,
     composed_document_id,
     confirm_deliveries,
     delivery_states,
     due_deliveries,
+    record_confirmation_miss,
     record_outcomes,
     replace_document,
     unconfirmed_deliveries,
     wake_destination,
 )
+from storage.overview import read_overview
 from storage.results import (
     is_own_sop_instance_uid,
     mark_uncomposable,
@@ -291,6 +294,84 @@ def test_confirmation_comes_after_sending_and_only_for_what_was_sent(hospital) -
     assert delivery_states(hospital.database, [result_id]) == {
         result_id: {DeliveryState.CONFIRMED: 1, DeliveryState.PENDING: 1}
     }
+
+
+def _sent(hospital, *destinations: str, study: str = STUDY, number: int = 1) -> list:
+    document = replace(SR, sop_instance_uid=f"2.25.{number}")
+    _compose(hospital, *destinations, study=study, documents=(document,))
+    groups = [
+        group
+        for group in due_deliveries(hospital.database, NOON)
+        if group.study_instance_uid == study
+    ]
+    return [
+        _answer(
+            hospital,
+            DeliveryOutcome(group.deliveries[0].id, 0),
+            destination=group.destination,
+        )[0]
+        for group in groups
+    ]
+
+
+def test_what_is_not_found_is_asked_for_less_and_less_often_and_starves_nobody(hospital) -> None:
+    (old,) = _sent(hospital)
+    (new,) = _sent(hospital, study="1.2.9", number=2)
+
+    def asked(now, **filters) -> list[int]:
+        found = unconfirmed_deliveries(
+            hospital.database, sent_before=NOON + seconds(1), now=now, limit=1, **filters
+        )
+        return [each.id for each in found]
+
+    assert asked(NOON) == [old.id]
+    record_confirmation_miss(hospital.database, [old.id], NOON)
+    assert asked(NOON) == [new.id]
+    confirm_deliveries(hospital.database, "pacs", [new.sop_instance_uid], NOON)
+    record_confirmation_miss(hospital.database, [old.id, new.id], NOON + seconds(60))
+    assert asked(NOON + seconds(179)) == []
+    assert asked(NOON + seconds(180)) == [old.id]
+
+    now = NOON
+    for _ in range(9):
+        record_confirmation_miss(hospital.database, [old.id], now)
+        now += seconds(3600)
+        assert asked(now) == [old.id]
+    states = delivery_states(hospital.database, [new.result_id])
+    assert states == {new.result_id: {DeliveryState.CONFIRMED: 1}}
+
+
+def test_each_destination_is_asked_for_its_own_and_only_those_named(hospital) -> None:
+    archive, pacs = _sent(hospital, "archive", "pacs")
+    _sent(hospital, "pacs", study="1.2.9", number=2)
+
+    def asked(*destinations: str) -> list[int]:
+        found = unconfirmed_deliveries(
+            hospital.database,
+            sent_before=NOON + seconds(1),
+            destinations=destinations or None,
+            limit=1,
+        )
+        return [each.id for each in found]
+
+    assert asked() == [archive.id, pacs.id]
+    assert asked("pacs") == [pacs.id]
+    assert unconfirmed_deliveries(hospital.database, sent_before=NOON, destinations=()) == ()
+
+
+def test_what_is_never_found_is_shown_as_stuck_and_sent_again_by_retry(hospital) -> None:
+    (delivery,) = _sent(hospital)
+    for each in range(MISSES_UNTIL_STUCK - 1):
+        record_confirmation_miss(hospital.database, [delivery.id], NOON + seconds(each))
+    assert read_overview(hospital.database.path, NOON).stuck == ()
+    record_confirmation_miss(hospital.database, [delivery.id], NOON)
+
+    (item,) = read_overview(hospital.database.path, NOON).stuck
+    assert (item.kind, item.state) == ("delivery", "sent")
+    assert item.reason == "pacs: sent but not found by C-FIND"
+    assert retry_study(hospital.database, STUDY, NOON).delivery_ids == (delivery.id,)
+    (group,) = due_deliveries(hospital.database, NOON)
+    assert [each.confirm_misses for each in group.deliveries] == [0]
 
 
 def test_a_result_may_be_withheld_or_be_impossible_to_compose(hospital) -> None:

@@ -83,6 +83,7 @@ _MACHINES = {
         sent      dead       courier
         rejected  pending    operator
         dead      pending    operator
+        sent      pending    operator
         """,
     ),
 }
