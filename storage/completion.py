@@ -17,7 +17,7 @@ from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
-from storage.studies import instance_set_digest, require_study
+from storage.studies import instance_set_digest, require_images, require_study
 
 DEFAULT_QUIET_SECONDS = 30.0
 """Senders pause between series for seconds, rarely for half a minute."""
@@ -262,9 +262,11 @@ def complete_within(
     """Move a study to ``complete`` within the caller's transaction, with its digest.
 
     What ``hold_reason`` says against it is for the operator to override; the audit keeps that.
+    ``ImagesRemoved`` when retention has left nothing to analyse.
     """
     study = require_study(connection, study_instance_uid)
     state = check_move(STUDY_MOVES, study_instance_uid, study.state, StudyState.COMPLETE, actor)
+    require_images(study)
     if against := hold_reason(study.patient_mismatch_count):
         audit.append(connection, now, actor, "hold overridden", study_instance_uid, reason=against)
     table = schema.instance
@@ -300,6 +302,8 @@ def complete_now(database: Database, study_instance_uid: str, now: datetime) -> 
     ------
     NotFound, IllegalMove
         No such study, or it is complete already.
+    ImagesRemoved
+        Retention has left nothing to analyse.
     """
     evidence = {"reason": "completed by the operator", "judged_at": now.isoformat()}
     with database.write() as connection:

@@ -14,6 +14,7 @@ Owns the translation of SQLite's, SQLAlchemy's and the file system's exceptions;
     │   └── SpoolFull           the spool's disk has no room left
     ├── IllegalMove             a state machine does not allow this move to this actor
     ├── LeaseLost               somebody else holds this study or job now
+    ├── ImagesRemoved           retention removed the images this would need
     └── NotFound                no such study, job, result or delivery
 """
 
@@ -94,6 +95,12 @@ class IllegalMove(StorageError):
 
 class LeaseLost(StorageError):
     """The lease ran out, or the study changed meanwhile; drop the work, it will be done again."""
+
+    retryable = False
+
+
+class ImagesRemoved(StorageError):
+    """Retention removed the images that this would need; the study has to be sent again."""
 
     retryable = False
 

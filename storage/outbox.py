@@ -439,6 +439,17 @@ def retry_delivery_within(connection: Connection, delivery: DeliveryRecord, now:
     _move(connection, delivery, DeliveryState.PENDING, Actor.OPERATOR, now, values)
 
 
+def end_delivery_within(
+    connection: Connection, delivery: DeliveryRecord, comment: str, now: datetime
+) -> None:
+    """Give a delivery up for the operator; one that is dead already is told why."""
+    if delivery.state is DeliveryState.DEAD:
+        _update(connection, delivery.id, {"last_comment": comment})
+        return
+    values = {"last_comment": comment}
+    _move(connection, delivery, DeliveryState.DEAD, Actor.OPERATOR, now, values)
+
+
 def deliveries_of_study_within(
     connection: Connection, study_instance_uid: str
 ) -> tuple[DeliveryRecord, ...]:

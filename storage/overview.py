@@ -94,6 +94,8 @@ class Overview:
     studies_with_conflicts: int
     refused_last_day: int
     """Instances and associations refused at the door."""
+    results_without_delivery: int
+    """Latest reports that were composed and never had a destination."""
     last_instance_at: datetime | None
     schema_revision: str
 
@@ -126,6 +128,17 @@ _STUCK = """
     WHERE delivery.state IN ('rejected', 'dead')
        OR (delivery.state = 'pending' AND delivery.state_since < :before)
        OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10)
+"""
+
+_WITHOUT_DELIVERY = """
+    SELECT COUNT(*) FROM result
+    WHERE state = 'composed'
+      AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.result_id = result.id)
+      AND NOT EXISTS (
+        SELECT 1 FROM result AS later
+        WHERE later.study_instance_uid = result.study_instance_uid
+          AND later.model_name = result.model_name
+          AND later.version_number > result.version_number)
 """
 
 _DESTINATIONS = """
@@ -186,6 +199,7 @@ def _read(
         refused_last_day=_number(
             connection, "SELECT COUNT(*) FROM refused_instance WHERE at >= ?", since
         ),
+        results_without_delivery=_number(connection, _WITHOUT_DELIVERY),
         last_instance_at=_instant(_one(connection, "SELECT MAX(received_at) FROM instance")),
         schema_revision=revision or "",
     )

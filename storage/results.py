@@ -305,7 +305,9 @@ def store_documents(
             _move(connection, result, ResultState.COMPOSED, Actor.COURIER, now, composed_at=now)
             for document in documents:
                 document_id = insert_document_within(connection, result_id, document, now)
-                _insert_deliveries(connection, result_id, document_id, document, destinations, now)
+                insert_deliveries_within(
+                    connection, result_id, document_id, document.role, destinations, now
+                )
         return documents_of_results_within(connection, [result_id])
 
 
@@ -328,19 +330,20 @@ def insert_document_within(
     return int(inserted.inserted_primary_key[0])
 
 
-def _insert_deliveries(
+def insert_deliveries_within(
     connection: Connection,
     result_id: int,
     document_id: int,
-    document: ComposedDocument,
+    role: str,
     destinations: Sequence[str],
     now: datetime,
 ) -> None:
+    """Insert one pending delivery of a document for each destination."""
     rows = [
         {
             "result_id": result_id,
             "document_id": document_id,
-            "role": document.role,
+            "role": role,
             "destination": destination,
             "state": DeliveryState.PENDING,
             "state_since": now,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,10 +17,10 @@ from storage.jobs import (
     jobs_of_study_within,
     retry_job_within,
 )
-from storage.outbox import deliveries_of_study_within, retry_delivery_within
+from storage.redelivery import resend_within
 from storage.results import recompose_within, results_of_study_within
 from storage.states import Actor, JobState, ResultState, StudyState
-from storage.studies import require_study
+from storage.studies import require_images, require_study
 
 _STUCK_JOBS = (JobState.FAILED, JobState.REFUSED)
 _STUCK_STUDIES = (StudyState.HELD, StudyState.UNMATCHED, StudyState.REFUSED)
@@ -42,7 +43,12 @@ class Retried:
 
 
 def retry_study(
-    database: Database, study_instance_uid: str, now: datetime, *, prepare_again: bool = False
+    database: Database,
+    study_instance_uid: str,
+    now: datetime,
+    *,
+    prepare_again: bool = False,
+    destinations: Sequence[str] = (),
 ) -> Retried:
     """Retry what failed, was refused, rejected or given up.
 
@@ -58,14 +64,20 @@ def retry_study(
         Also let a routed study be prepared again, for example after a model was installed.
         What is done already is not repeated; stuck jobs wait for the preparation, which knows
         the weights of now.
+    destinations : sequence of str
+        Every destination that is configured: one that was never offered a result gets it, and
+        deliveries to others are given up. With none named the outbox keeps its destinations.
 
     Raises
     ------
     NotFound
         No such study.
+    ImagesRemoved
+        Retention removed its images; nothing can be repeated until it is sent again.
     """
     with database.write() as connection:
         study = require_study(connection, study_instance_uid)
+        require_images(study)
         stuck = [
             job
             for job in jobs_of_study_within(connection, study_instance_uid)
@@ -85,7 +97,7 @@ def retry_study(
             again,
             tuple(job.id for job in jobs),
             _recompose(connection, study_instance_uid, now),
-            _resend(connection, study_instance_uid, now),
+            resend_within(connection, study_instance_uid, destinations, now),
         )
         audit.append(
             connection,
@@ -111,12 +123,4 @@ def _recompose(connection: Connection, uid: str, now: datetime) -> tuple[int, ..
     stuck = [each for each in results if each.state is ResultState.UNCOMPOSABLE]
     for each in stuck:
         recompose_within(connection, each, now)
-    return tuple(each.id for each in stuck)
-
-
-def _resend(connection: Connection, uid: str, now: datetime) -> tuple[int, ...]:
-    deliveries = deliveries_of_study_within(connection, uid)
-    stuck = [each for each in deliveries if each.is_stuck]
-    for each in stuck:
-        retry_delivery_within(connection, each, now)
     return tuple(each.id for each in stuck)

@@ -148,7 +148,9 @@ DELIVERY_MOVES: Moves[DeliveryState] = _moves(
     {
         (_D.PENDING, _D.SENT): {Actor.COURIER},
         (_D.PENDING, _D.REJECTED): {Actor.COURIER},
-        (_D.PENDING, _D.DEAD): {Actor.COURIER},
+        # The operator gives up what a destination that is no longer configured was to get.
+        (_D.PENDING, _D.DEAD): {Actor.COURIER, Actor.OPERATOR},
+        (_D.REJECTED, _D.DEAD): {Actor.OPERATOR},
         (_D.SENT, _D.CONFIRMED): {Actor.COURIER},
         (_D.SENT, _D.REJECTED): {Actor.COURIER},
         (_D.SENT, _D.DEAD): {Actor.COURIER},

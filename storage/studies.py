@@ -16,7 +16,7 @@ from sqlalchemy import Connection, RowMapping, Select, or_, select, update
 
 from storage import schema
 from storage.database import Database
-from storage.errors import NotFound
+from storage.errors import ImagesRemoved, NotFound
 from storage.states import StudyState
 
 
@@ -124,6 +124,15 @@ def require_study(connection: Connection, study_instance_uid: str) -> StudyRecor
     if row is None:
         raise NotFound(f"no study {study_instance_uid}: list them with `medimgd studies`")
     return study_from_row(row)
+
+
+def require_images(study: StudyRecord) -> None:
+    """Raise ``ImagesRemoved`` when retention removed the study's images."""
+    if study.purged_at is not None:
+        raise ImagesRemoved(
+            f"study {study.study_instance_uid}: its images were removed on "
+            f"{study.purged_at:%Y-%m-%d}; send the study again"
+        )
 
 
 def get_study(database: Database, study_instance_uid: str) -> StudyRecord:

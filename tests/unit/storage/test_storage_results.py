@@ -34,6 +34,7 @@ from storage.outbox import (
     wake_destination,
 )
 from storage.overview import read_overview
+from storage.redelivery import NO_LONGER_CONFIGURED, deliver_undelivered
 from storage.results import (
     is_own_sop_instance_uid,
     mark_uncomposable,
@@ -467,3 +468,64 @@ def test_a_later_version_never_goes_before_an_earlier_one(hospital) -> None:
         ("pacs", second),
         ("pacs", other),
     ]
+
+
+def test_a_retry_offers_a_result_to_a_destination_it_never_had(hospital) -> None:
+    _compose(hospital, "pacs")
+
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "archive"])
+
+    groups = due_deliveries(hospital.database, NOON)
+    assert [group.destination for group in groups] == ["archive", "pacs"]
+    assert [each.role for each in groups[0].deliveries] == ["SC", "SR"]
+    assert set(retried.delivery_ids) == {each.id for each in groups[0].deliveries}
+    again = retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "archive"])
+    assert not again.anything
+
+
+def test_a_new_destination_gets_the_latest_version_only(hospital) -> None:
+    _compose(hospital, documents=(SR,))
+    second = _compose_again(hospital, 2)
+
+    retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "archive"])
+
+    deliveries = read_dossier(hospital.database, STUDY).deliveries
+    assert [each.result_id for each in deliveries if each.destination == "archive"] == [second]
+
+
+def test_a_retry_gives_up_what_a_destination_without_configuration_was_to_get(hospital) -> None:
+    _compose(hospital, "pacs", "old-pacs", documents=(SR,))
+    old, _ = due_deliveries(hospital.database, NOON)
+    for _ in range(3):
+        _answer(
+            hospital, DeliveryOutcome(old.deliveries[0].id, 0xC000, "no"), destination="old-pacs"
+        )
+
+    for _ in range(2):
+        retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs"])
+        assert retried.delivery_ids == ()
+
+    by_name = {each.destination: each for each in read_dossier(hospital.database, STUDY).deliveries}
+    assert by_name["pacs"].state is DeliveryState.PENDING
+    ended = by_name["old-pacs"]
+    assert (ended.state, ended.last_comment) == (DeliveryState.DEAD, NO_LONGER_CONFIGURED)
+    back = retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "old-pacs"])
+    assert back.delivery_ids == (ended.id,)
+
+
+def test_results_composed_without_a_destination_go_when_there_is_one(hospital) -> None:
+    hospital.analyse()
+    hospital.analyse("1.2.9")
+    composed, withheld = results_awaiting_composition(hospital.database)
+    store_documents(hospital.database, composed.id, [SR, SC], [], NOON)
+    withhold_result(hospital.database, withheld.id, "", NOON)
+    path = hospital.database.path
+    assert read_overview(path, NOON).results_without_delivery == 1
+    assert deliver_undelivered(hospital.database, [], NOON) == 0
+
+    assert deliver_undelivered(hospital.database, ["pacs"], NOON) == 2
+
+    (group,) = due_deliveries(hospital.database, NOON)
+    assert (group.result_id, len(group.deliveries)) == (composed.id, 2)
+    assert read_overview(path, NOON).results_without_delivery == 0
+    assert deliver_undelivered(hospital.database, ["pacs", "archive"], NOON) == 0

@@ -77,7 +77,8 @@ _MACHINES = {
         """
         pending   sent       courier
         pending   rejected   courier
-        pending   dead       courier
+        pending   dead       courier operator
+        rejected  dead       operator
         sent      confirmed  courier
         sent      rejected   courier
         sent      dead       courier

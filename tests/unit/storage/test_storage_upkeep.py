@@ -17,7 +17,7 @@ from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
-from storage.errors import DatabaseMissing
+from storage.errors import DatabaseMissing, ImagesRemoved
 from storage.outbox import due_deliveries, record_outcomes
 from storage.overview import read_overview
 from storage.preparation import Preparation, finish_preparation
@@ -25,6 +25,7 @@ from storage.processes import heartbeat, list_processes, register_process, remov
 from storage.reindexing import reindex
 from storage.results import results_awaiting_composition, store_documents, withhold_result
 from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.retry import retry_study
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from storage.studies import get_study
 
@@ -177,6 +178,17 @@ def test_files_that_outlived_their_rows_are_indexed_and_removed_in_their_turn(ho
 
     assert len(_purge(hospital, MUCH_LATER + seconds(31 * DAY))) == 1
     assert list(hospital.spool.stored_instances()) == []
+
+
+def test_nothing_of_a_removed_study_can_be_repeated_until_it_is_sent_again(hospital) -> None:
+    _finished(hospital)
+    _purge(hospital)
+
+    for repeat in (retry_study, complete_now):
+        with pytest.raises(ImagesRemoved, match="removed on 2024-06-17; send the study again"):
+            repeat(hospital.database, STUDY, MUCH_LATER)
+
+    assert get_study(hospital.database, STUDY).state is StudyState.ROUTED
 
 
 def test_old_traffic_is_forgotten_and_open_associations_are_not(hospital) -> None:

@@ -1,0 +1,135 @@
+"""Deliveries made or ended after composing, because the configured destinations have changed.
+
+Owns what a retry and a new destination do to the outbox; knows destinations by name only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, exists, func, select
+
+from storage import audit, schema
+from storage.database import Database
+from storage.outbox import (
+    deliveries_of_study_within,
+    end_delivery_within,
+    retry_delivery_within,
+)
+from storage.results import insert_deliveries_within
+from storage.states import Actor, DeliveryState, ResultState
+
+NO_LONGER_CONFIGURED = "destination no longer configured"
+
+_UNDELIVERED = (DeliveryState.PENDING, DeliveryState.REJECTED, DeliveryState.DEAD)
+
+
+def resend_within(
+    connection: Connection, study_instance_uid: str, destinations: Sequence[str], now: datetime
+) -> tuple[int, ...]:
+    """Send again what was refused, given up or lost, and what a destination never was offered.
+
+    Deliveries to destinations that are not among `destinations` are given up for good; with no
+    destination named, none is added and none given up.
+
+    Returns
+    -------
+    tuple of int
+        The deliveries that are pending because of this.
+    """
+    present = _documents_with_data(connection, study_instance_uid)
+    revived: list[int] = []
+    for each in deliveries_of_study_within(connection, study_instance_uid):
+        if destinations and each.destination not in destinations:
+            if each.state in _UNDELIVERED:
+                end_delivery_within(connection, each, NO_LONGER_CONFIGURED, now)
+        elif each.is_stuck and each.document_id in present:
+            retry_delivery_within(connection, each, now)
+            revived.append(each.id)
+    table = schema.result
+    of_study = table.c.study_instance_uid == study_instance_uid
+    return (*revived, *_offer(connection, of_study, destinations, now))
+
+
+def deliver_undelivered(database: Database, destinations: Sequence[str], now: datetime) -> int:
+    """Send results that were composed while no destination was configured at all.
+
+    Of each study and model the latest version goes, unless it is withheld or its documents were
+    removed by retention.
+
+    Returns
+    -------
+    int
+        Deliveries made.
+    """
+    nowhere = ~exists().where(schema.delivery.c.result_id == schema.result.c.id)
+    with database.read() as connection:
+        if not destinations or not _offerable(connection, nowhere):
+            return 0
+    with database.write() as connection:
+        made = _offer(connection, nowhere, destinations, now)
+        if made:
+            audit.append(
+                connection,
+                now,
+                Actor.COURIER,
+                "results offered to new destinations",
+                deliveries=len(made),
+                destinations=destinations,
+            )
+    return len(made)
+
+
+def _offer(
+    connection: Connection,
+    which: ColumnElement[bool],
+    destinations: Sequence[str],
+    now: datetime,
+) -> list[int]:
+    made: list[int] = []
+    table = schema.delivery
+    for result_id, document_id, role in _offerable(connection, which):
+        same = (table.c.result_id == result_id) & (table.c.role == role)
+        known = set(connection.scalars(select(table.c.destination).where(same)))
+        missing = [each for each in destinations if each not in known]
+        insert_deliveries_within(connection, result_id, document_id, role, missing, now)
+        made += connection.scalars(
+            select(table.c.id).where(same, table.c.destination.in_(missing)).order_by(table.c.id)
+        )
+    return made
+
+
+def _offerable(connection: Connection, which: ColumnElement[bool]) -> list[tuple[int, int, str]]:
+    """Return result, document and role of what the latest composed versions have to send."""
+    result, later, document = schema.result, schema.result.alias(), schema.document
+    overtaken = exists().where(
+        later.c.study_instance_uid == result.c.study_instance_uid,
+        later.c.model_name == result.c.model_name,
+        later.c.version_number > result.c.version_number,
+    )
+    # A role has a second document only where a destination wanted another SOP class.
+    first = func.min(document.c.id)
+    query = (
+        select(document.c.result_id, first, document.c.role)
+        .join(result, result.c.id == document.c.result_id)
+        .where(
+            which,
+            result.c.state == ResultState.COMPOSED,
+            ~overtaken,
+            func.length(document.c.data) > 0,
+        )
+        .group_by(document.c.result_id, document.c.role)
+        .order_by(document.c.result_id, document.c.role)
+    )
+    return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+
+def _documents_with_data(connection: Connection, study_instance_uid: str) -> set[int]:
+    document, result = schema.document, schema.result
+    query = (
+        select(document.c.id)
+        .join(result, result.c.id == document.c.result_id)
+        .where(result.c.study_instance_uid == study_instance_uid, func.length(document.c.data) > 0)
+    )
+    return set(connection.scalars(query))
