@@ -124,6 +124,28 @@ def judge(
     return _calling_refused(peers, calling, source)
 
 
+def judge_address(peers: Sequence[Peer], address: str) -> Verdict:
+    """Decide on a connection by its source alone, before it can ask for an association.
+
+    Parameters
+    ----------
+    peers : sequence of Peer
+        The allow-list, as `judge` takes it; empty admits this machine only.
+    address : str
+        The source IP address, v4 or v6.
+    """
+    source = _plain_address(address)
+    if not peers:
+        return _ADMITTED if source.is_loopback else _outside_loopback(None, source)
+    if any(source in peer.network for peer in peers):
+        return _ADMITTED
+    return Verdict(
+        admitted=False,
+        fault=AccessFaultValues.NETWORK,
+        reason=f"no peer rule names a network that holds {source}: {_remedy(None, source)}",
+    )
+
+
 def _plain_address(address: str) -> IPv4Address | IPv6Address:
     parsed = ip_address(address)
     # A socket bound to "::" reports IPv4 callers as ::ffff:a.b.c.d; rules are written as a.b.c.d.
@@ -143,7 +165,7 @@ def _called_title_refused(called: str, own_ae_titles: Collection[str]) -> Verdic
     )
 
 
-def _outside_loopback(calling: str, source: IPv4Address | IPv6Address) -> Verdict:
+def _outside_loopback(calling: str | None, source: IPv4Address | IPv6Address) -> Verdict:
     return Verdict(
         admitted=False,
         fault=AccessFaultValues.NETWORK,
@@ -170,8 +192,9 @@ def _calling_refused(
     )
 
 
-def _remedy(calling: str, source: IPv4Address | IPv6Address) -> str:
+def _remedy(calling: str | None, source: IPv4Address | IPv6Address) -> str:
     # A scope id (fe80::1%eth0) is meaningless in a network, so the number alone is written.
     bare = str(source).partition("%")[0]
     network = f"{bare}/{source.max_prefixlen}"
-    return f"to admit it, add a peer with ae_title = {calling!r} and network = {network!r}"
+    title = "its ae_title" if calling is None else f"ae_title = {calling!r}"
+    return f"to admit it, add a peer with {title} and network = {network!r}"

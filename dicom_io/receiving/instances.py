@@ -56,7 +56,8 @@ class AssociationObserver:
 
     For every association exactly one `on_opened` is followed by exactly one `on_closed`, whether
     it ends by release, abort, a lost connection or a timeout. Methods are called by the
-    association's own thread, must be quick, and must not raise.
+    association's own thread, `on_refused` by the listener's as well; they must be quick and must
+    not raise.
     """
 
     def on_opened(
@@ -70,4 +71,8 @@ class AssociationObserver:
     def on_refused(
         self, calling_ae_title: str, called_ae_title: str, address: str, reason: str
     ) -> None:
-        """Hear that a request was rejected, and what would admit it."""
+        """Hear that a request was rejected, and what would admit it.
+
+        AE titles are empty when the connection was closed before it could ask. Equal reports come
+        once a minute; the next one's reason says how many were left out.
+        """

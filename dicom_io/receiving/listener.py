@@ -49,6 +49,8 @@ class AcceptedAssociation(Association):
     address: str
     is_requested: bool
     """An A-ASSOCIATE-RQ has arrived."""
+    is_admitted: bool
+    """It holds one of the places for open associations."""
     is_announced: bool
     """The observer was told that this association is open."""
     on_ended: Callable[[AcceptedAssociation], None]
@@ -98,7 +100,11 @@ class _ConnectionHandler(RequestHandler):
     def handle(self) -> None:
         assoc = self._create_association()
         self.server.adopt(assoc)
-        assoc.start()
+        try:
+            assoc.start()
+        except RuntimeError:  # No thread can be started.
+            self.server.disown(assoc)
+            raise
 
     def _create_association(self) -> AcceptedAssociation:
         assoc = super()._create_association()
@@ -108,7 +114,7 @@ class _ConnectionHandler(RequestHandler):
         accepted.association_id = uuid.uuid4().hex
         accepted.calling_ae_title = accepted.called_ae_title = ""
         accepted.address = str(self.client_address[0])
-        accepted.is_requested = accepted.is_announced = False
+        accepted.is_requested = accepted.is_admitted = accepted.is_announced = False
         return accepted
 
 
@@ -125,6 +131,9 @@ class AssociationListener(AssociationServer):
         As pynetdicom's own server takes them.
     reuse_port : bool
         Let several listeners, in this or other processes, share the port (Linux).
+    admits : callable
+        Told the source address of each connection and how many others wait, in all and from the
+        same address; False closes it before any thread is made. Must be quick.
     on_ended : callable
         Called once for every connection that became an association thread, requested or not.
 
@@ -146,9 +155,11 @@ class AssociationListener(AssociationServer):
         evt_handlers: list[EventHandlerType] | None = None,
         *,
         reuse_port: bool,
+        admits: Callable[[str, int, int], bool],
         on_ended: Callable[[AcceptedAssociation], None],
     ) -> None:
         self._reuse_port = reuse_port
+        self._admits = admits
         self._on_ended = on_ended
         self._live: set[AcceptedAssociation] = set()
         self._live_lock = threading.Lock()
@@ -185,6 +196,21 @@ class AssociationListener(AssociationServer):
         assoc.on_ended = self._forget
         with self._live_lock:
             self._live.add(assoc)
+
+    def disown(self, assoc: AcceptedAssociation) -> None:
+        """Forget an association that never started."""
+        with self._live_lock:
+            self._live.discard(assoc)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Decide on a connection before anything is spent on it."""
+        address = str(client_address[0])
+        waiting = [assoc.address for assoc in self._living() if not assoc.is_admitted]
+        try:
+            return self._admits(address, len(waiting), waiting.count(address))
+        except Exception:  # noqa: BLE001 - one strange connection must not end the listener
+            self.handle_error(request, client_address)
+            return False
 
     def server_bind(self) -> None:
         """Bind the listening socket, sharing the port when asked to."""

@@ -22,7 +22,14 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_io.errors import InvalidUID, MedimgdError, ReceiverNotStarted
 from dicom_io.reading import is_machine_fault
-from dicom_io.receiving.access import ANY, AccessFaultValues, Peer, checked_ae_title, judge
+from dicom_io.receiving.access import (
+    ANY,
+    AccessFaultValues,
+    Peer,
+    checked_ae_title,
+    judge,
+    judge_address,
+)
 from dicom_io.receiving.instances import (
     AssociationObserver,
     InstanceSink,
@@ -31,6 +38,7 @@ from dicom_io.receiving.instances import (
 )
 from dicom_io.receiving.limits import OpenAssociations, ReceiverLimits
 from dicom_io.receiving.listener import AcceptedAssociation, AssociationListener
+from dicom_io.receiving.refusals import RefusalReport, RefusalReports
 from dicom_io.statuses import StoreStatusValues, describe
 from dicom_io.vocabulary import (
     IMPLEMENTATION_CLASS_UID,
@@ -107,7 +115,8 @@ class StorageServer:
         self._limits = limits or ReceiverLimits()
         self._observer = observer or AssociationObserver()
         self._reuse_port = reuse_port
-        self._open = OpenAssociations(self._limits.maximum_associations)
+        self._open = OpenAssociations(self._limits)
+        self._refusals = RefusalReports(self._tell_refusal)
         self._listener: AssociationListener | None = None
         self._is_stopping = False
 
@@ -191,9 +200,24 @@ class StorageServer:
             ],
             server_class=AssociationListener,
             reuse_port=self._reuse_port,
+            admits=self._admits_connection,
             on_ended=self._on_ended,
         )
         return cast("AssociationListener", listener)
+
+    def _admits_connection(self, address: str, waiting: int, waiting_from_there: int) -> bool:
+        reason = judge_address(self._peers, address).reason
+        if not reason and (
+            waiting >= self._limits.maximum_waiting
+            or waiting_from_there >= self._limits.maximum_waiting_per_address
+        ):
+            reason = (
+                "too many connections wait without an association: find out what opens them, "
+                "or raise maximum_associations"
+            )
+        if reason:
+            self._refusals.add(RefusalReport("", "", address, reason))
+        return not reason
 
     def _on_requested(self, event: evt.Event) -> None:
         assoc = cast("AcceptedAssociation", event.assoc)
@@ -219,31 +243,34 @@ class StorageServer:
             return _CALLING_AE_TITLE_NOT_RECOGNISED, verdict.reason
         if self._is_stopping:
             return _TEMPORARY_CONGESTION, "the receiver is stopping: send again later"
-        if not self._open.enter(assoc.association_id):
-            limit = self._limits.maximum_associations
-            return _LOCAL_LIMIT_EXCEEDED, (
-                f"{limit} associations are open, the most allowed: "
-                "send again later, or raise maximum_associations"
-            )
+        no_place = self._open.enter(assoc.association_id, assoc.address)
+        if no_place:
+            return _LOCAL_LIMIT_EXCEEDED, no_place
+        assoc.is_admitted = True
         return None
 
     def _refuse(
         self, assoc: AcceptedAssociation, rejection: tuple[int, int, int], reason: str
     ) -> None:
-        LOGGER.warning(
-            "refused an association from %s as %r to %r: %s",
-            assoc.address,
-            assoc.calling_ae_title,
-            assoc.called_ae_title,
-            reason,
-            extra={"action": "association refused"},
-        )
-        self._observer.on_refused(
-            assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason
+        self._refusals.add(
+            RefusalReport(assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason)
         )
         assoc.acse.send_reject(*rejection)
         # Waits until the rejection has left; ending the thread at once would cut it off.
         assoc.kill()
+
+    def _tell_refusal(self, report: RefusalReport) -> None:
+        LOGGER.warning(
+            "refused an association from %s as %r to %r: %s",
+            report.address,
+            report.calling_ae_title,
+            report.called_ae_title,
+            report.reason,
+            extra={"action": "association refused"},
+        )
+        self._observer.on_refused(
+            report.calling_ae_title, report.called_ae_title, report.address, report.reason
+        )
 
     def _on_established(self, event: evt.Event) -> None:
         assoc = cast("AcceptedAssociation", event.assoc)
@@ -297,8 +324,8 @@ def _application_entity(ae_titles: Sequence[str], limits: ReceiverLimits) -> App
     ae.maximum_pdu_size = limits.maximum_pdu_bytes
     ae.network_timeout = limits.network_timeout_seconds
     ae.acse_timeout = limits.request_timeout_seconds
-    # The limit is ours to hold: pynetdicom's own also counts connections that ask for nothing.
-    ae.maximum_associations = limits.maximum_associations + 10_000
+    # The limit is ours to hold: pynetdicom's own also counts threads that wait or are ending.
+    ae.maximum_associations = 2 * (limits.maximum_associations + limits.maximum_waiting)
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
     return ae
 

@@ -15,8 +15,10 @@ _NO_DATA_SET = 0x0101
 class PduClient:
     """One connection to a receiver; every PDU is written out here, none by a library."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((host, port), timeout=10)
+    def __init__(self, port: int, host: str = "127.0.0.1", source: str | None = None) -> None:
+        self.socket = socket.create_connection(
+            (host, port), timeout=10, source_address=None if source is None else (source, 0)
+        )
 
     def associate(
         self,

@@ -120,8 +120,10 @@ def connect():
     """Open connections to a receiver that speak the protocol byte by byte."""
     clients: list[PduClient] = []
 
-    def open_connection(server: StorageServer, host: str = "127.0.0.1") -> PduClient:
-        clients.append(PduClient(server.port, host))
+    def open_connection(
+        server: StorageServer, host: str = "127.0.0.1", source: str | None = None
+    ) -> PduClient:
+        clients.append(PduClient(server.port, host, source))
         return clients[-1]
 
     yield open_connection
@@ -369,14 +371,84 @@ def test_a_wrong_calling_ae_title_is_rejected_with_the_rule_that_would_admit_it(
     assert remedy in caplog.text
 
 
-def test_an_address_outside_the_network_is_rejected(serve, push, sink, observer, testdata):
-    server = serve(peers=[Peer.from_text("CT1", "10.0.0.0/8")])
+def test_an_address_outside_the_network_of_its_title_is_rejected(
+    serve, push, sink, observer, testdata
+):
+    rules = [Peer.from_text("CT1", "10.0.0.0/8"), Peer.from_text("MR1", "127.0.0.0/8")]
+    server = serve(peers=rules)
 
     result = push("storescu", server, "-aet", "CT1", testdata / "single" / "ct_image.dcm")
 
     assert result.returncode != 0
     assert sink.paths() == []
     assert "'CT1' is known, but not from 127.0.0.1" in observer.refused[0][3]
+
+
+def test_connections_from_outside_every_network_cost_no_thread_and_one_report(
+    serve, observer, connect
+):
+    # given a receiver for another network
+    server = serve(peers=[Peer.from_text("CT1", "10.0.0.0/8")])
+    threads = started_threads()
+
+    # when 150 connections are opened that say nothing
+    clients = [connect(server) for _ in range(150)]
+
+    # then all are closed at once, no thread was made for any, and one report says what to do
+    assert all(_received(client.socket) == b"" for client in clients)
+    assert started_threads() <= threads
+    assert len(observer.refused) == 1
+    assert observer.refused[0][:3] == ("", "", "127.0.0.1")
+    assert "add a peer with its ae_title and network = '127.0.0.1/32'" in observer.refused[0][3]
+
+
+def test_silent_connections_are_bounded_and_shut_nobody_else_out(serve, observer, connect):
+    # given room for 4 associations, so for 36 connections that wait, 27 of them from one address
+    limits = ReceiverLimits(maximum_associations=4)
+    server = serve(peers=[Peer.from_text("RAW", "127.0.0.0/8")], limits=limits)
+    threads = started_threads()
+
+    # when one address opens 60 connections and says nothing
+    clients = [connect(server) for _ in range(60)]
+
+    # then what exceeds its share is closed at once, and another address is served
+    assert all(_received(client.socket) == b"" for client in clients[27:])
+    assert started_threads() <= threads + 2 * 27
+    assert len(observer.refused) == 1
+    assert "too many connections wait without an association" in observer.refused[0][3]
+    other = connect(server, source="127.0.0.2")
+    other.associate()
+    other.release()
+
+
+def test_one_address_cannot_take_every_association(serve, observer, connect):
+    server = serve(
+        peers=[Peer.from_text("*", "127.0.0.0/8")], limits=ReceiverLimits(maximum_associations=4)
+    )
+    holders = [connect(server) for _ in range(3)]
+    for holder in holders:
+        holder.associate()
+
+    # A fourth from the same address is told that a local limit is exceeded, transiently.
+    with pytest.raises(AssertionError, match="A-ASSOCIATE-AC"):
+        connect(server).associate()
+    connect(server, source="127.0.0.2").associate()
+
+    assert "3 associations are open from 127.0.0.1" in observer.refused[0][3]
+    holders[0].release()
+    assert wait_until(lambda: server.open_associations == 3)
+    connect(server).associate()
+
+
+def test_equal_refusals_are_reported_once_a_minute(serve, push, observer):
+    server = serve()
+
+    results = [push("echoscu", server, called="OTHER") for _ in range(3)]
+
+    assert all(result.returncode != 0 for result in results)
+    assert len(observer.refused) == 1
+    push("echoscu", server, called="ANOTHER")
+    assert len(observer.refused) == 2
 
 
 def test_one_association_too_many_is_rejected_as_transient(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_io.receiving.access import AccessFaultValues, Peer, judge
+from dicom_io.receiving.access import AccessFaultValues, Peer, judge, judge_address
 
 OURS = ("MEDIMGD",)
 CT = Peer.from_text("CT1", "10.0.0.0/24")
@@ -112,3 +112,23 @@ def test_a_star_among_our_titles_answers_to_every_title():
 def test_a_rule_that_is_none_is_refused(ae_title, network):
     with pytest.raises(ValueError, match=r"AE|network|address"):
         Peer.from_text(ae_title, network)
+
+
+def test_an_address_in_any_rule_may_ask_for_an_association():
+    assert judge_address([CT, Peer.from_text("MR1", "10.9.0.0/16")], "10.9.1.1").admitted
+    assert judge_address([CT], "::ffff:10.0.0.77").admitted
+
+
+def test_an_address_outside_every_rule_may_not_even_ask():
+    verdict = judge_address([CT], "10.9.1.1")
+
+    assert not verdict.admitted
+    assert verdict.fault is AccessFaultValues.NETWORK
+    assert "add a peer with its ae_title and network = '10.9.1.1/32'" in verdict.reason
+
+
+def test_without_rules_only_this_machine_may_ask():
+    assert judge_address([], "127.0.0.1").admitted
+    refused = judge_address([], "10.0.0.5")
+    assert "no peer is configured" in refused.reason
+    assert "network = '10.0.0.5/32'" in refused.reason
