@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from dicom_io.intensity import (
 from dicom_io.reading import quiet_pydicom
 
 FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+_SHAPES = MappingProxyType({"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"})
 _MODALITY_MACRO = "PixelValueTransformationSequence"
 _VOI_MACRO = "FrameVOILUTSequence"
 
@@ -72,7 +74,8 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
     Raises
     ------
     CannotDecode
-        A rescale slope, intercept or lookup table that is present is illegal.
+        A rescale slope, intercept or lookup table that is present is illegal, or the header
+        contradicts itself on whether low values are black.
 
     References
     ----------
@@ -219,11 +222,20 @@ def _is_signed(ds: Dataset) -> bool:
 
 
 def _is_inverted(ds: Dataset, pixel: ImagePixel) -> bool:
-    """MONOCHROME1 and the INVERSE shape say the same thing; both together still invert once."""
-    return (
-        pixel.photometric_interpretation == "MONOCHROME1"
-        or text(ds, "PresentationLUTShape").upper() == "INVERSE"
-    )
+    """Return True for MONOCHROME1; a Presentation LUT Shape that says otherwise is refused.
+
+    The shape repeats the photometric interpretation (PS3.3 C.7.6.1). Where they differ, one of
+    them is wrong, and a film taken the wrong way round looks like another film.
+    """
+    shape = text(ds, "PresentationLUTShape").upper()
+    expected = _SHAPES.get(pixel.photometric_interpretation)
+    if expected is not None and shape in _SHAPES.values() and shape != expected:
+        raise CannotDecode(
+            f"PresentationLUTShape (2050,0020) {shape} contradicts PhotometricInterpretation "
+            f"(0028,0004) {pixel.photometric_interpretation}, which requires {expected} "
+            "(PS3.3 C.7.6.1): it is not known whether black is low; correct the sender"
+        )
+    return pixel.photometric_interpretation == "MONOCHROME1"
 
 
 def _padding(ds: Dataset, pixel: ImagePixel) -> tuple[int, int] | None:

@@ -54,7 +54,11 @@ def _wrapped(write_image: WriteImage, film: np.ndarray, wrapping: str) -> Path:
     wrappings: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
         "MONOCHROME2": (film, {}),
         "MONOCHROME1": (255 - film, {"PhotometricInterpretation": "MONOCHROME1"}),
-        "INVERSE": (255 - film, {"PresentationLUTShape": "INVERSE"}),
+        "INVERSE": (
+            255 - film,
+            {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+        ),
+        "IDENTITY": (film, {"PresentationLUTShape": "IDENTITY"}),
         "12 bits": (twelve_bits, {"BitsStored": 12, "HighBit": 11}),
         "12 bits MONOCHROME1": (
             (4095 - twelve_bits).astype(np.uint16),
@@ -78,6 +82,7 @@ def _wrapped(write_image: WriteImage, film: np.ndarray, wrapping: str) -> Path:
         "MONOCHROME2",
         "MONOCHROME1",
         "INVERSE",
+        "IDENTITY",
         "12 bits",
         "12 bits MONOCHROME1",
         "12 bits on top",

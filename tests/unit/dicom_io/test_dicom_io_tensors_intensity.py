@@ -181,15 +181,34 @@ def test_broken_voi_table_reads_as_absent(write_image: WriteImage) -> None:
     assert _transform(write_image, VOILUTSequence=_table([9, 0, 8], [1, 2])).voi is None
 
 
-def test_inverse_shape_and_monochrome1_invert_once(write_image: WriteImage) -> None:
-    plain = _transform(write_image)
-    first = _transform(write_image, PhotometricInterpretation="MONOCHROME1")
-    shape = _transform(write_image, PresentationLUTShape="INVERSE")
-    both = _transform(
-        write_image, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE"
-    )
+@pytest.mark.parametrize(
+    ("photometric", "shape", "is_inverted"),
+    [
+        ("MONOCHROME2", None, False),
+        ("MONOCHROME2", "IDENTITY", False),
+        ("MONOCHROME2", "LIN OD", False),
+        ("MONOCHROME1", None, True),
+        ("MONOCHROME1", "INVERSE", True),
+    ],
+)
+def test_the_shape_repeats_the_photometric_interpretation_and_inverts_nothing_twice(
+    write_image: WriteImage, photometric: str, shape: str | None, is_inverted: bool
+) -> None:
+    stated = {} if shape is None else {"PresentationLUTShape": shape}
 
-    assert [t.is_inverted for t in (plain, first, shape, both)] == [False, True, True, True]
+    found = _transform(write_image, PhotometricInterpretation=photometric, **stated)
+
+    assert found.is_inverted is is_inverted
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape"), [("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")]
+)
+def test_a_shape_that_contradicts_the_photometric_interpretation_is_refused(
+    write_image: WriteImage, photometric: str, shape: str
+) -> None:
+    with pytest.raises(CannotDecode, match=f"{shape} contradicts .* {photometric}, which requires"):
+        _transform(write_image, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
 
 
 def test_padding_is_found_before_the_modality_transform(write_image: WriteImage) -> None:
