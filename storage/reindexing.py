@@ -18,6 +18,7 @@ from storage.arrivals import Arrival
 from storage.database import Database
 from storage.errors import ConstraintBroken, SpoolFailure
 from storage.recording import record_instances
+from storage.removal import settle_removals
 from storage.spool import Spool
 from storage.states import Actor
 
@@ -42,9 +43,12 @@ class Reindexed:
 def reindex(database: Database, spool: Spool, now: datetime) -> Reindexed:
     """Record every stored instance that the database does not know.
 
+    What a killed purge left half removed is settled first, or its rest would look like a study.
+
     Walks study by study, so that memory stays flat however large the spool is.
     """
     walk = _Walk(database, spool, now)
+    walk.settle()
     for uid in spool.study_uids():
         walk.visit(uid)
     walk.record_pending()
@@ -83,6 +87,13 @@ class _Walk:
             self._missing,
             tuple(self._unrecorded),
         )
+
+    def settle(self) -> None:
+        """Finish purges that were killed; what the disk refuses is tried again at the next start."""
+        try:
+            settle_removals(self._database, self._spool)
+        except SpoolFailure:
+            self._unreadable.append("removing")
 
     def visit(self, uid: str) -> None:
         """Compare the files of one study with its rows; queue what has none."""

@@ -5,6 +5,7 @@ Removes files of the spool and the rows that point to them, never of a study wit
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,8 @@ from sqlalchemy import Connection, Select, and_, delete, exists, select, update
 from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
+from storage.errors import StorageError
+from storage.removal import remove_set_aside, set_aside, settle_removals
 from storage.spool import Spool
 from storage.states import (
     Actor,
@@ -91,16 +94,21 @@ def _purgeable(before: datetime) -> Select[Any]:
 def _purge(
     database: Database, spool: Spool, uid: str, before: datetime, now: datetime
 ) -> Purged | None:
-    with database.write() as connection:
-        # Asked again under the write lock: a late instance may have reopened it.
-        still = _purgeable(before).where(schema.study.c.study_instance_uid == uid)
-        if connection.execute(still).first() is None:
-            return None
-        paths = _forget_files(connection, uid, now)
-    # Rows first: a file without a row is indexed again at the next start and purged in its turn;
-    # a row without a file would promise pixels that are gone.
-    freed = spool.remove_files(paths)
-    return Purged(uid, len(paths), freed)
+    try:
+        with database.write() as connection:
+            # Asked again under the write lock: a late instance may have reopened it.
+            still = _purgeable(before).where(schema.study.c.study_instance_uid == uid)
+            if connection.execute(still).first() is None:
+                return None
+            paths = _forget_files(connection, uid, now)
+            # Within the transaction: files left in place without rows would be indexed again as
+            # a study of their own, and rows without files would promise pixels that are gone.
+            set_aside(spool, paths)
+    except StorageError:
+        with suppress(StorageError):  # the next start settles it otherwise
+            settle_removals(database, spool)
+        raise
+    return Purged(uid, len(paths), remove_set_aside(spool, paths))
 
 
 def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:

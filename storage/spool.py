@@ -69,7 +69,7 @@ class Spool:
         self._studies = folder / "studies"
         try:
             for each in (self._incoming, self._studies):
-                _make_folders(each)
+                make_folders(each)
         except OSError as error:
             raise translated_file_error(error, f"create the spool {folder}") from error
 
@@ -143,12 +143,12 @@ class Spool:
             outcome = StoreOutcome.NEW
         elif content_digest(target) == sha256:
             # Its writer may not have come to sync the folder yet, and we answer Success first.
-            _sync_folder(series)
+            sync_folder(series)
             outcome = StoreOutcome.IDENTICAL
         else:
             target = series / f"{uid}.conflict-{sha256[:12]}.dcm"
             if not self._link(part, target):
-                _sync_folder(series)
+                sync_folder(series)
             outcome = StoreOutcome.CONFLICT
         relative = target.relative_to(self.folder).as_posix()
         return Stored(target, relative, header, outcome, sha256, size)
@@ -162,14 +162,14 @@ class Spool:
     def _link(self, part: Path, target: Path) -> bool:
         """Give `part` its final name; False when the name is taken. Never overwrites."""
         for _ in range(_LINK_ATTEMPTS):
-            _make_folders(target.parent)
+            make_folders(target.parent)
             try:
                 os.link(part, target)
             except FileExistsError:
                 return False
             except FileNotFoundError:
                 continue
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return True
         raise SpoolFailure(f"the folder {target.parent} vanishes as soon as it is made")
 
@@ -237,35 +237,8 @@ class Spool:
             return written_at < self._opened_at
         return not _is_alive(pid)
 
-    def remove_files(self, relative_paths: Iterable[str]) -> int:
-        """Remove these files and the folders that become empty; return the bytes freed.
-
-        Files that are gone already are no error. Other files of the same study stay.
-        """
-        freed = 0
-        folders: set[Path] = set()
-        try:
-            for relative in relative_paths:
-                path = self._inside(relative)
-                folders.add(path.parent)
-                with suppress(FileNotFoundError):
-                    size = path.stat().st_size
-                    path.unlink()
-                    freed += size
-            for series in folders:
-                for folder in (series, series.parent):
-                    with suppress(OSError):  # not empty, or gone
-                        folder.rmdir()
-        except OSError as error:
-            raise translated_file_error(error, f"remove files of {self.folder}") from error
-        return freed
-
-    def remove_study(self, study_instance_uid: str) -> int:
-        """Remove every file of a study, recorded or not; return the bytes freed."""
-        files = [path.relative_to(self.folder) for path in self.instances_of(study_instance_uid)]
-        return self.remove_files(path.as_posix() for path in files)
-
-    def _inside(self, relative_path: str) -> Path:
+    def inside(self, relative_path: str) -> Path:
+        """Return where a stored file lies; ``SpoolFailure`` for a path that leaves the studies."""
         path = self.folder / relative_path
         if ".." in path.parts or not path.is_relative_to(self._studies):
             raise SpoolFailure(f"{relative_path!r} is not a path of the spool {self.folder}")
@@ -328,7 +301,7 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _make_folders(folder: Path) -> None:
+def make_folders(folder: Path) -> None:
     """Make a folder and its parents, each new one synced into its parent."""
     missing = []
     while not folder.is_dir():
@@ -337,10 +310,11 @@ def _make_folders(folder: Path) -> None:
     for each in reversed(missing):
         with suppress(FileExistsError):
             each.mkdir()
-        _sync_folder(each.parent)
+        sync_folder(each.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -15,6 +15,7 @@ from storage_hospital import STUDY, make_data_set, make_prefix
 from dicom_io.errors import InvalidUID, UnreadableInstance
 from storage.arrivals import StoreOutcome
 from storage.errors import SpoolFailure, SpoolFull
+from storage.removal import remove_set_aside, set_aside
 from storage.spool import Spool, content_digest
 
 SOP = f"{STUDY}.1.1"
@@ -245,12 +246,16 @@ def test_removing_files_frees_their_folders_and_keeps_their_neighbours(spool: Sp
     sop = f"{STUDY}.2.1"
     stays = spool.store(make_prefix(sop), make_data_set(sop, series=f"{STUDY}.2"))
 
-    freed = spool.remove_files([gone.relative_path, "studies/1.2/3.4/5.6.dcm"])
+    paths = [gone.relative_path, "studies/1.2/3.4/5.6.dcm"]
+    set_aside(spool, paths)
+    assert _files(spool) == [f"removing/{gone.relative_path}", stays.relative_path]
+    assert not gone.path.parent.exists()
+    freed = remove_set_aside(spool, paths)
 
     assert freed == gone.size
     assert _files(spool) == [stays.relative_path]
-    assert not gone.path.parent.exists()
-    assert spool.remove_study(STUDY) == stays.size
+    set_aside(spool, [stays.relative_path])
+    assert remove_set_aside(spool, [stays.relative_path]) == stays.size
     assert list((spool.folder / "studies").iterdir()) == []
 
 
@@ -259,8 +264,9 @@ def test_removing_never_leaves_the_spool(spool: Spool, tmp_path: Path) -> None:
     outside.touch()
 
     for path in ("../precious", "studies/../../precious", str(outside), "incoming/x"):
-        with pytest.raises(SpoolFailure, match="not a path of the spool"):
-            spool.remove_files([path])
+        for move in (set_aside, remove_set_aside):
+            with pytest.raises(SpoolFailure, match="not a path of the spool"):
+                move(spool, [path])
 
     assert outside.exists()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from storage_hospital import NOON, PNEUMONIA, STUDY, seconds
 
+from storage import retention
 from storage.associations import close_association, open_association
 from storage.backoff import DeliveryPolicy
 from storage.completion import complete_now
@@ -17,12 +18,13 @@ from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
-from storage.errors import DatabaseMissing, ImagesRemoved
+from storage.errors import DatabaseMissing, ImagesRemoved, SpoolFailure
 from storage.outbox import due_deliveries, record_outcomes
 from storage.overview import read_overview
 from storage.preparation import Preparation, finish_preparation
 from storage.processes import heartbeat, list_processes, register_process, remove_process
 from storage.reindexing import reindex
+from storage.removal import set_aside
 from storage.results import results_awaiting_composition, store_documents, withhold_result
 from storage.retention import forget_old_traffic, purge_finished_studies
 from storage.retry import retry_study
@@ -178,6 +180,81 @@ def test_files_that_outlived_their_rows_are_indexed_and_removed_in_their_turn(ho
 
     assert len(_purge(hospital, MUCH_LATER + seconds(31 * DAY))) == 1
     assert list(hospital.spool.stored_instances()) == []
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing of the program handles it."""
+
+
+def _kill_at(monkeypatch, name: str, *, after: bool) -> None:
+    step = getattr(retention, name)
+
+    def killed(*arguments):
+        if after:
+            step(*arguments)
+        raise _Killed
+
+    monkeypatch.setattr(retention, name, killed)
+
+
+def test_a_purge_killed_before_its_rows_are_gone_has_removed_nothing(hospital, monkeypatch) -> None:
+    _finished(hospital)
+    hospital.arrive(1, pixels=b"\7\7\7\7")
+    before = list(hospital.spool.stored_instances())
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "set_aside", after=True)
+        with pytest.raises(_Killed):
+            _purge(hospital)
+    assert list(hospital.spool.stored_instances()) == []
+
+    found = reindex(hospital.database, hospital.spool, MUCH_LATER)
+
+    assert (found.files, found.recorded, found.missing) == (2, 0, 0)
+    assert list(hospital.spool.stored_instances()) == before
+    assert get_study(hospital.database, STUDY).purged_at is None
+    assert len(_purge(hospital)) == 1
+
+
+def test_a_purge_killed_before_its_files_are_gone_leaves_no_partial_study(
+    hospital, monkeypatch
+) -> None:
+    _finished(hospital)
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "remove_set_aside", after=False)
+        with pytest.raises(_Killed):
+            _purge(hospital)
+
+    found = reindex(hospital.database, hospital.spool, MUCH_LATER)
+
+    assert (found.files, found.recorded, found.missing) == (0, 0, 0)
+    assert get_study(hospital.database, STUDY).state is StudyState.ROUTED
+    assert [path for path in hospital.spool.folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_purge_whose_disk_fails_puts_everything_back(hospital, monkeypatch) -> None:
+    _finished(hospital)
+    before = list(hospital.spool.stored_instances())
+
+    def fail(spool, paths) -> None:
+        set_aside(spool, paths)
+        raise SpoolFailure("the disk failed")
+
+    monkeypatch.setattr(retention, "set_aside", fail)
+    with pytest.raises(SpoolFailure):
+        _purge(hospital)
+
+    assert list(hospital.spool.stored_instances()) == before
+    assert get_study(hospital.database, STUDY).purged_at is None
+
+
+def test_an_instance_not_yet_recorded_survives_the_purge_of_its_study(hospital) -> None:
+    _finished(hospital)
+    late = hospital.store(2)
+
+    (purged,) = _purge(hospital)
+
+    assert purged.files == 1
+    assert list(hospital.spool.stored_instances()) == [late.path]
 
 
 def test_nothing_of_a_removed_study_can_be_repeated_until_it_is_sent_again(hospital) -> None:
