@@ -155,7 +155,7 @@ def _receiving(connection: Connection) -> list[ReceivingStudy]:
             row.state_since,
             row.last_instance_at,
             row.open_associations,
-            hold_reason(row.patient_mismatch_count),
+            hold_reason(row.instance_count, row.patient_mismatch_count, row.purged_instance_count),
         )
         for row in connection.execute(_receiving_query())
     ]
@@ -167,9 +167,30 @@ MORE_THAN_ONE_PATIENT = (
 )
 
 
-def hold_reason(patient_mismatch_count: int) -> str:
-    """Return why a study must not be analysed before a person has looked; empty when it may."""
-    return MORE_THAN_ONE_PATIENT if patient_mismatch_count else ""
+FEWER_THAN_BEFORE = (
+    "images came after retention removed the earlier ones: send the whole study again, then retry"
+)
+
+
+def hold_reason(
+    instance_count: int, patient_mismatch_count: int, purged_instance_count: int | None
+) -> str:
+    """Return why a study must not be analysed before a person has looked; empty when it may.
+
+    Parameters
+    ----------
+    instance_count, patient_mismatch_count : int
+        As the study has them.
+    purged_instance_count : int or None
+        How many it had when retention removed them: a report on fewer must not take the place
+        of the one on all.
+    """
+    reasons = []
+    if patient_mismatch_count:
+        reasons.append(MORE_THAN_ONE_PATIENT)
+    if purged_instance_count is not None and instance_count < purged_instance_count:
+        reasons.append(FEWER_THAN_BEFORE)
+    return "; ".join(reasons)
 
 
 def judge_receiving(
@@ -267,7 +288,10 @@ def complete_within(
     study = require_study(connection, study_instance_uid)
     state = check_move(STUDY_MOVES, study_instance_uid, study.state, StudyState.COMPLETE, actor)
     require_images(study)
-    if against := hold_reason(study.patient_mismatch_count):
+    against = hold_reason(
+        study.instance_count, study.patient_mismatch_count, study.purged_instance_count
+    )
+    if against:
         audit.append(connection, now, actor, "hold overridden", study_instance_uid, reason=against)
     table = schema.instance
     pairs = connection.execute(

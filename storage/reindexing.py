@@ -89,7 +89,7 @@ class _Walk:
         )
 
     def settle(self) -> None:
-        """Finish purges that were killed; what the disk refuses is tried again at the next start."""
+        """Finish purges that were killed; what the disk refuses waits for the next start."""
         try:
             settle_removals(self._database, self._spool)
         except SpoolFailure:

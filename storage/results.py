@@ -401,12 +401,23 @@ def recompose_within(connection: Connection, result: ResultRecord, now: datetime
 
 
 def read_document(database: Database, document_id: int) -> bytes:
-    """Return the bytes of one document: a whole Part 10 file."""
+    """Return the bytes of one document: a whole Part 10 file.
+
+    Raises
+    ------
+    NotFound
+        There is no such document, or retention has removed its bytes.
+    """
     query = select(schema.document.c.data).where(schema.document.c.id == document_id)
     with database.read() as connection:
         data = connection.scalar(query)
     if data is None:
         raise NotFound(f"no document {document_id}")
+    if not data:
+        raise NotFound(
+            f"document {document_id} was removed by retention with the images of its study: "
+            "ask the destination it was sent to, or send the study again"
+        )
     return bytes(data)
 
 

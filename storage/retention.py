@@ -1,6 +1,7 @@
 """Retention: the pixels of finished studies go after a time; what was said about them stays.
 
-Removes files of the spool and the rows that point to them, never of a study with work pending.
+Removes files of the spool, the rows that point to them and the bytes of documents that were
+delivered, never of a study with work pending.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, delete, exists, select, update
+from sqlalchemy import Connection, Select, and_, delete, exists, func, select, update
 
 from storage import audit, schema
 from storage.clock import after
@@ -121,11 +122,47 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
     connection.execute(delete(schema.series).where(schema.series.c.study_instance_uid == uid))
     jobs = select(job.c.id).where(job.c.study_instance_uid == uid)
     connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(jobs)))
+    documents = _forget_documents(connection, uid)
+    study = schema.study
+    most = func.max(study.c.instance_count, func.coalesce(study.c.purged_instance_count, 0))
     connection.execute(
-        update(schema.study).where(schema.study.c.study_instance_uid == uid).values(purged_at=now)
+        update(study)
+        .where(study.c.study_instance_uid == uid)
+        .values(purged_at=now, purged_instance_count=most)
     )
-    audit.append(connection, now, Actor.SCHEDULER, "pixels removed", uid, files=len(paths))
+    audit.append(
+        connection,
+        now,
+        Actor.SCHEDULER,
+        "pixels removed",
+        uid,
+        files=len(paths),
+        documents=documents,
+    )
     return paths
+
+
+def _forget_documents(connection: Connection, uid: str) -> int:
+    """Drop the bytes of documents that have left; their rows still tell our own objects.
+
+    A study is purged only when none of its deliveries is pending. The latest report of a model
+    that never had a destination is kept: nobody else holds it.
+    """
+    result, later, delivery = schema.result, schema.result.alias(), schema.delivery
+    document = schema.document
+    offered = exists().where(delivery.c.result_id == result.c.id)
+    overtaken = exists().where(
+        later.c.study_instance_uid == result.c.study_instance_uid,
+        later.c.model_name == result.c.model_name,
+        later.c.version_number > result.c.version_number,
+    )
+    done = select(result.c.id).where(result.c.study_instance_uid == uid, offered | overtaken)
+    dropped = connection.execute(
+        update(document)
+        .where(document.c.result_id.in_(done), func.length(document.c.data) > 0)
+        .values(data=b"")
+    )
+    return dropped.rowcount
 
 
 def forget_old_traffic(database: Database, now: datetime, *, older_than_days: float) -> int:

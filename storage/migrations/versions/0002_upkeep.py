@@ -15,6 +15,10 @@ def upgrade() -> None:
         sa.Column("patient_mismatch_count", sa.Integer(), server_default="0", nullable=False),
     )
     op.add_column("study", sa.Column("purged_instance_count", sa.Integer(), nullable=True))
+    # A study removed before this migration is measured by what it had, too.
+    op.execute(
+        "UPDATE study SET purged_instance_count = instance_count WHERE purged_at IS NOT NULL"
+    )
     op.add_column(
         "delivery", sa.Column("confirm_misses", sa.Integer(), server_default="0", nullable=False)
     )

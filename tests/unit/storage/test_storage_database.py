@@ -60,8 +60,9 @@ def test_the_first_schema_is_brought_up_with_what_it_holds(database_path: Path) 
         connection.execute(
             text(
                 "INSERT INTO study (study_instance_uid, modalities, state, state_since,"
-                " first_instance_at, last_instance_at, instance_count) VALUES ('1.2', '[]',"
-                " 'routed', :at, :at, :at, 7)"
+                " first_instance_at, last_instance_at, instance_count, purged_at) VALUES"
+                " ('1.2', '[]', 'routed', :at, :at, :at, 7, NULL),"
+                " ('1.3', '[]', 'routed', :at, :at, :at, 5, :at)"
             ),
             {"at": "2024-05-17 12:00:00.000000"},
         )
@@ -73,12 +74,14 @@ def test_the_first_schema_is_brought_up_with_what_it_holds(database_path: Path) 
 
     database = open_database(database_path)
     study = get_study(database, "1.2")
+    removed = get_study(database, "1.3")
     with database.read() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), schema.metadata)
     database.close()
     assert differences == []
     assert (study.state, study.instance_count, study.last_instance_at) == ("routed", 7, NOON)
     assert (study.patient_mismatch_count, study.purged_instance_count) == (0, None)
+    assert (removed.purged_at, removed.purged_instance_count) == (NOON, 5)
 
 
 def test_migrating_twice_keeps_the_installation(database_path: Path) -> None:

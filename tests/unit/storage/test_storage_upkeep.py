@@ -13,19 +13,37 @@ from storage_hospital import NOON, PNEUMONIA, STUDY, seconds
 from storage import retention
 from storage.associations import close_association, open_association
 from storage.backoff import DeliveryPolicy
-from storage.completion import complete_now
+from storage.completion import (
+    FEWER_THAN_BEFORE,
+    CompletionRules,
+    Verdict,
+    complete_due_studies,
+    complete_now,
+)
 from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
-from storage.errors import DatabaseMissing, ImagesRemoved, SpoolFailure
-from storage.outbox import due_deliveries, record_outcomes
+from storage.errors import DatabaseMissing, ImagesRemoved, NotFound, SpoolFailure
+from storage.outbox import (
+    MISSES_UNTIL_STUCK,
+    due_deliveries,
+    record_confirmation_miss,
+    record_outcomes,
+)
 from storage.overview import read_overview
 from storage.preparation import Preparation, finish_preparation
 from storage.processes import heartbeat, list_processes, register_process, remove_process
+from storage.redelivery import deliver_undelivered
 from storage.reindexing import reindex
 from storage.removal import set_aside
-from storage.results import results_awaiting_composition, store_documents, withhold_result
+from storage.results import (
+    is_own_sop_instance_uid,
+    read_document,
+    results_awaiting_composition,
+    store_documents,
+    withhold_result,
+)
 from storage.retention import forget_old_traffic, purge_finished_studies
 from storage.retry import retry_study
 from storage.states import DeliveryState, JobState, ResultState, StudyState
@@ -255,6 +273,99 @@ def test_an_instance_not_yet_recorded_survives_the_purge_of_its_study(hospital) 
 
     assert purged.files == 1
     assert list(hospital.spool.stored_instances()) == [late.path]
+
+
+def _delivered(hospital) -> int:
+    result_id = _finished(hospital, "pacs")
+    (group,) = due_deliveries(hospital.database, NOON)
+    answers = [DeliveryOutcome(each.id, 0) for each in group.deliveries]
+    record_outcomes(hospital.database, "pacs", answers, NOON, DeliveryPolicy())
+    return result_id
+
+
+def test_delivered_documents_go_with_the_pixels_and_are_still_known_as_ours(hospital) -> None:
+    _delivered(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+    assert read_document(hospital.database, document.id) == b"bytes"
+
+    _purge(hospital)
+
+    with pytest.raises(NotFound, match="removed by retention"):
+        read_document(hospital.database, document.id)
+    assert is_own_sop_instance_uid(hospital.database, document.sop_instance_uid)
+    trail = read_dossier(hospital.database, STUDY).audit
+    assert trail[-1].detail == {"files": 1, "documents": 1}
+
+
+def test_a_document_that_retention_removed_is_not_sent_again(hospital) -> None:
+    _delivered(hospital)
+    (delivery,) = read_dossier(hospital.database, STUDY).deliveries
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(hospital.database, [delivery.id], NOON)
+    _purge(hospital)
+    hospital.arrive(1, now=MUCH_LATER)
+
+    retried = retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["pacs", "archive"])
+
+    assert retried.delivery_ids == ()
+    assert deliver_undelivered(hospital.database, ["archive"], MUCH_LATER) == 0
+
+
+def test_a_report_that_never_had_a_destination_is_kept(hospital) -> None:
+    _finished(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+
+    _purge(hospital)
+
+    assert read_document(hospital.database, document.id) == b"bytes"
+    assert deliver_undelivered(hospital.database, ["pacs"], MUCH_LATER) == 1
+
+
+RULES = CompletionRules(quiet_seconds=30)
+
+
+def _removed(hospital, count: int) -> None:
+    hospital.arrive(*range(1, count + 1))
+    complete_now(hospital.database, STUDY, NOON)
+    hospital.prepare()
+    (job,) = hospital.claim()
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    (result,) = results_awaiting_composition(hospital.database)
+    store_documents(hospital.database, result.id, [Document()], [], NOON)
+    assert len(_purge(hospital)) == 1
+
+
+def test_a_slice_that_comes_after_the_purge_makes_no_report_of_its_own(hospital) -> None:
+    _removed(hospital, 3)
+
+    hospital.arrive(4, now=MUCH_LATER)
+    (judgement,) = complete_due_studies(hospital.database, RULES, MUCH_LATER + seconds(30))
+
+    study = get_study(hospital.database, STUDY)
+    assert judgement.verdict is Verdict.HOLD
+    assert (study.state, study.reason) == (StudyState.HELD, FEWER_THAN_BEFORE)
+    assert (study.instance_count, study.purged_instance_count) == (1, 3)
+    hospital.arrive(1, 2, now=MUCH_LATER + seconds(60))
+    (judgement,) = complete_due_studies(hospital.database, RULES, MUCH_LATER + seconds(90))
+    assert judgement.verdict is Verdict.COMPLETE
+
+
+def test_an_override_does_not_make_the_smaller_set_the_measure(hospital) -> None:
+    _removed(hospital, 3)
+    hospital.arrive(1, now=MUCH_LATER)
+    complete_due_studies(hospital.database, RULES, MUCH_LATER + seconds(30))
+
+    retry_study(hospital.database, STUDY, MUCH_LATER)
+    outcome = Preparation(StudyState.UNMATCHED, "")
+    task = hospital.claim_study(MUCH_LATER)
+    finish_preparation(hospital.database, task, outcome, MUCH_LATER)
+
+    assert [entry.action for entry in read_dossier(hospital.database, STUDY).audit][-2:] == [
+        "hold overridden",
+        "retry",
+    ]
+    assert len(_purge(hospital, MUCH_LATER + seconds(31 * DAY))) == 1
+    assert get_study(hospital.database, STUDY).purged_instance_count == 3
 
 
 def test_nothing_of_a_removed_study_can_be_repeated_until_it_is_sent_again(hospital) -> None:
