@@ -124,6 +124,14 @@ def test_a_capture_is_a_colour_secondary_capture(film: Path) -> None:
     assert ds.StudyInstanceUID == "2.25.1001"
 
 
+def test_a_capture_of_three_findings_stays_below_a_megabyte_and_a_half(film: Path) -> None:
+    request = make_request(film, findings=(POSITIVE, UNCLEAR, NEGATIVE))
+
+    document = compose_capture(request, make_picture())
+
+    assert len(document.data) < 1.5 * 1024 * 1024
+
+
 def test_nothing_can_be_measured_on_a_capture(film: Path) -> None:
     ds = captured(film, make_picture())
 
