@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, or_, select
 
 from storage import schema
 from storage.database import Database
@@ -243,14 +243,3 @@ def instance_paths(database: Database, study_instance_uid: str) -> dict[str, str
     )
     with database.read() as connection:
         return {row.sop_instance_uid: row.path for row in connection.execute(query)}
-
-
-def set_expected_instances(database: Database, study_instance_uid: str, count: int | None) -> None:
-    """Note how many instances the study should have, when a query or rule knows."""
-    with database.write() as connection:
-        require_study(connection, study_instance_uid)
-        connection.execute(
-            update(schema.study)
-            .where(schema.study.c.study_instance_uid == study_instance_uid)
-            .values(expected_instances=count)
-        )

@@ -35,7 +35,6 @@ from storage.studies import (
     instance_paths,
     instance_set_digest,
     list_studies,
-    set_expected_instances,
 )
 
 RULES = CompletionRules(quiet_seconds=30, deadline_seconds=600)
@@ -345,15 +344,6 @@ def test_a_held_study_is_completed_by_the_operator_only(hospital) -> None:
     assert actions == ["complete now", "study held"]
     with pytest.raises(IllegalMove):
         complete_now(database, STUDY, NOON + seconds(701))
-
-
-def test_an_expected_count_completes_early(hospital) -> None:
-    hospital.arrive(1, 2)
-    set_expected_instances(hospital.database, STUDY, 2)
-
-    (judgement,) = judge_receiving(hospital.database, RULES, NOON)
-
-    assert judgement.verdict is Verdict.COMPLETE
 
 
 def test_studies_are_listed_newest_first_and_found_by_name_and_number(hospital) -> None:
