@@ -1,7 +1,7 @@
 """The courier process: composes every result once, and delivers it to every destination.
 
-Owns the order of sending, the step down to an SR class a peer accepts, and the question whether
-what was sent is there. Delivery never touches inference: an archive may be away for days.
+Owns the order of sending and the step down to an SR class a peer accepts; whether it arrived is
+``daemon.confirming``'s question. Delivery never touches inference: an archive may be away for days.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from datetime import datetime, timedelta
 
 from daemon.composing import Composer
 from daemon.config import Config, DestinationSection
+from daemon.confirming import Confirmer, peer_of
 from daemon.logs import ACTION, COUNT, DESTINATION, REASON, RESULT, STUDY
 from daemon.role import RoleProcess, now_utc, where
-from dicom_io.association import Destination
 from dicom_io.errors import AssociationFailed, CannotCompose, MedimgdError
-from dicom_io.query import holds_instance
 from dicom_io.results.request import SR_CLASS_PREFERENCE, DocumentRole, SRClassValues
 from dicom_io.sending import OutgoingInstance, SendOutcome, send
 from dicom_io.statuses import describe
@@ -27,12 +26,11 @@ from storage.installation import read_installation
 from storage.outbox import (
     DeliveryGroup,
     DeliveryRecord,
-    confirm_deliveries,
     due_deliveries,
     record_outcomes,
     replace_document,
-    unconfirmed_deliveries,
 )
+from storage.redelivery import deliver_undelivered
 from storage.results import (
     ResultKind,
     ResultRecord,
@@ -48,9 +46,7 @@ from storage.spool import Spool
 _logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.25
-CONFIRM_AFTER_SECONDS = 2.0
-"""A PACS may need a moment between its Success and its index."""
-CONFIRM_EVERY_SECONDS = 10.0
+OFFER_EVERY_SECONDS = 30.0
 FAILURES_BEFORE_GIVING_UP = 3
 MOST_COMMENT = 512
 
@@ -77,8 +73,8 @@ class Courier:
         self._composer = composer
         self._sections = {section.name: section for section in config.destinations}
         self._policy = _policy(config)
-        self._confirm_next = now_utc()
-        self._cannot_confirm: set[str] = set()
+        self._confirmer = Confirmer(config, database)
+        self._offer_next = now_utc()
         self._failures: dict[int, int] = {}
         """Unexpected failures while composing, by result."""
 
@@ -86,7 +82,8 @@ class Courier:
         """Do one round; False when there was nothing to compose and nothing to send."""
         composed = self._compose_waiting()
         sent = self._deliver_due()
-        self._confirm_sent(now_utc())
+        self._confirmer.confirm_due(now_utc())
+        self._offer_to_new(now_utc())
         return composed or sent
 
     # Composing
@@ -174,7 +171,8 @@ class Courier:
 
     def _attempt(self, section: DestinationSection, group: DeliveryGroup) -> list[DeliveryOutcome]:
         deliveries = self._in_accepted_class(group)
-        outcomes = send(self._peer(section), [self._outgoing(each) for each in deliveries])
+        objects = [self._outgoing(each) for each in deliveries]
+        outcomes = send(peer_of(section, self._config), objects)
         return _matched(deliveries, self._with_fallback(section, deliveries, outcomes))
 
     def _in_accepted_class(self, group: DeliveryGroup) -> tuple[DeliveryRecord, ...]:
@@ -212,7 +210,7 @@ class Courier:
                 continue
             lesser = self._in_class(delivery, sr_class)
             try:
-                (outcome,) = send(self._peer(section), [self._outgoing(lesser)])
+                (outcome,) = send(peer_of(section, self._config), [self._outgoing(lesser)])
             except AssociationFailed as error:
                 return SendOutcome(lesser.sop_instance_uid, None, str(error))
             if not outcome.context_refused:
@@ -238,15 +236,6 @@ class Courier:
             _TRANSFER_SYNTAX_UID,
             read_document(self._database, delivery.document_id),
         )
-
-    def _peer(self, section: DestinationSection) -> Destination:
-        return Destination(
-            section.name, section.host, section.port, section.ae_title,
-            section.calling_ae_title or self._config.receiver.ae_title,
-            connect_timeout_seconds=min(section.timeout_seconds, 10.0),
-            association_timeout_seconds=section.timeout_seconds,
-            response_timeout_seconds=section.timeout_seconds,
-        )  # fmt: skip
 
     def _record(self, group: DeliveryGroup, outcomes: Sequence[DeliveryOutcome]) -> None:
         before = destination_state(self._database, group.destination)
@@ -276,46 +265,17 @@ class Courier:
                 extra={ACTION: "destination_back", DESTINATION: destination},
             )  # fmt: skip
 
-    # Confirming
-
-    def _confirm_sent(self, now: datetime) -> None:
-        """Ask destinations that answer C-FIND whether they hold what they accepted."""
-        if now < self._confirm_next:
+    def _offer_to_new(self, now: datetime) -> None:
+        """Send what was composed while no destination was configured at all."""
+        if now < self._offer_next:
             return
-        self._confirm_next = now + timedelta(seconds=CONFIRM_EVERY_SECONDS)
-        before = now - timedelta(seconds=CONFIRM_AFTER_SECONDS)
-        unreachable = set(self._cannot_confirm)
-        for delivery in unconfirmed_deliveries(self._database, sent_before=before):
-            section = self._sections.get(delivery.destination)
-            if section is None or not section.confirm or section.name in unreachable:
-                continue
-            if not self._confirm(section, delivery):
-                unreachable.add(section.name)
-
-    def _confirm(self, section: DestinationSection, delivery: DeliveryRecord) -> bool:
-        try:
-            held = holds_instance(
-                self._peer(section), delivery.study_instance_uid,
-                delivery.series_instance_uid, delivery.sop_instance_uid,
-            )  # fmt: skip
-        except AssociationFailed:
-            return False
-        if held is None:
-            self._cannot_confirm.add(section.name)
+        self._offer_next = now + timedelta(seconds=OFFER_EVERY_SECONDS)
+        made = deliver_undelivered(self._database, tuple(self._sections), now)
+        if made:
             _logger.info(
-                "%s does not answer C-FIND: what it accepts stays unconfirmed", section.name,
-                extra={ACTION: "cannot_confirm", DESTINATION: section.name},
-            )  # fmt: skip
-            return False
-        if held:
-            count = confirm_deliveries(
-                self._database, section.name, [delivery.sop_instance_uid], now_utc()
+                "earlier results are offered to the destinations configured now",
+                extra={ACTION: "offered", COUNT: made},
             )
-            _logger.info(
-                "%s confirms that it holds the result", section.name,
-                extra={ACTION: "confirmed", DESTINATION: section.name, COUNT: count},
-            )  # fmt: skip
-        return True
 
 
 def _answered(record: DeliveryRecord) -> str:

@@ -201,6 +201,11 @@ def _attention(
                 f"{destination.pending} waiting): {destination.last_answer}"
             )
     if overview is not None:
+        if overview.results_without_delivery and not config.destinations:
+            yield (
+                f"{overview.results_without_delivery} results have no destination: "
+                "add a [[destinations]] block, and they are sent by themselves"
+            )
         yield from _stuck_work(overview)
 
 

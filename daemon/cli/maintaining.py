@@ -38,14 +38,16 @@ def retry(
     from storage.studies import get_study
 
     with failures_become_exit_codes():
-        database = open_database(load_config(config).database_path)
+        loaded = load_config(config)
+        database = open_database(loaded.database_path)
         try:
             uid = find_study(database, study)
             now = datetime.now(UTC)
             still_receiving = get_study(database, uid).state is StudyState.RECEIVING
             if still_receiving:
                 complete_now(database, uid, now)
-            retried = retry_study(database, uid, now, prepare_again=again)
+            names = tuple(section.name for section in loaded.destinations)
+            retried = retry_study(database, uid, now, prepare_again=again, destinations=names)
         finally:
             database.close()
     if as_json:

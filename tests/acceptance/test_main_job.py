@@ -207,8 +207,8 @@ def test_worklist_and_study_page_show_the_real_studies_in_a_browser(
     site, uids, _ = hospital
     port = next(each.detail["port"] for each in site.read(list_processes, ()) if each.role == "web")
 
-    worklist = dump_dom(f"http://127.0.0.1:{port}/", tmp_path / "list")
-    study = dump_dom(f"http://127.0.0.1:{port}/studies/{uids['cr']}", tmp_path / "study")
+    worklist = dump_dom(f"http://127.0.0.1:{port}/", tmp_path)
+    study = dump_dom(f"http://127.0.0.1:{port}/studies/{uids['cr']}", tmp_path)
 
     for uid in uids.values():
         assert f"/studies/{uid}" in worklist

@@ -17,8 +17,9 @@ from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
 from daemon.indexing import Closed, IndexWriter, Opened
 from daemon.preparer import Preparer
 from daemon.role import now_utc
+from daemon.status import read_status
 from daemon.worker import ServedModels, Worker
-from dicom_io.results.request import SRClassValues
+from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
 from model.catalogue import read_catalogue
 from model.errors import RuntimeFault, UnusableOutput
 from model.package import ModelPackage
@@ -297,3 +298,33 @@ def test_a_disk_that_is_away_costs_a_study_neither_refusal_nor_hold(
     reclaim_preparations(database, later)
     assert preparer.prepare_next()
     assert read_dossier(database, STUDY).study.state in (StudyState.ROUTED, StudyState.REFUSED)
+
+
+def test_results_made_without_a_destination_are_offered_once_there_is_one(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    worker, _, _ = worker_of(config, database)
+    enqueue(hospital, package_of(config))
+    worker.work()
+    nowhere = config.model_copy(update={"destinations": ()})
+    Courier(nowhere, database, OneReport()).work()  # type: ignore[arg-type]
+    assert read_dossier(database, STUDY).deliveries == ()
+    (sentence,) = [s for s in read_status(nowhere, now_utc()).attention if "no destination" in s]
+    assert sentence.startswith("1 results")
+
+    Courier(config, database, OneReport()).work()  # type: ignore[arg-type]
+
+    (delivery,) = read_dossier(database, STUDY).deliveries
+    assert delivery.destination == "pacs"
+
+
+class OneReport:
+    """A composer of one small report."""
+
+    def compose(self, result, sr_class: SRClassValues):
+        return (
+            EncodedDocument(
+                DocumentRole.REPORT, result.study_instance_uid, "2.25.8", str(sr_class), "2.25.9",
+                b"report",
+            ),
+        )  # fmt: skip
