@@ -20,6 +20,7 @@ from storage.endings import Analysed, finish_job
 from storage.preparation import Preparation, claim_study_for_preparation, finish_preparation
 from storage.recording import record_instances
 from storage.results import results_awaiting_composition, store_documents
+from storage.retention import purge_finished_studies
 from storage.spool import Spool
 from storage.states import StudyState
 
@@ -105,6 +106,17 @@ def compose(hospital: Hospital) -> None:
             store_documents(hospital.database, result.id, documents, destinations, now)
 
 
+def purge(hospital: Hospital) -> None:
+    """Remove every finished study, however young, one by one."""
+    while True:
+        done = purge_finished_studies(
+            hospital.database, hospital.spool, datetime.now(UTC), older_than_days=-1, limit=1
+        )
+        if not done:
+            return
+        say(f"removed {done[0].study_instance_uid}")
+
+
 def main() -> None:
     stage, database_path, folder, owner, first, last = sys.argv[1:]
     database = open_database(Path(database_path))
@@ -116,6 +128,8 @@ def main() -> None:
         prepare(hospital, owner)
     elif stage == "work":
         work(hospital, owner)
+    elif stage == "purge":
+        purge(hospital)
     else:
         compose(hospital)
     say("finished")

@@ -23,9 +23,15 @@ from storage.arrivals import StoreOutcome
 from storage.claims import reclaim_expired
 from storage.completion import complete_now
 from storage.database import migrate, open_database
-from storage.preparation import reclaim_preparations
+from storage.preparation import (
+    Preparation,
+    claim_study_for_preparation,
+    finish_preparation,
+    reclaim_preparations,
+)
 from storage.reindexing import reindex
 from storage.spool import Spool
+from storage.states import StudyState
 from storage.studies import get_series, list_studies
 
 _TESTS = Path(storage_children.__file__).parent
@@ -140,6 +146,28 @@ def test_every_study_is_prepared_once_however_often_its_preparer_is_killed(hospi
     assert sorted(uid for job in jobs for uid in job.sop_instance_uids) == sorted(
         sop_of(number) for number in range(INSTANCES)
     )
+
+
+def test_a_study_is_removed_whole_or_not_at_all_however_often_the_purge_is_killed(
+    hospital,
+) -> None:
+    _fill(hospital)
+    while task := claim_study_for_preparation(hospital.database, "p", datetime.now(UTC), 60):
+        outcome = Preparation(StudyState.UNMATCHED, "")
+        finish_preparation(hospital.database, task, outcome, datetime.now(UTC))
+    chance = random.Random(5)
+
+    for _ in range(4):
+        _kill_after(_start(hospital, "purge", "scheduler"), chance.randint(1, 4), chance)
+        found = reindex(hospital.database, hospital.spool, datetime.now(UTC))
+        assert (found.recorded, found.missing, found.unreadable) == (0, 0, ())
+        files = Counter(path.parents[1].name for path in hospital.spool.stored_instances())
+        for study in list_studies(hospital.database):
+            left = 0 if study.purged_at else 3
+            assert (study.state, files[study.study_instance_uid]) == ("unmatched", left)
+    _run_to_the_end(_start(hospital, "purge", "scheduler"))
+
+    assert [path for path in hospital.spool.folder.rglob("*") if path.is_file()] == []
 
 
 def test_every_job_has_one_result_and_every_result_its_documents_after_kills(hospital) -> None:
