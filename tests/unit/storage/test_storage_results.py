@@ -328,6 +328,8 @@ def test_what_is_not_found_is_asked_for_less_and_less_often_and_starves_nobody(h
     assert asked(NOON) == [old.id]
     record_confirmation_miss(hospital.database, [old.id], NOON)
     assert asked(NOON) == [new.id]
+    # Both are due by then; who waits longest for the next question comes first.
+    assert asked(NOON + seconds(60)) == [new.id]
     confirm_deliveries(hospital.database, "pacs", [new.sop_instance_uid], NOON)
     record_confirmation_miss(hospital.database, [old.id, new.id], NOON + seconds(60))
     assert asked(NOON + seconds(179)) == []

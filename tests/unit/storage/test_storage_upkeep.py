@@ -350,6 +350,21 @@ def test_a_slice_that_comes_after_the_purge_makes_no_report_of_its_own(hospital)
     assert judgement.verdict is Verdict.COMPLETE
 
 
+def test_the_set_a_study_stands_for_now_is_not_overtaken_by_a_larger_one_of_before(
+    hospital,
+) -> None:
+    first = hospital.enqueue()
+    _removed(hospital, 2)
+    hospital.arrive(1, now=MUCH_LATER)
+    complete_now(hospital.database, STUDY, MUCH_LATER)
+    assert hospital.prepare(MUCH_LATER).job_ids == (first,)
+    (job,) = hospital.claim(now=MUCH_LATER)
+
+    state = finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), MUCH_LATER)
+
+    assert (job.id, state) == (first, JobState.DONE)
+
+
 def test_an_override_does_not_make_the_smaller_set_the_measure(hospital) -> None:
     _removed(hospital, 3)
     hospital.arrive(1, now=MUCH_LATER)
