@@ -78,6 +78,17 @@ class OldestStudy:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusalOverview:
+    """Something turned away at the door, as ``status`` shows the newest."""
+
+    at: datetime
+    calling_ae_title: str
+    address: str
+    reason: str
+    """With the line of configuration that would admit it, where one would."""
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """The state of everything durable."""
 
@@ -94,6 +105,8 @@ class Overview:
     studies_with_conflicts: int
     refused_last_day: int
     """Instances and associations refused at the door."""
+    latest_refusals: tuple[RefusalOverview, ...]
+    """The newest three of the last day."""
     results_without_delivery: int
     """Latest reports that were composed and never had a destination."""
     last_instance_at: datetime | None
@@ -199,6 +212,7 @@ def _read(
         refused_last_day=_number(
             connection, "SELECT COUNT(*) FROM refused_instance WHERE at >= ?", since
         ),
+        latest_refusals=_refusals(connection, since),
         results_without_delivery=_number(connection, _WITHOUT_DELIVERY),
         last_instance_at=_instant(_one(connection, "SELECT MAX(received_at) FROM instance")),
         schema_revision=revision or "",
@@ -254,6 +268,18 @@ def _stuck(
         for kind, each_id, uid, state, since, reason in rows[:_MOST_STUCK]
     )
     return len(rows), items
+
+
+def _refusals(connection: sqlite3.Connection, since: tuple[str]) -> tuple[RefusalOverview, ...]:
+    rows = connection.execute(
+        "SELECT at, calling_ae_title, address, reason FROM refused_instance WHERE at >= ? "
+        "ORDER BY id DESC LIMIT 3",
+        since,
+    )
+    return tuple(
+        RefusalOverview(_known(at), calling, address, reason)
+        for at, calling, address, reason in rows
+    )
 
 
 def _destinations(connection: sqlite3.Connection) -> tuple[DestinationOverview, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from dicom_io.errors import InvalidUID, UnreadableInstance
+from dicom_io.errors import InstanceUnavailable, InvalidUID, UnreadableInstance
 from storage import audit, schema
 from storage.arrivals import Arrival
 from storage.database import Database
@@ -116,7 +116,7 @@ class _Walk:
     def _read(self, path: Path) -> None:
         try:
             self._pending.append(Arrival(self._spool.read_stored(path)))
-        except (UnreadableInstance, InvalidUID, SpoolFailure):
+        except (UnreadableInstance, InvalidUID, InstanceUnavailable, SpoolFailure):
             self._unreadable.append(self._relative(path))
 
     def record_pending(self) -> None:

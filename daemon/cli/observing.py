@@ -15,6 +15,7 @@ from daemon.cli.output import (
     failures_become_exit_codes,
     print_json,
     print_table,
+    printable,
     say,
 )
 from daemon.exit_codes import ExitCode
@@ -103,8 +104,11 @@ def _print_counts(found: Status) -> None:
     say(f"last instance: {ago(overview.last_instance_at, found.at) or 'never'}")
     if overview.refused_last_day:
         say(f"turned away at the door in the last day: {overview.refused_last_day}")
+        for refusal in overview.latest_refusals:
+            who = printable(refusal.calling_ae_title) or "a connection"
+            say(f"  {who} from {refusal.address}: {printable(refusal.reason)}")
     for item in overview.stuck[:10]:
         say(
             f"stuck: {item.kind} {item.id} of study {item.study_instance_uid} is {item.state} "
-            f"since {duration(found.at - item.since)}: {item.reason}"
+            f"since {duration(found.at - item.since)}: {printable(item.reason)}"
         )

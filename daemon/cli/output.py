@@ -38,6 +38,11 @@ def say(text: str = "") -> None:
     typer.echo(text)
 
 
+def printable(text: str) -> str:
+    """Return a peer's words without control characters, which could rewrite the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def print_json(value: object) -> None:
     """Print any record of ours as JSON."""
     typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))

@@ -110,13 +110,17 @@ class Installation:
     def start(self, *roles: str) -> None:
         """Start roles one by one, or everything under supervision when none is named."""
         for role in roles or ("all",):
-            with self.log_path.open("ab") as log:
-                self.processes[role] = subprocess.Popen(
-                    [sys.executable, "-m", "daemon", "run", role, "-c", str(self.config_path)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
+            self.launch(role)
         for role in roles or ROLES:
             self.wait(lambda role=role: self._is_ready(role), f"{role} to be ready")
+
+    def launch(self, role: str) -> None:
+        """Start one role and do not wait for it."""
+        with self.log_path.open("ab") as log:
+            self.processes[role] = subprocess.Popen(
+                [sys.executable, "-m", "daemon", "run", role, "-c", str(self.config_path)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
 
     def kill(self, role: str) -> None:
         """Kill one process as the kernel does when memory runs out."""

@@ -179,6 +179,7 @@ def test_a_refused_association_is_logged_with_the_rule_that_would_admit_it(
 
     busy.wait(lambda: "STRANGER" in busy.log(), "the refusal in the log")
     assert "ae_title" in busy.log()
+    busy.wait(lambda: "STRANGER" in busy.run("status", check=None).stdout, "the refusal in status")
 
 
 def test_doctor_tries_every_decoder_and_destination(busy: Installation) -> None:

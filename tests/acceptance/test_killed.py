@@ -40,7 +40,7 @@ def slow_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow")
     write_package(
         folder / "slow-1.0.0", name="slow", kind="volume", slices=16, rows=96, columns=96,
-        labels=(BRIGHT,), where={"attribute": "Modality", "equals": "CT"}, busy_layers=3,
+        labels=(BRIGHT,), where={"attribute": "Modality", "equals": "CT"}, busy_layers=5,
     )  # fmt: skip
     return folder
 
@@ -174,16 +174,24 @@ def test_study_that_kills_its_worker_twice_is_dead_lettered_and_named(
     site = installation([archive[1]], models=slow_package)
     site.start(*ROLES)
     site.send(CT)
-    for _ in range(2):
-        site.wait(lambda: job_states(site) == [JobState.RUNNING], "the job to run")
+    for crashes in range(2):
+        site.wait(lambda crashes=crashes: runs_after(site, crashes), "the job to run")
         site.kill("worker")
-        site.start("worker")
+        # Not waited for: it takes the job up as soon as it is warm.
+        site.launch("worker")
 
     site.wait(lambda: job_states(site) == [JobState.FAILED], "the job to be dead-lettered")
 
     shown = site.run("status", check=3).stdout
     assert ct_study_uid() in shown
     assert "2 workers died" in shown
+
+
+def runs_after(site: Installation, crashes: int) -> bool:
+    """True when a worker has the job in hand that was lost so many times before."""
+    dossier = site.dossier(ct_study_uid())
+    jobs = dossier.jobs if dossier else ()
+    return [(job.state, job.crashes) for job in jobs] == [(JobState.RUNNING, crashes)]
 
 
 def job_states(site: Installation) -> list[JobState]:
