@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.catalogue import installed_catalogue
 from daemon.config import Config
-from daemon.status import MEBIBYTE
+from daemon.status import MEBIBYTE, read_status
 from dicom_io.association import Destination
 from dicom_io.decoder_trials import try_decoders
 from dicom_io.errors import MedimgdError
@@ -107,6 +108,13 @@ def _port(config: Config) -> Iterator[Diagnosis]:
     if answer.ok:
         yield Diagnosis("receiver", ok=True, detail=f"answers C-ECHO on {local}:{section.port}")
         return
+    if _receiver_lives(config):
+        yield Diagnosis(
+            "receiver", ok=True,
+            detail=f"runs; C-ECHO from this machine is not answered ({answer.detail}). If "
+            "receiver.peers leaves this machine out, that is as it should be",
+        )  # fmt: skip
+        return
     free = _can_bind(section.address, section.port)
     yield Diagnosis(
         "receiver",
@@ -116,6 +124,11 @@ def _port(config: Config) -> Iterator[Diagnosis]:
         else f"port {section.port} cannot be taken and no medimgd answers there "
         f"({answer.detail}): stop what holds it, or set receiver.port",
     )
+
+
+def _receiver_lives(config: Config) -> bool:
+    processes = read_status(config, datetime.now(UTC)).processes
+    return any(each.role == "receiver" and each.alive for each in processes)
 
 
 def _can_bind(address: str, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ from daemon.catalogue import highest_versions, state_of
 from daemon.composing import Composer
 from daemon.config import Config, DestinationSection, ModelsSection, SiteSection
 from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
+from daemon.doctor import examine
 from daemon.indexing import Closed, IndexWriter, Opened
 from daemon.preparer import Preparer
 from daemon.role import now_utc
@@ -31,6 +33,7 @@ from storage.door import list_refused_instances
 from storage.dossier import read_dossier
 from storage.installation import read_installation
 from storage.preparation import reclaim_preparations
+from storage.processes import register_process
 from storage.results import ResultState
 from storage.spool import Spool
 from storage.states import JobState, StudyState
@@ -316,6 +319,20 @@ def test_results_made_without_a_destination_are_offered_once_there_is_one(
 
     (delivery,) = read_dossier(database, STUDY).deliveries
     assert delivery.destination == "pacs"
+
+
+def test_doctor_does_not_miss_a_receiver_that_admits_others_only(
+    config: Config, database: Database
+) -> None:
+    register_process(
+        database, "receiver-1", role="receiver", pid=os.getpid(), host=config.site.node_id,
+        now=now_utc(), state="ready",
+    )  # fmt: skip
+
+    (found,) = [each for each in examine(config) if each.subject == "receiver"]
+
+    assert found.ok
+    assert "receiver.peers" in found.detail
 
 
 class OneReport:
