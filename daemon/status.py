@@ -190,8 +190,8 @@ def _attention(
             yield f"model {model} is out of order: {fault}"
         for model in process.detail.get("unserved", ()):
             yield (
-                f"analyses wait for {model}, which is out of order or not installed: "
-                "see 'medimgd models list'; they go on by themselves when it serves"
+                f"analyses wait for {model}, which does not serve ('medimgd models list'): "
+                "they go on when it does; 'medimgd retry STUDY --again' asks the models that do"
             )
     for destination in destinations:
         if destination.consecutive_failures:
