@@ -109,7 +109,7 @@ def run_demo(folder: Path, say: Say, *, once: bool) -> None:
     DemonstrationFailed
         An expected report did not arrive; the message says which and where the log lies.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A closed terminal ends the demonstration as Ctrl-C does: nothing is left running.
         signal.signal(number, _interrupt)
     folder.mkdir(parents=True, exist_ok=True)

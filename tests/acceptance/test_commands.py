@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -269,3 +270,25 @@ def test_demo_fails_when_an_expected_report_cannot_arrive(
 
     assert done.returncode in (1, 6)
     assert "medimgd: " in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_demo_stays_up_until_it_is_interrupted_and_leaves_nothing_running(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "daemon", "demo", "--folder", str(folder)],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "stays up for your own studies" in line:
+            break
+
+    process.send_signal(number)
+
+    process.stdout.read()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert "medimgd ended" in (folder / "medimgd.log").read_text()
