@@ -171,13 +171,6 @@ def wanted_keywords(packages: Iterable[ModelPackage]) -> frozenset[str]:
     return (asked | SELECTION_KEYWORDS) - {"instance_count"}
 
 
-def select_all(
-    packages: Iterable[ModelPackage], instances: Sequence[StudyInstance]
-) -> tuple[Selection, ...]:
-    """Return the decision of every package, in the packages' order."""
-    return tuple(select(package, instances) for package in packages)
-
-
 def select(package: ModelPackage, instances: Sequence[StudyInstance]) -> Selection:
     """Decide what a package reads of a study.
 

@@ -303,14 +303,6 @@ def _move(
         )
 
 
-def composed_document_id(
-    database: Database, result_id: int, role: str, sop_class_uid: str
-) -> int | None:
-    """Return the document already composed in this class, so that it is not composed twice."""
-    with database.read() as connection:
-        return _composed(connection, result_id, role, sop_class_uid)
-
-
 def _composed(connection: Connection, result_id: int, role: str, sop_class_uid: str) -> int | None:
     return connection.scalar(
         select(_DOCUMENT.c.id).where(

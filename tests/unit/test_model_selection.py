@@ -15,7 +15,6 @@ from model.selection import (
     OutcomeValues,
     StudyInstance,
     select,
-    select_all,
     wanted_keywords,
 )
 from tests.tiny_models import write_package
@@ -233,7 +232,7 @@ def test_record_of_a_choice_explains_itself_as_plain_data(make_package):
 def test_every_package_decides_for_itself(make_package):
     packages = [make_package(name="ct", where=CT), make_package(name="any")]
 
-    selections = select_all(packages, [instance("1.1", Modality="MR")])
+    selections = [select(each, [instance("1.1", Modality="MR")]) for each in packages]
 
     assert [(s.model, s.outcome) for s in selections] == [
         ("ct@1.0.0", OutcomeValues.NO_MATCH),
