@@ -14,6 +14,7 @@ Owns the root of the tree; each package's ``errors.py`` hangs its own branches b
     ├── CannotCompose               a report could not be built from this reference header
     ├── AssociationFailed           peer unreachable, rejected us or aborted
     ├── ReceiverNotStarted          the listening port could not be taken
+    ├── UnusableCertificate         a TLS file is missing, damaged, expired or does not fit
     ├── StorageError                ``storage.errors``
     ├── ModelError                  ``model.errors``
     └── DaemonError                 ``daemon.errors``
@@ -130,3 +131,9 @@ class ReceiverNotStarted(MedimgdError):
     """The listening port is taken or may not be opened."""
 
     retryable = True
+
+
+class UnusableCertificate(MedimgdError):
+    """A certificate, key or list of authorities cannot be used for TLS as it lies there."""
+
+    retryable = False
