@@ -50,3 +50,24 @@ def describe(status: int) -> str:
     else:
         name = "failure"
     return f"{status:04X} {name}"
+
+
+class ActionStatusValues(IntEnum):
+    """N-ACTION response statuses by name (PS3.7 section 10.1.4.1.10 and Annex C)."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    NO_SUCH_INSTANCE = 0x0112
+    INVALID_ARGUMENT_VALUE = 0x0115
+    NO_SUCH_CLASS = 0x0118
+    NO_SUCH_ACTION = 0x0123
+    RESOURCE_LIMITATION = 0x0213
+
+
+class FailureReasonValues(IntEnum):
+    """Why an instance is not committed to: Failure Reason (0008,1197), PS3.3 section C.14.1.1."""
+
+    PROCESSING_FAILURE = 0x0110
+    NO_SUCH_INSTANCE = 0x0112
+    CLASS_INSTANCE_CONFLICT = 0x0119
+    DUPLICATE_TRANSACTION = 0x0131

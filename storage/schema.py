@@ -194,6 +194,8 @@ instance = Table(
         ["series.study_instance_uid", "series.series_instance_uid"],
     ),
     Index("ix_instance_series", "study_instance_uid", "series_instance_uid"),
+    # Storage commitment names instances without their study.
+    Index("ix_instance_sop", "sop_instance_uid"),
 )
 
 instance_conflict = Table(
@@ -365,6 +367,33 @@ destination_state = Table(
     Column("sr_sop_class_uid", _UID),
     _count("consecutive_failures"),
     _when("breaker_until"),
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", _UID, nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("called_ae_title", String(16), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("association_id", String(64), nullable=False),
+    # Pairs of SOP Class UID and SOP Instance UID.
+    Column("references", JSON, nullable=False),
+    # Its transaction UID was in use for other instances: nothing of it is committed to.
+    Column("is_duplicate", Boolean(create_constraint=False), nullable=False),
+    Column("state", _STATE, nullable=False),
+    _when("state_since", required=True),
+    _when("requested_at", required=True),
+    _count("attempts"),
+    _count("refusals"),
+    _when("next_attempt_at", required=True),
+    _text("last_answer"),
+    Column("committed_count", Integer),
+    Column("failed_count", Integer),
+    Index("ix_commitment_state", "state", "next_attempt_at"),
+    Index("ix_commitment_transaction", "transaction_uid"),
+    sqlite_autoincrement=True,
 )
 
 audit = Table(

@@ -1,4 +1,4 @@
-"""The state machines of study, job, result and delivery, as tables with who may make each move.
+"""The state machines of study, job, result, delivery and commitment, as tables with who may make each move.
 
 Owns the allowed moves and the refusal of all others; knows nothing of rows or SQL.
 """
@@ -81,7 +81,18 @@ class DeliveryState(StrEnum):
     """Too old or tried too often; waits for a person."""
 
 
-StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState)
+class CommitmentState(StrEnum):
+    """Where the answer to one request for storage commitment stands."""
+
+    PENDING = "pending"
+    """Accepted; the requester has not been told yet."""
+    REPORTED = "reported"
+    """The requester took the report."""
+    FAILED = "failed"
+    """Too old, or refused by the requester: nobody will be told any more."""
+
+
+StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState, CommitmentState)
 Moves = Mapping[tuple[StateT, StateT], frozenset[Actor]]
 
 
@@ -89,7 +100,7 @@ def _moves(table: dict[tuple[StateT, StateT], set[Actor]]) -> Moves[StateT]:
     return MappingProxyType({move: frozenset(actors) for move, actors in table.items()})
 
 
-_S, _J, _R, _D = StudyState, JobState, ResultState, DeliveryState
+_S, _J, _R, _D, _C = StudyState, JobState, ResultState, DeliveryState, CommitmentState
 
 STUDY_MOVES: Moves[StudyState] = _moves(
     {
@@ -158,6 +169,14 @@ DELIVERY_MOVES: Moves[DeliveryState] = _moves(
         (_D.DEAD, _D.PENDING): {Actor.OPERATOR},
         # Accepted once and not found since: sent again.
         (_D.SENT, _D.PENDING): {Actor.OPERATOR},
+    }
+)
+
+COMMITMENT_MOVES: Moves[CommitmentState] = _moves(
+    {
+        # On the association of the request, or later on one of our own.
+        (_C.PENDING, _C.REPORTED): {Actor.RECEIVER, Actor.COURIER},
+        (_C.PENDING, _C.FAILED): {Actor.RECEIVER, Actor.COURIER},
     }
 )
 

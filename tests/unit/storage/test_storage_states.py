@@ -8,11 +8,13 @@ import pytest
 
 from storage.errors import IllegalMove
 from storage.states import (
+    COMMITMENT_MOVES,
     DELIVERY_MOVES,
     JOB_MOVES,
     RESULT_MOVES,
     STUDY_MOVES,
     Actor,
+    CommitmentState,
     DeliveryState,
     JobState,
     ResultState,
@@ -85,6 +87,14 @@ _MACHINES = {
         rejected  pending    operator
         dead      pending    operator
         sent      pending    operator
+        """,
+    ),
+    "commitment": (
+        CommitmentState,
+        COMMITMENT_MOVES,
+        """
+        pending  reported  receiver courier
+        pending  failed    receiver courier
         """,
     ),
 }
