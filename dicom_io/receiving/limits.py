@@ -6,8 +6,15 @@ peers are (access) or of how they are served (server).
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+
+from dicom_io.receiving.shared_places import Holder, SharedPlaces, Tally
+
+LOGGER = logging.getLogger(__name__)
 
 MAXIMUM_ASSOCIATIONS = 64
 """Enough for the modalities and the PACS of one hospital; each costs two threads."""
@@ -66,42 +73,121 @@ def _three_quarters(limit: int) -> int:
 
 
 class OpenAssociations:
-    """The associations that are open now, never more than the limits."""
+    """The associations that are open now, never more than the limits.
 
-    def __init__(self, limits: ReceiverLimits) -> None:
+    Parameters
+    ----------
+    limits : ReceiverLimits
+        Held over this process and all that share `places`.
+    places : SharedPlaces, optional
+        Where the receiver processes of this host tell each other; without it the process is
+        alone.
+    """
+
+    def __init__(self, limits: ReceiverLimits, places: SharedPlaces | None = None) -> None:
         self._limits = limits
-        self._addresses: dict[str, str] = {}
+        self._places = places
+        self._holders: dict[str, Holder] = {}
         self._changed = threading.Condition()
+        self._is_alone = places is None
 
     def __len__(self) -> int:
+        """Return how many this process serves."""
         with self._changed:
-            return len(self._addresses)
+            return len(self._holders)
 
-    def enter(self, association_id: str, address: str) -> str:
-        """Take a place for this association; the answer says why there is none, else is empty."""
-        limits = self._limits
-        with self._changed:
-            if len(self._addresses) >= limits.maximum_associations:
-                return (
-                    f"{limits.maximum_associations} associations are open, the most allowed: "
-                    "send again later, or raise maximum_associations"
-                )
-            from_there = sum(other == address for other in self._addresses.values())
-            if from_there >= limits.maximum_associations_per_address:
-                return (
-                    f"{from_there} associations are open from {address}, the most allowed for one "
-                    "address: send again later, or raise maximum_associations"
-                )
-            self._addresses[association_id] = address
-            return ""
+    def enter(
+        self, association_id: str, address: str, rule: str = "", rule_limit: int | None = None
+    ) -> str:
+        """Take a place for this association; the answer says why there is none, else is empty.
+
+        Parameters
+        ----------
+        association_id, address : str
+            Which, and from where.
+        rule : str
+            The rule that admitted it, as the configuration writes it.
+        rule_limit : int, optional
+            How many that rule admits at once; None when it does not say.
+        """
+        holder = Holder(address, "" if rule_limit is None else rule)
+        with self._changed, self._exclusively():
+            reason = self._objection(self._tally(holder), holder, rule_limit)
+            if not reason:
+                self._holders[association_id] = holder
+                self._publish()
+            return reason
 
     def leave(self, association_id: str) -> None:
         """Give the place back; without effect when it was never taken."""
         with self._changed:
-            self._addresses.pop(association_id, None)
+            if self._holders.pop(association_id, None) is not None:
+                with self._exclusively():
+                    self._publish()
             self._changed.notify_all()
 
     def wait_until_none(self, seconds: float) -> bool:
         """Wait for the last association to end; False when some are still open then."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._addresses, timeout=seconds)
+            return self._changed.wait_for(lambda: not self._holders, timeout=seconds)
+
+    def _objection(self, held: Tally, holder: Holder, rule_limit: int | None) -> str:
+        limits = self._limits
+        if held.in_all >= limits.maximum_associations:
+            return (
+                f"{limits.maximum_associations} associations are open, the most allowed: "
+                "send again later, or raise maximum_associations"
+            )
+        if held.from_address >= limits.maximum_associations_per_address:
+            return (
+                f"{held.from_address} associations are open from {holder.address}, the most "
+                "allowed for one address: send again later, or raise "
+                "maximum_associations_per_address"
+            )
+        if rule_limit is not None and held.by_rule >= rule_limit:
+            return (
+                f"{held.by_rule} associations are open by the rule {holder.rule}, the most it "
+                "allows: send again later, or raise its maximum_associations"
+            )
+        return ""
+
+    def _tally(self, holder: Holder) -> Tally:
+        others = Tally()
+        if self._places is not None and not self._is_alone:
+            try:
+                others = self._places.tally_of_others(holder)
+            except OSError as error:
+                self._go_on_alone(error)
+        own = self._holders.values()
+        return Tally(
+            others.in_all + len(own),
+            others.from_address + sum(each.address == holder.address for each in own),
+            others.by_rule + sum(each.rule == holder.rule for each in own),
+        )
+
+    def _publish(self) -> None:
+        if self._places is not None and not self._is_alone:
+            try:
+                self._places.publish(self._holders.values())
+            except OSError as error:
+                self._go_on_alone(error)
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._places is not None and not self._is_alone:
+                try:
+                    stack.enter_context(self._places.exclusively())
+                except OSError as error:
+                    self._go_on_alone(error)
+            yield
+
+    def _go_on_alone(self, error: OSError) -> None:
+        """Count this process only: a broken disk must not turn every peer away."""
+        self._is_alone = True
+        LOGGER.error(
+            "the places for associations can no longer be shared with other receivers (%s): "
+            "this one holds its limits alone until it starts anew",
+            error.strerror or error,
+            extra={"action": "places not shared"},
+        )
