@@ -15,7 +15,8 @@ Owns the translation of SQLite's, SQLAlchemy's and the file system's exceptions;
     ├── IllegalMove             a state machine does not allow this move to this actor
     ├── LeaseLost               somebody else holds this study or job now
     ├── ImagesRemoved           retention removed the images this would need
-    └── NotFound                no such study, job, result or delivery
+    ├── TooManyCommitments      as many reports of storage commitment are owed as allowed
+    └── NotFound                no such study, job, result, delivery or commitment
 """
 
 from __future__ import annotations
@@ -105,8 +106,14 @@ class ImagesRemoved(StorageError):
     retryable = False
 
 
+class TooManyCommitments(StorageError):
+    """As many reports of storage commitment are owed as allowed; the requester asks again later."""
+
+    retryable = True
+
+
 class NotFound(StorageError):
-    """No such study, job, result or delivery."""
+    """No such study, job, result, delivery or commitment."""
 
     retryable = False
 

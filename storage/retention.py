@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Select, and_, delete, exists, func, select, u
 
 from storage import audit, schema
 from storage.clock import after
+from storage.commitments import forget_commitments
 from storage.database import Database
 from storage.errors import StorageError
 from storage.removal import remove_set_aside, set_aside, settle_removals
@@ -166,12 +167,20 @@ def _forget_documents(connection: Connection, uid: str) -> int:
 
 
 def forget_old_traffic(database: Database, now: datetime, *, older_than_days: float) -> int:
-    """Remove records of closed associations and of refusals at the door; return how many."""
+    """Remove records of closed associations, of refusals at the door and of settled commitments.
+
+    Returns
+    -------
+    int
+        How many.
+    """
     before = after(now, -older_than_days * _SECONDS_PER_DAY)
+    settled = forget_commitments(database, before)
     assoc, link, refused = schema.association, schema.association_study, schema.refused_instance
     old = and_(assoc.c.closed_at.is_not(None), assoc.c.closed_at < before)
     with database.write() as connection:
         ids = select(assoc.c.id).where(old)
         connection.execute(delete(link).where(link.c.association_id.in_(ids)))
         closed = connection.execute(delete(assoc).where(old)).rowcount
-        return closed + connection.execute(delete(refused).where(refused.c.at < before)).rowcount
+        turned_away = connection.execute(delete(refused).where(refused.c.at < before)).rowcount
+    return settled + closed + turned_away

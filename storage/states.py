@@ -1,4 +1,4 @@
-"""The state machines of study, job, result, delivery and commitment, as tables with who may make each move.
+"""The state machines of study, job, result, delivery and commitment: tables of who may move what.
 
 Owns the allowed moves and the refusal of all others; knows nothing of rows or SQL.
 """
