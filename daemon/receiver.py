@@ -17,8 +17,10 @@ from dicom_io.receiving.access import ANY, Peer
 from dicom_io.receiving.instances import (
     STORED,
     AssociationObserver,
-    ReceivedInstance,
+    IncomingInstance,
     StoreAnswer,
+    StoreRequest,
+    TurnedAway,
 )
 from dicom_io.receiving.limits import ReceiverLimits
 from dicom_io.receiving.part10 import file_prefix
@@ -30,6 +32,7 @@ from storage.arrivals import Arrival, StoreOutcome
 from storage.associations import close_associations_of
 from storage.database import Database
 from storage.errors import SpoolFailure
+from storage.incoming import IncomingFile
 from storage.reindexing import reindex
 from storage.results import is_own_sop_instance_uid
 from storage.spool import Spool
@@ -63,8 +66,8 @@ class DataSetMismatch(MedimgdError):
 class SpoolSink:
     """Stores instances in the spool and reports them to the index.
 
-    Called by one thread per association. Success is answered only after ``Spool.store`` returned,
-    when the file is synced under its final name.
+    Called by one thread per association. Success is answered only after the spool's file is
+    synced under its final name.
     """
 
     def __init__(self, spool: Spool, index: IndexWriter, database: Database) -> None:
@@ -72,52 +75,55 @@ class SpoolSink:
         self._index = index
         self._database = database
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
-        """Keep one instance; see the class."""
+    def begin(self, request: StoreRequest) -> IncomingInstance:
+        """Open a file for one instance, or say why there can be none now."""
         if self._index.is_overloaded:
-            return self._refuse(
-                received,
-                StoreStatusValues.OUT_OF_RESOURCES,
-                "the index is behind, send again later",
-            )
+            return self._turn_away(request, "the index is behind, send again later")
         try:
-            stored = self._spool.store(
-                file_prefix(received),
-                received.data_set,
-                lambda header: self._check(received, header),
-            )
+            file = self._spool.begin(file_prefix(request), request.transfer_syntax_uid)
+        except SpoolFailure as error:
+            return self._turn_away(request, str(error))
+        return SpooledInstance(self, request, file)
+
+    def finish(self, request: StoreRequest, file: IncomingFile) -> StoreAnswer:
+        """Store what arrived and answer for it."""
+        try:
+            stored = file.finish(lambda header: self._check(request, header))
         except OwnObject:
             _logger.info(
                 "one of our own results came back and was ignored",
-                extra={ACTION: "own_object", SOP_INSTANCE: received.sop_instance_uid},
+                extra={ACTION: "own_object", SOP_INSTANCE: request.sop_instance_uid},
             )
             return STORED
         except DataSetMismatch as error:
-            return self._refuse(
-                received, StoreStatusValues.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, str(error)
+            return self.refuse(
+                request, StoreStatusValues.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, str(error)
             )
         except (UnreadableInstance, InvalidUID) as error:
-            return self._refuse(received, StoreStatusValues.CANNOT_UNDERSTAND, str(error))
+            return self.refuse(request, StoreStatusValues.CANNOT_UNDERSTAND, str(error))
         except SpoolFailure as error:
-            return self._refuse(received, StoreStatusValues.OUT_OF_RESOURCES, str(error))
-        self._index.put(Arrival(stored, received.association_id))
+            return self.refuse(request, StoreStatusValues.OUT_OF_RESOURCES, str(error))
+        self._index.put(Arrival(stored, request.association_id))
         if stored.outcome is StoreOutcome.CONFLICT:
             _logger.warning(
                 "other content under a known SOP Instance UID was kept apart",
-                extra={ACTION: "instance_conflict", SOP_INSTANCE: received.sop_instance_uid},
+                extra={ACTION: "instance_conflict", SOP_INSTANCE: request.sop_instance_uid},
             )
         return STORED
 
-    def _check(self, received: ReceivedInstance, header: InstanceHeader) -> None:
+    def _turn_away(self, request: StoreRequest, reason: str) -> TurnedAway:
+        return TurnedAway(self.refuse(request, StoreStatusValues.OUT_OF_RESOURCES, reason))
+
+    def _check(self, request: StoreRequest, header: InstanceHeader) -> None:
         """Compare the command with the data set before the file gets its final name."""
-        if header.sop_instance_uid != received.sop_instance_uid:
+        if header.sop_instance_uid != request.sop_instance_uid:
             raise DataSetMismatch(
-                f"SOPInstanceUID: command {received.sop_instance_uid}, "
+                f"SOPInstanceUID: command {request.sop_instance_uid}, "
                 f"data set {header.sop_instance_uid}"
             )
-        if header.sop_class_uid != received.sop_class_uid:
+        if header.sop_class_uid != request.sop_class_uid:
             raise DataSetMismatch(
-                f"SOPClassUID: command {received.sop_class_uid}, data set {header.sop_class_uid}"
+                f"SOPClassUID: command {request.sop_class_uid}, data set {header.sop_class_uid}"
             )
         composed_here = header.sop_class_uid in _RESULT_CLASSES and is_own_sop_instance_uid(
             self._database, header.sop_instance_uid
@@ -125,27 +131,56 @@ class SpoolSink:
         if header.is_own or composed_here:
             raise OwnObject("our own result")
 
-    def _refuse(
-        self, received: ReceivedInstance, status: StoreStatusValues, reason: str
-    ) -> StoreAnswer:
+    def refuse(self, request: StoreRequest, status: StoreStatusValues, reason: str) -> StoreAnswer:
+        """Log and index why an instance is not taken, and return the answer that says so."""
         _logger.warning(
             "an instance from %s was answered %s: %s",
-            received.calling_ae_title, describe(status), reason,
-            extra={ACTION: "instance_refused", SOP_INSTANCE: received.sop_instance_uid,
-                   ASSOCIATION: received.association_id, REASON: describe(status)},
+            request.calling_ae_title, describe(status), reason,
+            extra={ACTION: "instance_refused", SOP_INSTANCE: request.sop_instance_uid,
+                   ASSOCIATION: request.association_id, REASON: describe(status)},
         )  # fmt: skip
         self._index.put(
             Refused(
                 reason,
-                received.calling_ae_title,
-                received.called_ae_title,
-                received.address,
+                request.calling_ae_title,
+                request.called_ae_title,
+                request.address,
                 int(status),
-                received.sop_class_uid,
-                received.sop_instance_uid,
+                request.sop_class_uid,
+                request.sop_instance_uid,
             )
         )
         return StoreAnswer(status, reason)
+
+
+class SpooledInstance:
+    """One instance on its way from an association into the spool."""
+
+    def __init__(self, sink: SpoolSink, request: StoreRequest, file: IncomingFile) -> None:
+        self._sink = sink
+        self._request = request
+        self._file = file
+        self._failure: StoreAnswer | None = None
+
+    def write(self, fragment: memoryview) -> None:
+        """Append to the file; a disk that fails is answered at the end, the rest is dropped."""
+        if self._failure is not None:
+            return
+        try:
+            self._file.write(fragment)
+        except SpoolFailure as error:
+            self._file.discard()
+            self._failure = self._sink.refuse(
+                self._request, StoreStatusValues.OUT_OF_RESOURCES, str(error)
+            )
+
+    def finish(self) -> StoreAnswer:
+        """Store the file under its final name and answer."""
+        return self._failure or self._sink.finish(self._request, self._file)
+
+    def discard(self) -> None:
+        """Remove what was written, unless it has become an instance."""
+        self._file.discard()
 
 
 class IndexedAssociations(AssociationObserver):

@@ -16,8 +16,9 @@ from sqlalchemy import Connection, select
 
 from storage import schema
 from storage.database import Database
+from storage.durable import make_folders, sync_folder
 from storage.errors import translated_file_error
-from storage.spool import Spool, content_digest, make_folders, sync_folder
+from storage.spool import Spool, content_digest
 
 
 def set_aside(spool: Spool, relative_paths: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """The spool: received instances as files, synced under their final name before Success.
 
-Owns names, folders and the order of write, sync, link and sync. Knows nothing of the database;
-the files alone are enough to index everything again.
+Owns names, folders and what is found again in them; ``incoming`` writes a single file. Knows
+nothing of the database: the files alone are enough to index everything again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,14 +20,16 @@ from dicom_io.errors import InvalidUID, UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.vocabulary import InstanceHeader, checked_uid
 from storage.arrivals import Stored, StoreOutcome
+from storage.durable import make_folders, move_without_replacing, sync_folder
 from storage.errors import SpoolFailure, SpoolFull, translated_file_error
+from storage.incoming import IncomingFile
 
 DEFAULT_MIN_FREE_BYTES = 2 * 1024**3
 """Below this much free disk nothing more is accepted: the database needs room to finish."""
 
 _CHUNK_BYTES = 1024 * 1024
-_LINK_ATTEMPTS = 8
-"""Retention may remove an empty folder between its making and the link into it."""
+_MOVE_ATTEMPTS = 8
+"""Retention may remove an empty folder between its making and the move into it."""
 
 _FILE_PATTERN = re.compile(r"(?P<uid>[0-9.]+)(?:\.conflict-(?P<digest>[0-9a-f]{12}))?\.dcm")
 _PART_PATTERN = re.compile(
@@ -88,58 +90,63 @@ class Spool:
         """True while an instance of this size leaves the watermark untouched."""
         return self.free_bytes() - size_hint >= self.min_free_bytes
 
+    def begin(self, prefix: bytes, transfer_syntax_uid: str) -> IncomingFile:
+        """Begin an instance that arrives piece by piece.
+
+        Parameters
+        ----------
+        prefix : bytes
+            Preamble, ``DICM`` and group 2.
+        transfer_syntax_uid : str
+            How the data set is encoded; part of what makes two instances the same.
+
+        Raises
+        ------
+        SpoolFull, SpoolFailure
+            Nothing can be stored now; the sender should try again.
+        """
+        self.require_room()
+        unique = f"{os.getpid()}.{secrets.token_hex(8)}"
+        part = self._incoming / f"{self._slot}.{self._host}.{unique}.part"
+        return IncomingFile(self, part, prefix, transfer_syntax_uid)
+
     def store(
         self,
         prefix: bytes,
         data_set: bytes | bytearray | memoryview,
         validate: Callable[[InstanceHeader], None] | None = None,
     ) -> Stored:
-        """Store one instance; when this returns, it survives a power failure.
+        """Store an instance that is here as a whole; arguments and errors as of its steps."""
+        group = prefix[_GROUP_LENGTH_END:]
+        incoming = self.begin(prefix, _transfer_syntax(group, self.folder))
+        try:
+            incoming.write(memoryview(data_set).cast("B"))
+            return incoming.finish(validate)
+        finally:
+            incoming.discard()
 
-        Parameters
-        ----------
-        prefix : bytes
-            Preamble, ``DICM`` and group 2.
-        data_set : bytes-like
-            The encoded data set exactly as it was sent.
-        validate : callable, optional
-            Given the header before anything gets its final name; whatever it raises is passed
-            on and nothing is stored. For comparing the command's UIDs with the data set's.
+    def require_room(self) -> None:
+        """Raise ``SpoolFull`` when the watermark is reached."""
+        if not self.has_room():
+            raise SpoolFull(
+                f"less than {self.min_free_bytes} bytes are free on the disk of "
+                f"{self.folder}: free space, or shorten the retention time"
+            )
+
+    def file(self, part: Path, header: InstanceHeader, sha256: str, size: int) -> Stored:
+        """Give a synced temporary file its final name, and that name its durability.
 
         Raises
         ------
-        SpoolFull, SpoolFailure
-            Nothing was stored; the sender should try again.
-        UnreadableInstance, InvalidUID
-            The data set cannot be filed; nothing was stored.
+        InvalidUID
+            A UID of the header cannot become a path.
+        OSError
+            The disk failed; the file may already bear its name, which harms nobody.
         """
-        if not self.has_room(len(prefix) + len(data_set)):
-            raise SpoolFull(
-                f"less than {self.min_free_bytes} bytes would stay free on the disk of "
-                f"{self.folder}: free space, or shorten the retention time"
-            )
-        unique = f"{os.getpid()}.{secrets.token_hex(8)}"
-        part = self._incoming / f"{self._slot}.{self._host}.{unique}.part"
-        try:
-            _write_synced(part, (prefix, data_set))
-            header = read_header(part)
-            if validate is not None:
-                validate(header)
-            digest = hashlib.sha256(f"{header.transfer_syntax_uid}\0".encode())
-            digest.update(data_set)
-            return self._file(part, header, digest.hexdigest(), len(prefix) + len(data_set))
-        except OSError as error:
-            raise translated_file_error(error, f"store an instance in {self.folder}") from error
-        finally:
-            # The instance has its own name by now, or it must leave nothing behind.
-            with suppress(OSError):
-                part.unlink()
-
-    def _file(self, part: Path, header: InstanceHeader, sha256: str, size: int) -> Stored:
         series = self._series_folder(header)
         uid = checked_uid(header.sop_instance_uid, "SOPInstanceUID")
         target = series / f"{uid}.dcm"
-        if self._link(part, target):
+        if self._move(part, target):
             outcome = StoreOutcome.NEW
         elif content_digest(target) == sha256:
             # Its writer may not have come to sync the folder yet, and we answer Success first.
@@ -147,7 +154,7 @@ class Spool:
             outcome = StoreOutcome.IDENTICAL
         else:
             target = series / f"{uid}.conflict-{sha256[:12]}.dcm"
-            if not self._link(part, target):
+            if not self._move(part, target):
                 sync_folder(series)
             outcome = StoreOutcome.CONFLICT
         relative = target.relative_to(self.folder).as_posix()
@@ -159,12 +166,12 @@ class Spool:
         series = checked_uid(header.series_instance_uid, "SeriesInstanceUID")
         return self._studies / study / series
 
-    def _link(self, part: Path, target: Path) -> bool:
+    def _move(self, part: Path, target: Path) -> bool:
         """Give `part` its final name; False when the name is taken. Never overwrites."""
-        for _ in range(_LINK_ATTEMPTS):
+        for _ in range(_MOVE_ATTEMPTS):
             make_folders(target.parent)
             try:
-                os.link(part, target)
+                move_without_replacing(part, target)
             except FileExistsError:
                 return False
             except FileNotFoundError:
@@ -287,39 +294,6 @@ def _transfer_syntax(group: bytes, path: Path) -> str:
             return group[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
         at = start + length
     raise UnreadableInstance(f"{path} names no TransferSyntaxUID (0002,0010)")
-
-
-def _write_synced(path: Path, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
-    with path.open("xb", buffering=0) as file:
-        for piece in pieces:
-            _write_all(file.fileno(), memoryview(piece).cast("B"))
-        os.fsync(file.fileno())
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def make_folders(folder: Path) -> None:
-    """Make a folder and its parents, each new one synced into its parent."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with suppress(FileExistsError):
-            each.mkdir()
-        sync_folder(each.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sorted(folder: Path) -> list[Path]:

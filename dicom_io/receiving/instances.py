@@ -1,20 +1,20 @@
 """What the receiver hands over and what it expects back.
 
 Owns the records that cross from the Storage SCP to the place where instances are kept, and the
-port between them. Knows neither pynetdicom nor any way of storing.
+ports between them. Knows neither pynetdicom nor any way of storing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from dicom_io.statuses import StoreStatusValues
 
 
 @dataclass(frozen=True, slots=True)
-class ReceivedInstance:
-    """One C-STORE request, its data set still encoded exactly as it was sent."""
+class StoreRequest:
+    """One C-STORE request: who sends what, how it is encoded, and by which association."""
 
     association_id: str
     calling_ae_title: str
@@ -27,8 +27,6 @@ class ReceivedInstance:
     """From the command, not from the data set; checked to be a UID, so safe in a path."""
     transfer_syntax_uid: str
     """Of the presentation context the request came on."""
-    data_set: memoryview = field(repr=False)
-    """The encoded data set, byte for byte; valid only until ``store`` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +41,50 @@ class StoreAnswer:
 STORED = StoreAnswer(StoreStatusValues.SUCCESS)
 
 
+class IncomingInstance(Protocol):
+    """One instance on its way in, used by one thread.
+
+    After `begin` come any number of `write` and then exactly one of `finish` and `discard`. What
+    `write` or `finish` raises ends the instance: `discard` follows, and the sender is answered
+    with a failure.
+    """
+
+    def write(self, fragment: memoryview) -> None:
+        """Take the next bytes of the encoded data set; `fragment` is valid during the call only."""
+        ...
+
+    def finish(self) -> StoreAnswer:
+        """Keep the instance and say so; Success only when it is as durable as promised."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind; harmless after `finish`. Must not raise."""
+        ...
+
+
 class InstanceSink(Protocol):
     """Where received instances go. Called by several threads at once."""
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
-        """Keep the instance and say so; Success only when it is as durable as promised."""
+    def begin(self, request: StoreRequest) -> IncomingInstance:
+        """Prepare for the data set of this request, or raise why it cannot be taken."""
         ...
+
+
+class TurnedAway:
+    """An instance whose fate is known beforehand: its data set is read and dropped."""
+
+    def __init__(self, answer: StoreAnswer) -> None:
+        self._answer = answer
+
+    def write(self, fragment: memoryview) -> None:
+        """Drop it; the sender must be heard to the end before it listens to the answer."""
+
+    def finish(self) -> StoreAnswer:
+        """Give the answer known beforehand."""
+        return self._answer
+
+    def discard(self) -> None:
+        """There is nothing to leave behind."""
 
 
 class AssociationObserver:

@@ -1,4 +1,4 @@
-"""The listening socket and the life of one accepted association, over pynetdicom's server classes.
+"""The listening socket and the account of accepted associations, over pynetdicom's server classes.
 
 Owns sockets, their options and the promise that every association's end is noticed exactly once.
 Must not know who is admitted or what is stored: the server passes that in as event handlers.
@@ -17,14 +17,13 @@ from socketserver import BaseServer
 from typing import Any, cast
 
 from pynetdicom.ae import ApplicationEntity
-from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE, DimseServiceType
 from pynetdicom.events import EventHandlerType
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationServer, RequestHandler
 
-from dicom_io.network import close, disable_nagle
-from dicom_io.statuses import StoreStatusValues
+from dicom_io.network import disable_nagle
+from dicom_io.receiving.accepted import AcceptedAssociation, BeginStore
+from dicom_io.tls import HANDSHAKE_TIMEOUT_SECONDS, HandshakeFailed, secure, shake_hands
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,62 +33,6 @@ BACKLOG = 128
 _POLL_SECONDS = 0.2
 _FAREWELL_SECONDS = 1.0
 """Enough for an A-ABORT to leave and a peer to close, not so long that stopping seems hung."""
-
-
-class AcceptedAssociation(Association):
-    """An association a peer opened with us; its thread tells the listener when it ends.
-
-    Instances come from `AssociationListener` alone, which turns the plain ones that pynetdicom
-    creates into these.
-    """
-
-    association_id: str
-    calling_ae_title: str
-    called_ae_title: str
-    address: str
-    is_requested: bool
-    """An A-ASSOCIATE-RQ has arrived."""
-    is_admitted: bool
-    """It holds one of the places for open associations."""
-    is_announced: bool
-    """The observer was told that this association is open."""
-    on_ended: Callable[[AcceptedAssociation], None]
-
-    def run(self) -> None:
-        """Serve the association to its end, however it ends."""
-        try:
-            super().run()
-        finally:
-            # Only this thread announces the end: release, abort, loss and timeout all pass here.
-            self.force_end()
-            self.on_ended(self)
-
-    def allow_silence(self, seconds: float | None) -> None:
-        """Let the peer pause this long in the middle of a PDU from now on."""
-        wrapper = self.dul.socket
-        if wrapper is not None and wrapper.socket is not None:
-            wrapper.socket.settimeout(seconds)
-
-    def wake_if_never_requested(self) -> None:
-        """Stop waiting for a request from a peer that has already hung up."""
-        if not self.is_requested:
-            # The waiting thread reads None as "timed out" and cleans up now instead of then.
-            self.dul.to_user_queue.put(cast("Any", None))
-
-    def force_end(self) -> None:
-        """Let both threads of this association run out and close its socket."""
-        self._kill = True
-        self.dul.kill_dul()
-        wrapper = self.dul.socket
-        if wrapper is not None and wrapper.socket is not None:
-            close(wrapper.socket)
-
-    def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
-        # pynetdicom drops an incomplete request without an answer and the sender would wait.
-        if _is_incomplete_store_request(msg):
-            self.dimse.send_msg(_refusal_of_incomplete(cast("C_STORE", msg)), context_id)
-            return
-        super()._serve_request(msg, context_id)
 
 
 class _ConnectionHandler(RequestHandler):
@@ -107,15 +50,13 @@ class _ConnectionHandler(RequestHandler):
             raise
 
     def _create_association(self) -> AcceptedAssociation:
-        assoc = super()._create_association()
-        # pynetdicom names no hook for the class of an accepted association.
-        assoc.__class__ = AcceptedAssociation
-        accepted = cast("AcceptedAssociation", assoc)
-        accepted.association_id = uuid.uuid4().hex
-        accepted.calling_ae_title = accepted.called_ae_title = ""
-        accepted.address = str(self.client_address[0])
-        accepted.is_requested = accepted.is_admitted = accepted.is_announced = False
-        return accepted
+        return AcceptedAssociation.make(
+            super()._create_association(),
+            uuid.uuid4().hex,
+            str(self.client_address[0]),
+            self.server.begin_store,
+            self.server.silence_seconds,
+        )
 
 
 class AssociationListener(AssociationServer):
@@ -127,8 +68,16 @@ class AssociationListener(AssociationServer):
         Carries timeouts, maximum PDU and implementation identity.
     address : tuple of (str, int)
         Port 0 takes any free port.
-    ae_title, contexts, ssl_context, evt_handlers
+    ae_title, contexts, evt_handlers
         As pynetdicom's own server takes them.
+    ssl_context : None
+        Not used: pynetdicom would make the handshake in the thread that accepts connections, where
+        one silent peer keeps all others out.
+    tls : callable, optional
+        Gives the context for one connection; each handshake is made in the thread of its own
+        association. None for connections without TLS.
+    on_handshake_failed : callable, optional
+        Told the source address and the reason of each handshake that failed.
     reuse_port : bool
         Let several listeners, in this or other processes, share the port (Linux).
     admits : callable
@@ -136,6 +85,10 @@ class AssociationListener(AssociationServer):
         same address; False closes it before any thread is made. Must be quick.
     on_ended : callable
         Called once for every connection that became an association thread, requested or not.
+    begin_store : callable, optional
+        Starts the instance of a C-STORE request; None leaves C-STORE to pynetdicom.
+    silence_seconds : float
+        The longest an established association may be silent.
 
     Raises
     ------
@@ -157,7 +110,17 @@ class AssociationListener(AssociationServer):
         reuse_port: bool,
         admits: Callable[[str, int, int], bool],
         on_ended: Callable[[AcceptedAssociation], None],
+        begin_store: BeginStore | None,
+        silence_seconds: float,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        on_handshake_failed: Callable[[str, str], None] | None = None,
     ) -> None:
+        if ssl_context is not None:
+            raise ValueError("ssl_context must be None: give the context through tls")
+        self._tls = tls
+        self._on_handshake_failed = on_handshake_failed
+        self.begin_store = begin_store
+        self.silence_seconds = silence_seconds
         self._reuse_port = reuse_port
         self._admits = admits
         self._on_ended = on_ended
@@ -194,6 +157,7 @@ class AssociationListener(AssociationServer):
     def adopt(self, assoc: AcceptedAssociation) -> None:
         """Keep account of an association that is about to start."""
         assoc.on_ended = self._forget
+        assoc.secures = self._secure
         with self._live_lock:
             self._live.add(assoc)
 
@@ -237,6 +201,25 @@ class AssociationListener(AssociationServer):
     def _serve(self) -> None:
         self.serve_forever(poll_interval=_POLL_SECONDS)
 
+    def _secure(self, assoc: AcceptedAssociation) -> bool:
+        wrapper = assoc.dul.socket
+        if self._tls is None or wrapper is None or wrapper.socket is None:
+            return self._tls is None
+        seconds = min(HANDSHAKE_TIMEOUT_SECONDS, self.ae.acse_timeout or HANDSHAKE_TIMEOUT_SECONDS)
+        try:
+            secured = secure(wrapper.socket, self._tls(), seconds)
+            if secured is None:
+                return False
+            # In its place before the handshake, so that force_end can end that as well.
+            wrapper.socket = secured
+            shake_hands(secured, seconds)
+        except HandshakeFailed as error:
+            if self._on_handshake_failed is not None:
+                self._on_handshake_failed(assoc.address, str(error))
+            return False
+        secured.settimeout(self.ae.acse_timeout)
+        return True
+
     def _forget(self, assoc: AcceptedAssociation) -> None:
         with self._live_lock:
             self._live.discard(assoc)
@@ -251,18 +234,3 @@ def _join_all(threads: Iterable[threading.Thread], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _is_incomplete_store_request(msg: DimseServiceType) -> bool:
-    return isinstance(msg, C_STORE) and msg.MessageID is not None and not msg.is_valid_request
-
-
-def _refusal_of_incomplete(request: C_STORE) -> C_STORE:
-    answer = C_STORE()
-    answer.MessageIDBeingRespondedTo = request.MessageID
-    answer.AffectedSOPClassUID = request.AffectedSOPClassUID
-    answer.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
-    answer.Status = int(StoreStatusValues.CANNOT_UNDERSTAND)
-    # The attribute is a plain None in pynetdicom's class, without a declared type.
-    setattr(answer, "ErrorComment", "C-STORE request without UIDs")  # noqa: B010
-    return answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from dicom_io.receiving.instances import ReceivedInstance
+from dicom_io.receiving.instances import StoreRequest
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _PREAMBLE_AND_PREFIX = bytes(128) + b"DICM"
@@ -18,7 +18,7 @@ _LONG_ELEMENT = struct.Struct("<HH2sHL")
 _AE_TITLE_MAX_LENGTH = 16
 
 
-def file_prefix(received: ReceivedInstance) -> bytes:
+def file_prefix(request: StoreRequest) -> bytes:
     """Return what precedes the data set in a file: preamble, ``DICM`` and group 0002.
 
     Group 0002 is always Explicit VR Little Endian, whatever the data set is. Source Application
@@ -32,12 +32,12 @@ def file_prefix(received: ReceivedInstance) -> bytes:
         (
             _LONG_ELEMENT.pack(0x0002, 0x0001, b"OB", 0, len(_FILE_META_INFORMATION_VERSION)),
             _FILE_META_INFORMATION_VERSION,
-            _uid(0x0002, received.sop_class_uid),
-            _uid(0x0003, received.sop_instance_uid),
-            _uid(0x0010, received.transfer_syntax_uid),
+            _uid(0x0002, request.sop_class_uid),
+            _uid(0x0003, request.sop_instance_uid),
+            _uid(0x0010, request.transfer_syntax_uid),
             _uid(0x0012, IMPLEMENTATION_CLASS_UID),
             _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _source(received.calling_ae_title),
+            _source(request.calling_ae_title),
         )
     )
     group_length = _element(0x0000, b"UL", struct.pack("<L", len(group)))

@@ -7,8 +7,8 @@ a data set, and must not know where instances go (the sink) or who listens in (t
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from types import TracebackType
 from typing import Self, cast
@@ -20,8 +20,8 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicom_io.errors import InvalidUID, MedimgdError, ReceiverNotStarted
-from dicom_io.reading import is_machine_fault
+from dicom_io.errors import IdentityUnchecked, ReceiverNotStarted
+from dicom_io.receiving.accepted import AcceptedAssociation
 from dicom_io.receiving.access import (
     ANY,
     AccessFaultValues,
@@ -30,21 +30,20 @@ from dicom_io.receiving.access import (
     judge,
     judge_address,
 )
+from dicom_io.receiving.commands import StoreCommand, error_comment
 from dicom_io.receiving.instances import (
     AssociationObserver,
     InstanceSink,
-    ReceivedInstance,
     StoreAnswer,
+    StoreRequest,
 )
 from dicom_io.receiving.limits import OpenAssociations, ReceiverLimits
-from dicom_io.receiving.listener import AcceptedAssociation, AssociationListener
+from dicom_io.receiving.listener import AssociationListener
 from dicom_io.receiving.refusals import RefusalReport, RefusalReports
-from dicom_io.statuses import StoreStatusValues, describe
-from dicom_io.vocabulary import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    checked_uid,
-)
+from dicom_io.receiving.shared_places import SharedPlaces
+from dicom_io.receiving.storing import StoreInProgress
+from dicom_io.receiving.user_identity import Authenticates, identify
+from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,17 +54,13 @@ DEFAULT_PORT = 11112
 STOP_WAIT_SECONDS = 10.0
 """How long open associations may take to finish when the receiver stops."""
 
-_ERROR_COMMENT_MAX_LENGTH = 64
-
 # Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21).
 _CALLED_AE_TITLE_NOT_RECOGNISED = (1, 1, 7)
 _CALLING_AE_TITLE_NOT_RECOGNISED = (1, 1, 3)
+_USER_NOT_ADMITTED = (1, 2, 1)
+"""ACSE related, no reason given: what PS3.7 D.3.3.7 asks for when an identity is refused."""
 _TEMPORARY_CONGESTION = (2, 3, 1)
 _LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
-
-_WITHOUT_DATA_SET = StoreAnswer(
-    StoreStatusValues.CANNOT_UNDERSTAND, "C-STORE request without data set"
-)
 
 
 class StorageServer:
@@ -89,6 +84,22 @@ class StorageServer:
         Told of associations opened, closed and refused.
     reuse_port : bool
         Let several receivers share the port.
+    places : SharedPlaces, optional
+        Counts open associations together with the other receivers that have it.
+    is_congested : callable, optional
+        Says why no association that may bring instances is taken at the moment, or "" when all is
+        well; asked at each request, so it must be quick. Such a request is rejected as transient,
+        temporary congestion; one for Verification alone is not.
+    streams : bool
+        Whether C-STORE goes from the socket to the sink as it arrives. False leaves it to
+        pynetdicom, which gathers each data set in memory first: the reference that the tests
+        compare with.
+    ssl_context : ssl.SSLContext or callable, optional
+        With it every connection must speak TLS (see `tls.server_context`). A callable is asked at
+        each connection, so that a renewed certificate is taken up (see `tls.RenewedContext`).
+    authenticates : callable, optional
+        Knows the users (see `user_identity`). With it every request for an association must name
+        one that is admitted; without it nobody is asked.
 
     References
     ----------
@@ -106,6 +117,11 @@ class StorageServer:
         limits: ReceiverLimits | None = None,
         observer: AssociationObserver | None = None,
         reuse_port: bool = False,
+        places: SharedPlaces | None = None,
+        is_congested: Callable[[], str] = str,
+        streams: bool = True,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
+        authenticates: Authenticates | None = None,
     ) -> None:
         self._sink = sink
         self._ae_titles = tuple(checked_ae_title(title, "ae_titles") for title in ae_titles)
@@ -115,7 +131,11 @@ class StorageServer:
         self._limits = limits or ReceiverLimits()
         self._observer = observer or AssociationObserver()
         self._reuse_port = reuse_port
-        self._open = OpenAssociations(self._limits)
+        self._streams = streams
+        self._tls = _asked_each_time(ssl_context)
+        self._authenticates = authenticates
+        self._open = OpenAssociations(self._limits, places)
+        self._is_congested = is_congested
         self._refusals = RefusalReports(self._tell_refusal)
         self._listener: AssociationListener | None = None
         self._is_stopping = False
@@ -202,6 +222,10 @@ class StorageServer:
             reuse_port=self._reuse_port,
             admits=self._admits_connection,
             on_ended=self._on_ended,
+            begin_store=self._begin_store if self._streams else None,
+            silence_seconds=self._limits.network_timeout_seconds,
+            tls=self._tls,
+            on_handshake_failed=self._on_handshake_failed,
         )
         return cast("AssociationListener", listener)
 
@@ -219,13 +243,24 @@ class StorageServer:
             self._refusals.add(RefusalReport("", "", address, reason))
         return not reason
 
+    def _on_handshake_failed(self, address: str, reason: str) -> None:
+        self._refusals.add(RefusalReport("", "", address, reason))
+
     def _on_requested(self, event: evt.Event) -> None:
         assoc = cast("AcceptedAssociation", event.assoc)
         request = cast("A_ASSOCIATE", assoc.requestor.primitive)
         assoc.is_requested = True
         assoc.calling_ae_title = str(request.calling_ae_title).strip()
         assoc.called_ae_title = str(request.called_ae_title).strip()
-        refusal = self._refusal(assoc)
+        try:
+            refusal = self._refusal(assoc)
+        except Exception:
+            # pynetdicom logs what a handler raises and goes on to accept the association.
+            LOGGER.exception(
+                "a request for an association could not be judged",
+                extra={"action": "request not judged", "association_id": assoc.association_id},
+            )
+            refusal = _TEMPORARY_CONGESTION, "it could not be judged, see the receiver's log"
         if refusal is not None:
             self._refuse(assoc, *refusal)
 
@@ -243,10 +278,26 @@ class StorageServer:
             return _CALLING_AE_TITLE_NOT_RECOGNISED, verdict.reason
         if self._is_stopping:
             return _TEMPORARY_CONGESTION, "the receiver is stopping: send again later"
-        no_place = self._open.enter(assoc.association_id, assoc.address)
+        congestion = self._is_congested() if _may_store(assoc) else ""
+        if congestion:
+            return _TEMPORARY_CONGESTION, f"{congestion}: send again later"
+        try:
+            identification = identify(assoc.requestor.user_identity, self._authenticates)
+        except IdentityUnchecked as error:
+            return _TEMPORARY_CONGESTION, str(error)
+        if identification.refusal:
+            return _USER_NOT_ADMITTED, identification.refusal
+        no_place = self._open.enter(
+            assoc.association_id,
+            assoc.address,
+            str(verdict.rule or ""),
+            verdict.rule.maximum_associations or None if verdict.rule else None,
+        )
         if no_place:
             return _LOCAL_LIMIT_EXCEEDED, no_place
         assoc.is_admitted = True
+        if identification.answer is not None:
+            assoc.acceptor.add_negotiation_item(identification.answer)
         return None
 
     def _refuse(
@@ -285,31 +336,44 @@ class StorageServer:
         if assoc.is_announced:
             self._observer.on_closed(assoc.association_id)
 
-    def _on_c_store(self, event: evt.Event) -> Dataset:
-        assoc = cast("AcceptedAssociation", event.assoc)
-        try:
-            answer = self._store(assoc, event)
-        except Exception as error:  # noqa: BLE001 - the DIMSE handler must always answer
-            answer = _answer_to_failure(error)
-            _log_failure(assoc, error, answer)
-        return _status_dataset(answer)
+    def _begin_store(
+        self, assoc: AcceptedAssociation, command: StoreCommand, transfer_syntax_uid: str
+    ) -> StoreInProgress:
+        request = StoreRequest(
+            association_id=assoc.association_id,
+            calling_ae_title=assoc.calling_ae_title,
+            called_ae_title=assoc.called_ae_title,
+            address=assoc.address,
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+        )
+        return StoreInProgress(self._sink, request)
 
-    def _store(self, assoc: AcceptedAssociation, event: evt.Event) -> StoreAnswer:
+    def _on_c_store(self, event: evt.Event) -> Dataset:
+        """Serve what reaches pynetdicom's own path: requests the data plane will not judge."""
         request = cast("C_STORE", event.request)
+        command = StoreCommand(
+            0, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        )
+        store = self._begin_store(
+            cast("AcceptedAssociation", event.assoc), command, str(event.context.transfer_syntax)
+        )
         with cast("BytesIO", request.DataSet).getbuffer() as data_set:
-            if not data_set:
-                return _WITHOUT_DATA_SET
-            received = ReceivedInstance(
-                association_id=assoc.association_id,
-                calling_ae_title=assoc.calling_ae_title,
-                called_ae_title=assoc.called_ae_title,
-                address=assoc.address,
-                sop_class_uid=checked_uid(str(request.AffectedSOPClassUID), "SOPClassUID"),
-                sop_instance_uid=checked_uid(str(request.AffectedSOPInstanceUID), "SOPInstanceUID"),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                data_set=data_set,
-            )
-            return self._sink.store(received)
+            if data_set:
+                store.write(data_set)
+            return _status_dataset(store.finish())
+
+
+def _asked_each_time(
+    context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
+) -> Callable[[], ssl.SSLContext] | None:
+    return (lambda: context) if isinstance(context, ssl.SSLContext) else context
+
+
+def _may_store(assoc: AcceptedAssociation) -> bool:
+    proposed = assoc.requestor.primitive.presentation_context_definition_list
+    return any(context.abstract_syntax != Verification for context in proposed)
 
 
 def _on_connection_closed(event: evt.Event) -> None:
@@ -330,48 +394,10 @@ def _application_entity(ae_titles: Sequence[str], limits: ReceiverLimits) -> App
     return ae
 
 
-def _answer_to_failure(error: Exception) -> StoreAnswer:
-    if isinstance(error, InvalidUID):
-        return StoreAnswer(StoreStatusValues.CANNOT_UNDERSTAND, str(error))
-    if is_machine_fault(error):
-        return StoreAnswer(StoreStatusValues.OUT_OF_RESOURCES, "out of resources, send again later")
-    if isinstance(error, MedimgdError):
-        status = (
-            StoreStatusValues.OUT_OF_RESOURCES
-            if error.retryable
-            else StoreStatusValues.CANNOT_STORE
-        )
-        return StoreAnswer(status, str(error))
-    return StoreAnswer(StoreStatusValues.CANNOT_STORE, "internal error, see the receiver's log")
-
-
-def _log_failure(assoc: AcceptedAssociation, error: Exception, answer: StoreAnswer) -> None:
-    # Our own messages hold no patient data; a foreign one may quote the data set, so only its
-    # kind and the place it came from are written.
-    if isinstance(error, MedimgdError):
-        cause = str(error)
-    else:
-        places = traceback.extract_tb(error.__traceback__)[-3:]
-        where = " < ".join(f"{p.filename}:{p.lineno} {p.name}" for p in reversed(places))
-        cause = f"{type(error).__name__} at {where}"
-    LOGGER.error(
-        "an instance from %r (%s) was not stored, answered %s: %s",
-        assoc.calling_ae_title,
-        assoc.address,
-        describe(answer.status),
-        cause,
-        extra={"action": "instance not stored", "association_id": assoc.association_id},
-    )
-
-
 def _status_dataset(answer: StoreAnswer) -> Dataset:
     ds = Dataset()
     ds.Status = int(answer.status)
-    if answer.status != StoreStatusValues.SUCCESS and answer.comment:
-        ds.ErrorComment = _error_comment(answer.comment)
+    comment = error_comment(answer)
+    if comment:
+        ds.ErrorComment = comment
     return ds
-
-
-def _error_comment(comment: str) -> str:
-    plain = comment.encode("ascii", errors="replace").decode("ascii").replace("\\", "/")
-    return "".join(c if c.isprintable() else " " for c in plain)[:_ERROR_COMMENT_MAX_LENGTH]

@@ -16,7 +16,7 @@ from typing import Any
 
 from daemon.config import Config, load_config
 from dicom_io.association import Destination
-from dicom_io.receiving.instances import STORED, ReceivedInstance, StoreAnswer
+from dicom_io.receiving.instances import STORED, StoreAnswer, StoreRequest
 from dicom_io.receiving.part10 import file_prefix
 from dicom_io.receiving.server import StorageServer
 from dicom_io.sending import PathOutcome, send_paths
@@ -26,6 +26,7 @@ from storage.errors import NotFound, StorageError
 from storage.processes import list_processes
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from storage.studies import list_studies
+from tests.sinks import GatheringSink
 
 WAIT_SECONDS = 120.0
 ROLES = ("receiver", "scheduler", "preparer", "worker", "courier")
@@ -42,7 +43,7 @@ class Archive:
     confirm: bool = False
 
 
-class RecordingSink:
+class RecordingSink(GatheringSink):
     """An archive in this process: keeps every instance, and can be slow or full."""
 
     def __init__(self) -> None:
@@ -50,11 +51,11 @@ class RecordingSink:
         self.delay_seconds = 0.0
         self.answer = STORED
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
-        data = file_prefix(received) + bytes(received.data_set)
+    def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
+        data = file_prefix(request) + data_set
         time.sleep(self.delay_seconds)
         if self.answer is STORED:
-            self.received.append((received.sop_class_uid, data))
+            self.received.append((request.sop_class_uid, data))
         return self.answer
 
     def files(self) -> dict[bytes, None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pydicom
 
 from dicom_io.association import Destination
-from dicom_io.receiving.instances import ReceivedInstance, StoreAnswer
+from dicom_io.receiving.instances import StoreAnswer, StoreRequest
 from dicom_io.receiving.part10 import file_prefix
 from dicom_io.results.request import SRClassValues
 from dicom_io.sending import send_paths
@@ -37,10 +37,10 @@ class ReportClock(RecordingSink):
         super().__init__()
         self.accepted: dict[str, float] = {}
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
+    def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
         now = time.perf_counter()
-        if received.sop_class_uid in _REPORTS:
-            file = io.BytesIO(file_prefix(received) + bytes(received.data_set))
+        if request.sop_class_uid in _REPORTS:
+            file = io.BytesIO(file_prefix(request) + data_set)
             ds = pydicom.dcmread(file, specific_tags=["StudyInstanceUID"])
             self.accepted.setdefault(str(ds.StudyInstanceUID), now)
         return self.answer

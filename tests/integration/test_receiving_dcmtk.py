@@ -17,10 +17,11 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from dicom_io.errors import InstanceUnavailable, ReceiverNotStarted
 from dicom_io.receiving.access import Peer
 from dicom_io.receiving.folder_sink import FolderSink
-from dicom_io.receiving.instances import AssociationObserver, ReceivedInstance, StoreAnswer
+from dicom_io.receiving.instances import AssociationObserver, StoreAnswer, StoreRequest
 from dicom_io.receiving.limits import ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.statuses import StoreStatusValues
+from tests.sinks import GatheringSink
 
 AE_TITLE = "MEDIMGD"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -62,13 +63,13 @@ class Recorder(AssociationObserver):
         self.refused.append((calling_ae_title, called_ae_title, address, reason))
 
 
-class AnswerSink:
+class AnswerSink(GatheringSink):
     """Answers every instance alike."""
 
     def __init__(self, answer: StoreAnswer | Exception) -> None:
         self.answer = answer
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
+    def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -353,7 +354,7 @@ def test_a_wrong_called_ae_title_is_rejected_as_such(serve, push, sink, observer
     assert "Called AE Title Not Recognized" in result.stderr
     assert sink.paths() == []
     assert observer.opened == []
-    assert "add 'OTHER' to ae_titles" in observer.refused[0][3]
+    assert 'receiver.ae_title = "OTHER"' in observer.refused[0][3]
 
 
 def test_a_wrong_calling_ae_title_is_rejected_with_the_rule_that_would_admit_it(
@@ -366,7 +367,7 @@ def test_a_wrong_calling_ae_title_is_rejected_with_the_rule_that_would_admit_it(
     assert result.returncode != 0
     assert "Calling AE Title Not Recognized" in result.stderr
     assert sink.paths() == []
-    remedy = "add a peer with ae_title = 'CT2' and network = '127.0.0.1/32'"
+    remedy = 'add to receiver.peers { ae_title = "CT2", network = "127.0.0.1/32" }'
     assert remedy in observer.refused[0][3]
     assert remedy in caplog.text
 
@@ -399,7 +400,8 @@ def test_connections_from_outside_every_network_cost_no_thread_and_one_report(
     assert started_threads() <= threads
     assert len(observer.refused) == 1
     assert observer.refused[0][:3] == ("", "", "127.0.0.1")
-    assert "add a peer with its ae_title and network = '127.0.0.1/32'" in observer.refused[0][3]
+    remedy = 'add to receiver.peers a rule with its ae_title and network = "127.0.0.1/32"'
+    assert remedy in observer.refused[0][3]
 
 
 def test_silent_connections_are_bounded_and_shut_nobody_else_out(serve, observer, connect):

@@ -23,10 +23,11 @@ from dicom_io.association import Destination
 from dicom_io.errors import AssociationFailed
 from dicom_io.query import holds_instance
 from dicom_io.receiving.folder_sink import FolderSink
-from dicom_io.receiving.instances import STORED, ReceivedInstance, StoreAnswer
+from dicom_io.receiving.instances import STORED, StoreAnswer, StoreRequest
 from dicom_io.receiving.server import StorageServer
 from dicom_io.sending import CONTEXT_REFUSED, OutgoingInstance, echo, send, send_paths
 from dicom_io.statuses import StoreStatusValues
+from tests.sinks import GatheringSink
 
 STORESCP_TAKING_ONLY_MR = """
 [[TransferSyntaxes]]
@@ -41,17 +42,15 @@ PresentationContexts = OnlyMR
 """
 
 
-class Keeper:
+class Keeper(GatheringSink):
     """Keeps the data sets in the order they came and answers as told."""
 
     def __init__(self, *answers: StoreAnswer) -> None:
         self.received: list[tuple[str, str, bytes]] = []
         self._answers = list(answers)
 
-    def store(self, received: ReceivedInstance) -> StoreAnswer:
-        self.received.append(
-            (received.association_id, received.sop_instance_uid, bytes(received.data_set))
-        )
+    def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
+        self.received.append((request.association_id, request.sop_instance_uid, data_set))
         return self._answers.pop(0) if self._answers else STORED
 
 
@@ -132,10 +131,10 @@ def test_what_is_sent_never_touches_a_disk(receiver, ct_and_sr, tmp_path, monkey
     seen: list[set[str]] = []
 
     class Watcher(Keeper):
-        def store(self, received: ReceivedInstance) -> StoreAnswer:
+        def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
             seen.append({name for name in _open_files() if "medimgd-send" in name})
             assert list(tmp_path.iterdir()) == []
-            return super().store(received)
+            return super().store(request, data_set)
 
     keeper = Watcher()
 
@@ -267,9 +266,9 @@ def test_a_file_that_vanishes_before_its_turn_is_named_and_ends_the_association(
         shutil.copy(testdata / "single" / "ct_image.dcm", path)
 
     class Thief(Keeper):
-        def store(self, received: ReceivedInstance) -> StoreAnswer:
+        def store(self, request: StoreRequest, data_set: bytes) -> StoreAnswer:
             paths[1].unlink()
-            return super().store(received)
+            return super().store(request, data_set)
 
     outcomes = [outcome.outcome for outcome in send_paths(receiver(Thief()), paths)]
 

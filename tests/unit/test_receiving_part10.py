@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from dicom_io.errors import InvalidUID
 from dicom_io.receiving.folder_sink import FolderSink
-from dicom_io.receiving.instances import ReceivedInstance
+from dicom_io.receiving.instances import StoreRequest
 from dicom_io.receiving.part10 import file_prefix
 from dicom_io.statuses import StoreStatusValues
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -23,7 +23,7 @@ uids = st.from_regex(r"1(\.[1-9][0-9]{0,8}){1,5}", fullmatch=True)
 ae_titles = st.text(alphabet="ABCDEFGHIJ_0123456789", max_size=16)
 
 
-def make_received(**changes) -> ReceivedInstance:
+def make_received(**changes) -> StoreRequest:
     values = {
         "association_id": "a1",
         "calling_ae_title": "CT1",
@@ -32,9 +32,8 @@ def make_received(**changes) -> ReceivedInstance:
         "sop_class_uid": CT_IMAGE_STORAGE,
         "sop_instance_uid": "1.2.3.45",
         "transfer_syntax_uid": EXPLICIT_VR_BIG_ENDIAN,
-        "data_set": memoryview(b""),
     }
-    return ReceivedInstance(**{**values, **changes})
+    return StoreRequest(**{**values, **changes})
 
 
 def test_every_element_of_the_head_reads_back():
@@ -78,9 +77,11 @@ def test_an_empty_calling_title_is_left_out():
 @given(data_set=st.binary(max_size=400))
 def test_file_minus_head_is_what_was_sent(tmp_path_factory, data_set):
     sink = FolderSink(tmp_path_factory.getbasetemp() / "property")
-    received = make_received(data_set=memoryview(data_set))
+    received = make_received()
 
-    answer = sink.store(received)
+    incoming = sink.begin(received)
+    incoming.write(memoryview(data_set))
+    answer = incoming.finish()
 
     assert answer.status == StoreStatusValues.SUCCESS
     written = (sink.folder / "1.2.3.45.dcm").read_bytes()
@@ -91,6 +92,6 @@ def test_a_uid_that_is_a_path_is_not_written(tmp_path):
     sink = FolderSink(tmp_path / "archive")
 
     with pytest.raises(InvalidUID):
-        sink.store(make_received(sop_instance_uid="../../escaped"))
+        sink.begin(make_received(sop_instance_uid="../../escaped"))
 
     assert list(tmp_path.rglob("*")) == [sink.folder]

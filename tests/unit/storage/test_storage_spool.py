@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from storage_hospital import STUDY, make_data_set, make_prefix
 
+import storage.durable
+import storage.incoming
+import storage.spool
 from dicom_io.errors import InvalidUID, UnreadableInstance
 from storage.arrivals import StoreOutcome
+from storage.durable import move_without_replacing
 from storage.errors import SpoolFailure, SpoolFull
 from storage.removal import remove_set_aside, set_aside
 from storage.spool import Spool, content_digest
@@ -129,14 +133,16 @@ def test_a_size_that_would_pass_the_watermark_is_refused_beforehand(spool: Spool
 @pytest.mark.parametrize(
     ("number", "error"), [(errno.ENOSPC, SpoolFull), (errno.EIO, SpoolFailure)]
 )
-@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+@pytest.mark.parametrize(
+    "call", ["os.write", "os.fdatasync", "os.fsync", "storage.spool.move_without_replacing"]
+)
 def test_a_disk_that_fails_is_reported_as_retryable_and_leaves_nothing(
     spool: Spool, monkeypatch, call, number, error
 ) -> None:
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(call, fail)
     with pytest.raises(error, match=errno.errorcode[number]) as caught:
         spool.store(make_prefix(SOP), make_data_set(SOP))
 
@@ -147,25 +153,72 @@ def test_a_disk_that_fails_is_reported_as_retryable_and_leaves_nothing(
 
 def test_everything_is_synced_before_store_returns(spool: Spool, monkeypatch) -> None:
     steps: list[str] = []
-    real_fsync, real_link = os.fsync, os.link
+    real_sync, real_move = os.fsync, storage.spool.move_without_replacing
 
-    def fsync(descriptor: int) -> None:
+    def sync(descriptor: int) -> None:
         target = Path(f"/proc/self/fd/{descriptor}").readlink()
         steps.append("sync " + target.relative_to(spool.folder).as_posix().split(".part")[0][:24])
-        real_fsync(descriptor)
+        real_sync(descriptor)
 
-    def link(source: Path, target: Path) -> None:
-        steps.append("link")
-        real_link(source, target)
+    def move(source: Path, target: Path) -> None:
+        steps.append("move")
+        real_move(source, target)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(storage.spool, "move_without_replacing", move)
     spool.store(make_prefix(SOP), make_data_set(SOP))
 
     assert steps[0].startswith("sync incoming/receiver.")
     # Each folder that was made is synced into its parent, then the name into its folder.
-    assert steps[1:] == ["sync studies", f"sync studies/{STUDY}"[:29], "link", steps[-1]]
+    assert steps[1:] == ["sync studies", f"sync studies/{STUDY}"[:29], "move", steps[-1]]
     assert steps[-1].startswith(f"sync studies/{STUDY}"[:24])
+
+
+@pytest.mark.parametrize("name", ["renameat2", None])
+def test_a_move_never_replaces_whatever_this_system_offers(tmp_path, monkeypatch, name) -> None:
+    if name is None:
+        monkeypatch.setattr(storage.durable, "_libc", object())
+    source, target, taken = (tmp_path / each for each in ("source", "target", "taken"))
+    source.write_bytes(b"new")
+    taken.write_bytes(b"old")
+
+    with pytest.raises(FileExistsError):
+        move_without_replacing(source, taken)
+    assert (source.read_bytes(), taken.read_bytes()) == (b"new", b"old")
+    with pytest.raises(FileNotFoundError):
+        move_without_replacing(source, tmp_path / "nowhere" / "target")
+
+    move_without_replacing(source, target)
+
+    assert target.read_bytes() == b"new"
+    assert not source.exists()
+
+
+def test_a_large_instance_is_synced_as_it_grows_and_stops_at_the_watermark(
+    spool: Spool, monkeypatch
+) -> None:
+    monkeypatch.setattr(storage.incoming, "SYNC_EVERY_BYTES", 1000)
+    synced: list[int] = []
+    real_sync = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    incoming = spool.begin(make_prefix(SOP), "1.2.840.10008.1.2.1")
+    for _ in range(4):
+        incoming.write(memoryview(bytes(600)))
+    assert len(synced) == 2
+
+    spool.min_free_bytes = 1 << 60
+    incoming.write(memoryview(bytes(600)))
+    with pytest.raises(SpoolFull):
+        incoming.write(memoryview(bytes(600)))
+    incoming.discard()
+
+    assert _files(spool) == []
 
 
 def test_threads_storing_one_uid_agree_on_a_single_winner(spool: Spool) -> None:

@@ -1,0 +1,74 @@
+"""Names and folders that survive a power failure.
+
+Owns the few file system calls whose order decides what is on the disk afterwards. Knows nothing of
+instances; errors are the operating system's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and its parents, each new one synced into its parent."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        with suppress(FileExistsError):
+            each.mkdir()
+        sync_folder(each.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_without_replacing(source: Path, target: Path) -> None:
+    """Give a file a new name on the same file system, in one step.
+
+    ``os.rename`` would replace what bears the name already, and ``os.link`` leaves the old name to
+    be removed: one more journal entry for every instance. Where the kernel or the file system has
+    no such move, link and removal take its place.
+
+    Raises
+    ------
+    FileExistsError
+        The name is taken; nothing was changed.
+    OSError
+        The folder of the target does not exist, or the disk failed.
+    """
+    if _renameat2(source, target):
+        return
+    os.link(source, target)
+    source.unlink()
+
+
+def _renameat2(source: Path, target: Path) -> bool:
+    """Rename without replacing; False when this system cannot."""
+    function = getattr(_libc, "renameat2", None)
+    if function is None:
+        return False
+    names = os.fsencode(source), os.fsencode(target)
+    if function(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NOT_SUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(source), None, str(target))
