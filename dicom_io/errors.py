@@ -15,6 +15,7 @@ Owns the root of the tree; each package's ``errors.py`` hangs its own branches b
     ├── AssociationFailed           peer unreachable, rejected us or aborted
     ├── ReceiverNotStarted          the listening port could not be taken
     ├── UnusableCertificate         a TLS file is missing, damaged, expired or does not fit
+    ├── IdentityUnchecked           too many user identities wait for their check
     ├── StorageError                ``storage.errors``
     ├── ModelError                  ``model.errors``
     └── DaemonError                 ``daemon.errors``
@@ -137,3 +138,9 @@ class UnusableCertificate(MedimgdError):
     """A certificate, key or list of authorities cannot be used for TLS as it lies there."""
 
     retryable = False
+
+
+class IdentityUnchecked(MedimgdError):
+    """Whether a user is who it says it is cannot be told now; the same request may be later."""
+
+    retryable = True
