@@ -5,10 +5,11 @@ Owns the ``refused_instance`` table.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from storage import schema
 from storage.database import Database
@@ -54,10 +55,23 @@ def record_refused_instance(
         "sop_class_uid": sop_class_uid,
         "sop_instance_uid": sop_instance_uid,
         "reason": reason,
+        "status": status,
     }
-    cut = {name: text[:_LONGEST] for name, text in values.items()}
     with database.write() as connection:
-        connection.execute(insert(schema.refused_instance).values(at=now, status=status, **cut))
+        refuse_within(connection, [values], now)
+
+
+def refuse_within(
+    connection: Connection, rows: Sequence[Mapping[str, str | int | None]], now: datetime
+) -> None:
+    """Keep several refusals, by the names of the columns, within the caller's transaction."""
+    cut = [
+        {name: text[:_LONGEST] if isinstance(text, str) else text for name, text in row.items()}
+        | {"at": now}
+        for row in rows
+    ]
+    if cut:
+        connection.execute(insert(schema.refused_instance), cut)
 
 
 def list_refused_instances(database: Database, *, limit: int = 100) -> tuple[RefusedInstance, ...]:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from dicom_io.vocabulary import InstanceHeader
 from storage import audit, schema
 from storage.arrivals import Arrival, StoreOutcome
 from storage.database import Database
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
-from storage.studies import study_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,16 @@ def record_instances(database: Database, arrivals: Sequence[Arrival], now: datet
     to ``receiving``. The same content again changes nothing; other content under a known UID
     flags the study.
     """
+    with database.write() as connection:
+        return record_within(connection, arrivals, now)
+
+
+def record_within(connection: Connection, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
+    """Do what ``record_instances`` does within the caller's transaction."""
     by_study: dict[str, list[Arrival]] = defaultdict(list)
     for arrival in arrivals:
         by_study[arrival.stored.header.study_instance_uid].append(arrival)
-    with database.write() as connection:
-        tallies = [_record_study(connection, uid, some, now) for uid, some in by_study.items()]
+    tallies = [_record_study(connection, uid, some, now) for uid, some in by_study.items()]
     return Recorded(
         new=sum(tally.new for tally in tallies),
         identical=sum(tally.identical for tally in tallies),
@@ -52,19 +56,42 @@ def record_instances(database: Database, arrivals: Sequence[Arrival], now: datet
     )
 
 
+# Built once: making and compiling them anew costs more than SQLite takes to execute them.
+_STUDY = select(schema.study).where(schema.study.c.study_instance_uid == bindparam("uid"))
+_KNOWN_INSTANCES = select(schema.instance.c.sop_instance_uid, schema.instance.c.sha256).where(
+    schema.instance.c.study_instance_uid == bindparam("uid"),
+    schema.instance.c.sop_instance_uid.in_(bindparam("sop_instance_uids", expanding=True)),
+)
+_KNOWN_SERIES = select(schema.series.c.series_instance_uid).where(
+    schema.series.c.study_instance_uid == bindparam("uid")
+)
+_KNOWN_LINKS = select(schema.association_study.c.association_id).where(
+    schema.association_study.c.study_instance_uid == bindparam("uid"),
+    schema.association_study.c.association_id.in_(bindparam("association_ids", expanding=True)),
+)
+_INSERT_INSTANCE = insert(schema.instance)
+_INSERT_LINK = insert(schema.association_study)
+
+
+def _study_row(connection: Connection, uid: str) -> RowMapping | None:
+    return connection.execute(_STUDY, {"uid": uid}).mappings().one_or_none()
+
+
 def _record_study(
     connection: Connection, uid: str, arrivals: Sequence[Arrival], now: datetime
 ) -> Recorded:
-    study = study_row(connection, uid) or _insert_study(connection, arrivals[0], now)
+    study = _study_row(connection, uid) or _insert_study(connection, arrivals[0], now)
     new, conflicting = _sorted_out(connection, uid, arrivals)
     _insert_series(connection, uid, [arrival.stored.header for arrival in new])
     if new:
-        connection.execute(insert(schema.instance), [_instance_values(a, now) for a in new])
+        connection.execute(_INSERT_INSTANCE, [_instance_values(a, now) for a in new])
     conflicts = _insert_conflicts(connection, uid, conflicting, now)
     reopened = bool(new) and study["state"] != StudyState.RECEIVING
     if new:
         _move_clock(connection, study, new, now)
-        _link_associations(connection, uid, new)
+    if new or study["state"] == StudyState.RECEIVING:
+        # Also for what is known: indexing the spool again may have recorded it a moment earlier.
+        _link_associations(connection, uid, arrivals)
     if conflicts:
         table = schema.study
         connection.execute(
@@ -90,7 +117,7 @@ def _insert_study(connection: Connection, arrival: Arrival, now: datetime) -> Ro
             **_study_attributes(header),
         )
     )
-    row = study_row(connection, header.study_instance_uid)
+    row = _study_row(connection, header.study_instance_uid)
     assert row is not None  # noqa: S101 - inserted above, in this transaction
     return row
 
@@ -120,14 +147,12 @@ def _sorted_out(
     connection: Connection, uid: str, arrivals: Sequence[Arrival]
 ) -> tuple[list[Arrival], list[Arrival]]:
     """Return the arrivals not known yet, and those that contradict what is known."""
-    table = schema.instance
     known: dict[str, str] = {}
     sop_uids = [arrival.stored.header.sop_instance_uid for arrival in arrivals]
     for chunk in _chunks(sop_uids):
-        query = select(table.c.sop_instance_uid, table.c.sha256).where(
-            table.c.study_instance_uid == uid, table.c.sop_instance_uid.in_(chunk)
-        )
-        known.update((row.sop_instance_uid, row.sha256) for row in connection.execute(query))
+        values = {"uid": uid, "sop_instance_uids": chunk}
+        rows = connection.execute(_KNOWN_INSTANCES, values)
+        known.update((row.sop_instance_uid, row.sha256) for row in rows)
     new, conflicting = [], []
     for arrival in arrivals:
         stored = arrival.stored
@@ -157,9 +182,7 @@ def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
 def _insert_series(connection: Connection, uid: str, headers: Sequence[InstanceHeader]) -> None:
     if not headers:
         return
-    table = schema.series
-    query = select(table.c.series_instance_uid).where(table.c.study_instance_uid == uid)
-    known = set(connection.scalars(query))
+    known = set(connection.scalars(_KNOWN_SERIES, {"uid": uid}))
     rows = {
         header.series_instance_uid: {
             "study_instance_uid": uid,
@@ -173,7 +196,7 @@ def _insert_series(connection: Connection, uid: str, headers: Sequence[InstanceH
         if header.series_instance_uid not in known
     }
     if rows:
-        connection.execute(insert(table), list(rows.values()))
+        connection.execute(insert(schema.series), list(rows.values()))
 
 
 def _instance_values(arrival: Arrival, now: datetime) -> dict[str, Any]:
@@ -243,7 +266,7 @@ def _move_clock(
         "patient_mismatch_count": strangers
         + (0 if study["purged_at"] else study["patient_mismatch_count"]),
         "purged_at": None,
-        **filled_in,
+        **{name: filled_in.get(name, study[name]) for name in _STUDY_ATTRIBUTES},
     }
     uid, state = study["study_instance_uid"], StudyState(study["state"])
     if strangers:
@@ -253,9 +276,30 @@ def _move_clock(
         audit.append(
             connection, now, Actor.RECEIVER, "study reopened", uid, was=state, new=len(new)
         )
-    connection.execute(
-        update(schema.study).where(schema.study.c.study_instance_uid == uid).values(values)
+        query = update(schema.study).where(schema.study.c.study_instance_uid == uid)
+        connection.execute(query.values(values))
+    else:
+        connection.execute(_MOVE_CLOCK, {"uid": uid, **values})
+
+
+_MOVE_CLOCK = (
+    update(schema.study)
+    .where(schema.study.c.study_instance_uid == bindparam("uid"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in (
+                "last_instance_at",
+                "modalities",
+                "instance_count",
+                "patient_mismatch_count",
+                "purged_at",
+                *_STUDY_ATTRIBUTES,
+            )
+        }
     )
+)
+"""The usual case: the study is under reception and one more batch came."""
 
 
 def _filled_in(study: RowMapping, headers: Sequence[InstanceHeader]) -> tuple[dict[str, str], int]:
@@ -302,13 +346,13 @@ def _reopened(uid: str, state: StudyState, now: datetime) -> dict[str, Any]:
     }
 
 
-def _link_associations(connection: Connection, uid: str, new: Sequence[Arrival]) -> None:
-    table = schema.association_study
-    ids = {arrival.association_id for arrival in new} - {None}
-    query = select(table.c.association_id).where(
-        table.c.study_instance_uid == uid, table.c.association_id.in_(ids)
-    )
-    missing = ids - set(connection.scalars(query)) if ids else set()
-    if missing:
-        rows = [{"association_id": each, "study_instance_uid": uid} for each in missing]
-        connection.execute(insert(table), rows)
+def _link_associations(connection: Connection, uid: str, arrivals: Sequence[Arrival]) -> None:
+    ids = {arrival.association_id for arrival in arrivals if arrival.association_id is not None}
+    if not ids:
+        return
+    known = connection.scalars(_KNOWN_LINKS, {"uid": uid, "association_ids": sorted(ids)})
+    rows = [
+        {"association_id": each, "study_instance_uid": uid} for each in sorted(ids - set(known))
+    ]
+    if rows:
+        connection.execute(_INSERT_LINK, rows)

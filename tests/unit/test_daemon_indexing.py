@@ -1,0 +1,112 @@
+"""The index writer: batches that wait a moment, in order, whatever the database does."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from storage_hospital import STUDY, Hospital
+
+from daemon import indexing
+from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened
+from storage.arrivals import Arrival
+from storage.database import Database, migrate, open_database
+from storage.dossier import read_dossier
+from storage.errors import NotFound
+from storage.spool import Spool
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "medimgd.sqlite3"
+    migrate(path)
+    return path
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, migrated: Path) -> Iterator[Hospital]:
+    database = open_database(Path(shutil.copy(migrated, tmp_path / "medimgd.sqlite3")))
+    yield Hospital(database, Spool(tmp_path / "spool", min_free_bytes=0))
+    database.close()
+
+
+def count_of(database: Database) -> int:
+    try:
+        return read_dossier(database, STUDY).study.instance_count
+    except NotFound:
+        return 0
+
+
+def test_what_comes_close_together_is_written_together(hospital: Hospital) -> None:
+    arrivals = [Arrival(hospital.store(number), "a") for number in range(20)]
+    commits: list[object] = []
+    event.listen(hospital.database._engine, "commit", commits.append)
+    index = IndexWriter(hospital.database, "receiver-1")
+
+    index.put(Opened("a", "CT1", "MEDIMGD", "10.0.0.1"))
+    for arrival in arrivals:
+        index.put(arrival)
+    index.put(Closed("a"))
+    index.close()
+
+    assert len(commits) == 1
+    assert count_of(hospital.database) == 20
+
+
+def test_a_single_report_waits_no_longer_than_the_linger(hospital: Hospital) -> None:
+    arrival = Arrival(hospital.store(1), "a")
+    index = IndexWriter(hospital.database, "receiver-1")
+    started = time.monotonic()
+
+    index.put(arrival)
+    while not count_of(hospital.database):
+        assert time.monotonic() - started < LINGER_SECONDS + 2
+        time.sleep(0.005)
+    waited = time.monotonic() - started
+    index.close()
+
+    assert waited >= LINGER_SECONDS * 0.9
+
+
+def test_a_full_batch_does_not_wait(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "LINGER_SECONDS", 60.0)
+    monkeypatch.setattr(indexing, "MOST_PER_BATCH", 3)
+    index = IndexWriter(hospital.database, "receiver-1")
+
+    for number in (1, 2, 3):
+        index.put(Arrival(hospital.store(number), "a"))
+    deadline = time.monotonic() + 10
+    while count_of(hospital.database) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    written = count_of(hospital.database)
+    index.close()
+
+    assert written == 3
+
+
+def test_senders_wait_while_too_much_is_unwritten(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "MOST_QUEUED", 3)
+    monkeypatch.setattr(indexing, "RETRY_SECONDS", 0.01)
+    index = IndexWriter(hospital.database, "receiver-1")
+    arrivals = [Arrival(hospital.store(number), "a") for number in range(6)]
+
+    with hospital.database.write():
+        index.put(arrivals[0])
+        time.sleep(LINGER_SECONDS * 3)
+        for arrival in arrivals[1:]:
+            index.put(arrival)
+        while_locked = index.is_overloaded
+    deadline = time.monotonic() + 10
+    while index.is_overloaded and time.monotonic() < deadline:
+        time.sleep(0.01)
+    afterwards = index.is_overloaded
+    index.close()
+
+    assert (while_locked, afterwards) == (True, False)
+    assert count_of(hospital.database) == 6
