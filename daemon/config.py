@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -37,6 +39,8 @@ AETitle = Annotated[
     str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")
 ]
 """An AE title: 1 to 16 printable ASCII characters, no backslash (PS3.5 6.2)."""
+FileName = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+"""A file that need not be named; an empty text names none."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400.0, allow_inf_nan=False)]
 Days = Annotated[float, Field(gt=0, le=36600.0, allow_inf_nan=False)]
@@ -57,16 +61,87 @@ class SiteSection(_Section):
     """Written as device serial number into every result."""
 
 
+PASSWORD_HASH = re.compile(r"scrypt\$[0-9a-f]{32}\$[0-9a-f]{128}")
+"""What ``medimgd config hash-password`` prints."""
+
+
 class PeerSection(_Section):
     """One rule of who may send: an AE title (or ``*``) from a network."""
 
     ae_title: AETitle = "*"
     network: str = "127.0.0.0/8"
+    allow: bool = True
+    """False bars whom this rule matches; the most specific rule decides."""
+    maximum_associations: int = Field(default=0, ge=0, le=1000)
+    """Open at once by this rule, beside the general limits; 0 for no limit of its own."""
 
     @field_validator("network")
     @classmethod
     def _is_a_network(cls, value: str) -> str:
         ipaddress.ip_network(value, strict=False)
+        return value
+
+
+class TLSSection(_Section):
+    """TLS at the receiver: every connection must speak it once a certificate is named."""
+
+    certificate_file: FileName = None
+    """PEM: the receiver's certificate, then the intermediate ones that lead to the root. A changed
+    file is taken up for new connections without a restart."""
+    key_file: FileName = None
+    """PEM: the private key of that certificate, readable by medimgd alone."""
+    key_password_file: FileName = None
+    """Text: the password of the key in one line, where the key is encrypted."""
+    ca_file: FileName = None
+    """PEM: the authorities, or single certificates, that vouch for senders."""
+    client_certificates: Literal["auto", "required", "none"] = "auto"
+    """Whether a sender must show a certificate that `ca_file` vouches for; ``auto`` requires one
+    as soon as there is a `ca_file`."""
+
+    @property
+    def enabled(self) -> bool:
+        """True when connections are encrypted."""
+        return self.certificate_file is not None
+
+    @property
+    def requires_client_certificate(self) -> bool:
+        """True when senders have to show a certificate."""
+        if self.client_certificates == "auto":
+            return self.ca_file is not None
+        return self.client_certificates == "required"
+
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> TLSSection:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError(
+                "receiver.tls.certificate_file and receiver.tls.key_file go together: "
+                "set both or neither"
+            )
+        if not self.enabled and self.model_fields_set:
+            raise ValueError(
+                "receiver.tls settings mean nothing without receiver.tls.certificate_file and "
+                "receiver.tls.key_file: set these, or remove the others"
+            )
+        if self.requires_client_certificate and self.ca_file is None:
+            raise ValueError(
+                "receiver.tls.client_certificates is 'required', but receiver.tls.ca_file does "
+                "not say who vouches for them: set it"
+            )
+        return self
+
+
+class UserSection(_Section):
+    """One user who may send, as user identity negotiation names it (PS3.7 D.3.3.7)."""
+
+    name: str = Field(min_length=1, max_length=64)
+    password_hash: SecretStr = SecretStr("")
+    """From ``medimgd config hash-password``. Without one the name alone admits."""
+
+    @field_validator("password_hash")
+    @classmethod
+    def _is_a_hash(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not PASSWORD_HASH.fullmatch(value.get_secret_value()):
+            raise ValueError("must come from 'medimgd config hash-password', whole and unchanged")
         return value
 
 
@@ -81,11 +156,34 @@ class ReceiverSection(_Section):
     """The called AE title that senders must use."""
     accept_any_called_ae: bool = False
     peers: tuple[PeerSection, ...] = (PeerSection(), PeerSection(network="::1/128"))
-    """Who may send. The default admits this machine only."""
+    """Who may send. The default admits this machine only. Of the rules that match, the most
+    specific decides: an exact AE title before ``*``, then the longest network prefix.
+    ``allow = false`` bars instead; ``maximum_associations`` limits what one rule admits at once."""
+    users: tuple[UserSection, ...] = ()
+    """Who may send, by user identity negotiation; none asks for no user. As soon as there is one,
+    an association without a valid user is rejected."""
     maximum_associations: int = Field(default=50, ge=1, le=1000)
     minimum_free_mib: int = Field(default=1024, ge=0)
     """Below this much free disk every C-STORE is answered A700; the sender retries later."""
     network_timeout_seconds: Seconds = 60.0
+    tls: TLSSection = TLSSection()
+
+    @model_validator(mode="after")
+    def _rules_and_users_are_given_once(self) -> ReceiverSection:
+        rules = [
+            (peer.ae_title.strip(), str(ipaddress.ip_network(peer.network, strict=False)))
+            for peer in self.peers
+        ]
+        for title, network in rules:
+            if rules.count((title, network)) > 1:
+                raise ValueError(
+                    f"receiver.peers: {title!r} from {network} has more than one rule: keep one"
+                )
+        names = [user.name for user in self.users]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"receiver.users: {name!r} stands there twice: keep one")
+        return self
 
 
 class StudySection(_Section):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,10 +34,21 @@ def example_toml() -> str:
     for name, field in Config.model_fields.items():
         if name == "destinations":
             parts.append(_DESTINATIONS + _fields(DestinationSection))
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            section = field.annotation
-            parts.append(f"# {_first_line(section)}\n[{name}]\n{_fields(section)}")
+        elif _is_section(field):
+            parts.extend(_tables(name, cast("type[BaseModel]", field.annotation)))
     return "\n".join(parts)
+
+
+def _tables(name: str, section: type[BaseModel]) -> Iterator[str]:
+    """Yield the table of a section, then those of the sections within it."""
+    yield f"# {_first_line(section)}\n[{name}]\n{_fields(section)}"
+    for inner, field in section.model_fields.items():
+        if _is_section(field):
+            yield from _tables(f"{name}.{inner}", cast("type[BaseModel]", field.annotation))
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _first_line(section: type[BaseModel]) -> str:
@@ -44,7 +56,11 @@ def _first_line(section: type[BaseModel]) -> str:
 
 
 def _fields(section: type[BaseModel]) -> str:
-    return "".join(_field(name, field) for name, field in section.model_fields.items())
+    return "".join(
+        _field(name, field)
+        for name, field in section.model_fields.items()
+        if not _is_section(field)
+    )
 
 
 def _field(name: str, field: FieldInfo) -> str:

@@ -64,7 +64,7 @@ def show(config: ConfigPath = None, as_json: AsJSON = False) -> None:
 def hash_password_command(
     password: Annotated[str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True)],
 ) -> None:
-    """Turn a password into the value of web.password_hash."""
-    from daemon.web.authentication import hash_password
+    """Turn a password into the value of a password_hash: the page's, or a sender's."""
+    from daemon.passwords import hash_password
 
     say(hash_password(password))

@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.config import WebSection
 from daemon.logs import ACTION, REASON
+from daemon.passwords import password_matches
 from daemon.role import where
-from daemon.web.authentication import credentials_of, password_matches
+from daemon.web.authentication import credentials_of
 
 _logger = logging.getLogger(__name__)
 

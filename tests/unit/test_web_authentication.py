@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-from daemon.web.authentication import credentials_of, hash_password, password_matches
+from daemon.passwords import hash_password, password_matches
+from daemon.web.authentication import credentials_of
 
 
 def test_a_password_matches_its_own_hash_only() -> None:

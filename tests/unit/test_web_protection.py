@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from daemon.config import Config, SiteSection, WebSection
 from daemon.errors import PortTaken
-from daemon.web.authentication import hash_password
+from daemon.passwords import hash_password
 from daemon.web.protection import SECURITY_HEADERS, Gate, host_is_served
 from daemon.web.serving import WebServer
 
