@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,12 @@ from pydicom.uid import UID
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import PresentationContext, build_context, build_role
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_io.errors import AssociationFailed
 from dicom_io.network import close, disable_nagle
+from dicom_io.tls import requestor_fault
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -52,6 +53,8 @@ class Destination:
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     association_timeout_seconds: float = ASSOCIATION_TIMEOUT_SECONDS
     response_timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS
+    tls: ssl.SSLContext | None = None
+    """How to speak TLS with it (see `tls.client_context`); None speaks without."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.ae_title} at {self.host} port {self.port})"
@@ -63,6 +66,8 @@ class Context:
 
     sop_class_uid: str
     transfer_syntax_uid: str
+    provides: bool = False
+    """We provide the service there, instead of using the peer's (PS3.7 D.3.3.4)."""
 
 
 @contextmanager
@@ -82,7 +87,7 @@ def open_association(
     AssociationFailed
         If the peer cannot be reached, rejects the association, or does not answer.
     """
-    assoc = _request(destination, contexts)
+    assoc = _request(destination, tuple(contexts))
     if not assoc.is_established:
         if _accepted_without_contexts(assoc):
             yield None
@@ -136,13 +141,19 @@ class _RequestingEntity(ApplicationEntity):
         return connection
 
 
-def _request(destination: Destination, contexts: Iterable[Context]) -> Association:
+def _request(destination: Destination, contexts: Sequence[Context]) -> Association:
     try:
         return _application_entity(destination).associate(
             destination.host,
             destination.port,
             contexts=[_proposal(context) for context in contexts],
             ae_title=destination.ae_title,
+            tls_args=None if destination.tls is None else (destination.tls, destination.host),
+            ext_neg=[
+                build_role(context.sop_class_uid, scp_role=True)
+                for context in contexts
+                if context.provides
+            ],
         )
     except OSError as error:
         # Only the name lookup and the local socket raise; a refused connection does not.
@@ -187,15 +198,20 @@ def _failure(destination: Destination, assoc: Association) -> AssociationFailed:
     return AssociationFailed(
         f"{destination} took the connection but did not answer the request for an association "
         f"within {destination.association_timeout_seconds:g} s, or broke it off: check that a "
-        "DICOM service listens there, without TLS, and that it is not overloaded"
+        f"DICOM service listens there, {'without' if destination.tls is None else 'with'} TLS, "
+        "and that it is not overloaded"
     )
 
 
 def _unreachable(destination: Destination, error: OSError) -> AssociationFailed:
-    failure = AssociationFailed(
-        f"cannot connect to {destination}: {error.strerror or error}. "
-        "Check host and port, and that the peer is running and no firewall is between"
-    )
+    if isinstance(error, ssl.SSLError):
+        why = requestor_fault(error)
+    else:
+        why = (
+            f"{error.strerror or error}. Check host and port, and that the peer is running and no "
+            "firewall is between"
+        )
+    failure = AssociationFailed(f"cannot connect to {destination}: {why}")
     failure.__cause__ = error
     return failure
 

@@ -31,6 +31,7 @@ from dicom_io.receiving.access import (
     judge_address,
 )
 from dicom_io.receiving.commands import StoreCommand, error_comment
+from dicom_io.receiving.commitment import CommitmentSCP
 from dicom_io.receiving.instances import (
     AssociationObserver,
     InstanceSink,
@@ -100,6 +101,8 @@ class StorageServer:
     authenticates : callable, optional
         Knows the users (see `user_identity`). With it every request for an association must name
         one that is admitted; without it nobody is asked.
+    commitment : CommitmentSCP, optional
+        Answers requests for storage commitment; without it that service is not accepted.
 
     References
     ----------
@@ -122,6 +125,7 @@ class StorageServer:
         streams: bool = True,
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         authenticates: Authenticates | None = None,
+        commitment: CommitmentSCP | None = None,
     ) -> None:
         self._sink = sink
         self._ae_titles = tuple(checked_ae_title(title, "ae_titles") for title in ae_titles)
@@ -134,6 +138,7 @@ class StorageServer:
         self._streams = streams
         self._tls = _asked_each_time(ssl_context)
         self._authenticates = authenticates
+        self._commitment = commitment
         self._open = OpenAssociations(self._limits, places)
         self._is_congested = is_congested
         self._refusals = RefusalReports(self._tell_refusal)
@@ -210,6 +215,8 @@ class StorageServer:
 
     def _make_listener(self) -> AssociationListener:
         ae = _application_entity(self._ae_titles, self._limits)
+        if self._commitment is not None:
+            ae.supported_contexts = [*ae.supported_contexts, self._commitment.context]
         listener = ae.make_server(
             (self._address, self._wanted_port),
             evt_handlers=[
@@ -217,6 +224,7 @@ class StorageServer:
                 (evt.EVT_ESTABLISHED, self._on_established),
                 (evt.EVT_CONN_CLOSE, _on_connection_closed),
                 (evt.EVT_C_STORE, self._on_c_store),
+                *(self._commitment.handlers() if self._commitment is not None else ()),
             ],
             server_class=AssociationListener,
             reuse_port=self._reuse_port,
@@ -372,7 +380,8 @@ def _asked_each_time(
 
 
 def _may_store(assoc: AcceptedAssociation) -> bool:
-    proposed = assoc.requestor.primitive.presentation_context_definition_list
+    request = cast("A_ASSOCIATE", assoc.requestor.primitive)
+    proposed = request.presentation_context_definition_list
     return any(context.abstract_syntax != Verification for context in proposed)
 
 
