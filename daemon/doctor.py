@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,13 +18,19 @@ from pathlib import Path
 
 from daemon.catalogue import installed_catalogue
 from daemon.config import Config
+from daemon.door import own_requestor_context_of, tls_files_of
 from daemon.status import MEBIBYTE, read_status
 from dicom_io.association import Destination
+from dicom_io.certificates import Certificate, read_certificates
 from dicom_io.decoder_trials import try_decoders
-from dicom_io.errors import MedimgdError
+from dicom_io.errors import MedimgdError, UnusableCertificate
 from dicom_io.sending import echo
+from dicom_io.tls import TLSFiles, server_context
 from storage.database import open_database
 from storage.errors import DatabaseMissing
+
+EXPIRY_WARNING_DAYS = 30
+"""A hospital's certificate authority may take weeks for a new certificate."""
 
 SLOW_SYNC_SECONDS = 0.2
 """A disk that takes longer than this for one small sync cannot keep up with a modality."""
@@ -37,12 +44,14 @@ class Diagnosis:
     ok: bool
     detail: str
     """What was found, and what to do when it is not well."""
+    warning: bool = False
+    """It works, and should not stay as it is."""
 
 
 def examine(config: Config) -> Iterator[Diagnosis]:
     """Yield every diagnosis; a check that breaks is itself a diagnosis."""
     checks: tuple[Callable[[Config], Iterator[Diagnosis]], ...] = (
-        _disk, _database, _port, _peers, _decoders, _models, _destinations,
+        _disk, _database, _certificates, _port, _peers, _users, _decoders, _models, _destinations,
     )  # fmt: skip
     for check in checks:
         try:
@@ -103,16 +112,19 @@ def _port(config: Config) -> Iterator[Diagnosis]:
     answer = echo(
         Destination("medimgd", local, section.port, section.ae_title, section.ae_title,
                     connect_timeout_seconds=3.0, association_timeout_seconds=5.0,
-                    response_timeout_seconds=5.0)
+                    response_timeout_seconds=5.0, tls=own_requestor_context_of(section.tls))
     )  # fmt: skip
     if answer.ok:
-        yield Diagnosis("receiver", ok=True, detail=f"answers C-ECHO on {local}:{section.port}")
+        how = " with TLS" if section.tls.enabled else ""
+        yield Diagnosis(
+            "receiver", ok=True, detail=f"answers C-ECHO on {local}:{section.port}{how}"
+        )
         return
     if _receiver_lives(config):
         yield Diagnosis(
             "receiver", ok=True,
             detail=f"runs; C-ECHO from this machine is not answered ({answer.detail}). If "
-            "receiver.peers leaves this machine out, that is as it should be",
+            "receiver.peers or receiver.users leaves this machine out, that is as it should be",
         )  # fmt: skip
         return
     free = _can_bind(section.address, section.port)
@@ -141,8 +153,78 @@ def _can_bind(address: str, port: int) -> bool:
 
 
 def _peers(config: Config) -> Iterator[Diagnosis]:
-    rules = ", ".join(f"{peer.ae_title} from {peer.network}" for peer in config.receiver.peers)
+    rules = ", ".join(
+        f"{'' if peer.allow else 'not '}{peer.ae_title} from {peer.network}"
+        for peer in config.receiver.peers
+    )
     yield Diagnosis("who may send", ok=True, detail=rules or "this machine only")
+
+
+def _users(config: Config) -> Iterator[Diagnosis]:
+    section = config.receiver
+    if not section.users:
+        return
+    by_name_alone = [user.name for user in section.users if not user.password_hash]
+    in_the_clear = len(by_name_alone) < len(section.users) and not section.tls.enabled
+    yield Diagnosis(
+        "users that may send", ok=True,
+        detail=", ".join(user.name for user in section.users)
+        + (f"; without password: {', '.join(by_name_alone)}" if by_name_alone else "")
+        + ("; passwords cross the network readable: set receiver.tls" if in_the_clear else ""),
+        warning=in_the_clear,
+    )  # fmt: skip
+
+
+def _certificates(config: Config) -> Iterator[Diagnosis]:
+    files = tls_files_of(config.receiver.tls)
+    if files is None:
+        return
+    yield from _validity("receiver certificate", files.certificate_file)
+    if files.ca_file is not None:
+        yield from _validity("trusted certificate", files.ca_file)
+    try:
+        server_context(files)
+    except UnusableCertificate as error:
+        yield Diagnosis("TLS", ok=False, detail=str(error))
+    else:
+        yield _key_secrecy(files)
+
+
+def _validity(subject: str, path: Path) -> Iterator[Diagnosis]:
+    try:
+        certificates = read_certificates(path)
+    except UnusableCertificate as error:
+        yield Diagnosis(subject, ok=False, detail=str(error))
+        return
+    for certificate in certificates:
+        yield _validity_of(subject, certificate, path, datetime.now(UTC))
+
+
+def _validity_of(subject: str, certificate: Certificate, path: Path, now: datetime) -> Diagnosis:
+    who = f"{certificate.subject or 'without a name'} ({path})"
+    fault = certificate.fault_at(now)
+    if fault:
+        return Diagnosis(subject, ok=False, detail=f"{who} is {fault}: put a valid one there")
+    days = (certificate.not_after - now).days
+    detail = f"{who} expires on {certificate.not_after:%Y-%m-%d}, in {days} days"
+    if days >= EXPIRY_WARNING_DAYS:
+        return Diagnosis(subject, ok=True, detail=detail)
+    return Diagnosis(
+        subject, ok=True, detail=f"{detail}: put its successor there in time", warning=True
+    )
+
+
+def _key_secrecy(files: TLSFiles) -> Diagnosis:
+    others = files.key_file.stat().st_mode & (stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH)
+    detail = f"certificate and key fit together; client certificates are {_asked(files)}"
+    if not others:
+        return Diagnosis("TLS", ok=True, detail=detail)
+    detail += f"; {files.key_file} is open to other users: chmod 600 it"
+    return Diagnosis("TLS", ok=True, detail=detail, warning=True)
+
+
+def _asked(files: TLSFiles) -> str:
+    return "required" if files.requires_peer_certificate else "not asked for"
 
 
 def _decoders(config: Config) -> Iterator[Diagnosis]:

@@ -339,5 +339,24 @@ def _handshake_fault(error: Exception) -> str:
     return f"the TLS handshake failed ({_in_words(reason)}): ask the sender's log"
 
 
+def requestor_fault(error: ssl.SSLError) -> str:
+    """Say why a peer that we called and we could not agree on TLS."""
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted ({error.verify_message}): trust its authority, or "
+            "that certificate itself"
+        )
+    if reason == "WRONG_VERSION_NUMBER":
+        return "it answers without TLS: call it without, or switch TLS on there"
+    if _is_alert_of_certificate(reason):
+        return f"it does not accept our certificate ({_in_words(reason)})"
+    return f"the TLS handshake failed ({_in_words(reason) or 'the connection was closed'})"
+
+
+def _is_alert_of_certificate(reason: str) -> bool:
+    return "ALERT" in reason and ("CA" in reason.split("_") or "CERTIFICATE" in reason)
+
+
 def _in_words(reason: str) -> str:
     return reason.lower().replace("_", " ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from daemon.cli.output import (
     say,
 )
 from daemon.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from daemon.doctor import Diagnosis
 
 
 def retry(
@@ -82,10 +85,16 @@ def doctor(config: ConfigPath = None, as_json: AsJSON = False) -> None:
     else:
         print_table(
             ("check", "", "finding"),
-            [(each.subject, "ok" if each.ok else "WRONG", each.detail) for each in found],
+            [(each.subject, _mark(each), each.detail) for each in found],
         )
     if not all(each.ok for each in found):
         raise typer.Exit(ExitCode.NEEDS_ATTENTION)
+
+
+def _mark(diagnosis: Diagnosis) -> str:
+    if not diagnosis.ok:
+        return "WRONG"
+    return "warning" if diagnosis.warning else "ok"
 
 
 def version(as_json: AsJSON = False) -> None:

@@ -92,6 +92,56 @@ def test_values_that_would_do_harm_later_are_refused(tmp_path: Path, text: str, 
         load_config(write(tmp_path, text))
 
 
+TLS = "[receiver.tls]\n"
+CERTIFICATE = "certificate_file = 'c.pem'\n"
+KEY = "key_file = 'k.pem'\n"
+TWO_RULES = (
+    "[receiver]\npeers = [{network = '10.0.0.1/8'}, {network = '10.0.0.0/8', allow = false}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (TLS + CERTIFICATE, "receiver.tls.key_file go together"),
+        (TLS + KEY, "receiver.tls.certificate_file and"),
+        (TLS + "ca_file = 'ca.pem'\n", "mean nothing without receiver.tls.certificate_file"),
+        (TLS + CERTIFICATE + KEY + "client_certificates = 'required'\n", "receiver.tls.ca_file"),
+        (TLS + CERTIFICATE + KEY + "client_certificates = 'maybe'\n", "client_certificates"),
+        ("[[receiver.users]]\nname = 'ct1'\npassword_hash = 'secret'\n", "hash-password"),
+        ("[[receiver.users]]\nname = 'ct1'\n" * 2, "'ct1' stands there twice"),
+        (TWO_RULES, "from 10.0.0.0/8 has more than one rule"),
+    ],
+)
+def test_a_door_that_cannot_work_is_refused(tmp_path: Path, text: str, rule: str) -> None:
+    with pytest.raises(ConfigurationError, match=rule) as caught:
+        load_config(write(tmp_path, text))
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "required"),
+    [
+        ("", False),
+        ("ca_file = 'ca.pem'\n", True),
+        ("ca_file = 'ca.pem'\nclient_certificates = 'none'\n", False),
+        ("ca_file = 'ca.pem'\nclient_certificates = 'required'\n", True),
+    ],
+)
+def test_an_authority_means_that_senders_show_certificates(
+    tmp_path: Path, text: str, required: bool
+) -> None:
+    section = load_config(write(tmp_path, TLS + CERTIFICATE + KEY + text)).receiver.tls
+
+    assert section.enabled
+    assert section.requires_client_certificate is required
+
+
+def test_without_a_certificate_there_is_no_tls(tmp_path: Path) -> None:
+    assert not load_config(write(tmp_path, TLS + "certificate_file = ''\n")).receiver.tls.enabled
+
+
 def test_a_misspelt_variable_is_not_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
