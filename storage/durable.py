@@ -16,7 +16,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_renameat2_call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
 def make_folders(folder: Path) -> None:
@@ -31,7 +31,7 @@ def make_folders(folder: Path) -> None:
         sync_folder(each.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def move_without_replacing(source: Path, target: Path) -> None:
+def move_without_replacing(source: str | Path, target: str | Path) -> None:
     """Give a file a new name on the same file system, in one step.
 
     ``os.rename`` would replace what bears the name already, and ``os.link`` leaves the old name to
@@ -57,16 +57,15 @@ def move_without_replacing(source: Path, target: Path) -> None:
     if _renameat2(source, target):
         return
     os.link(source, target)
-    source.unlink()
+    Path(source).unlink()
 
 
-def _renameat2(source: Path, target: Path) -> bool:
+def _renameat2(source: str | Path, target: str | Path) -> bool:
     """Rename without replacing; False when this system cannot."""
-    function = getattr(_libc, "renameat2", None)
-    if function is None:
+    if _renameat2_call is None:
         return False
     names = os.fsencode(source), os.fsencode(target)
-    if function(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+    if _renameat2_call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
         return True
     number = ctypes.get_errno()
     if number in _NOT_SUPPORTED:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Protocol
 
 from dicom_io.header import read_header
+from dicom_io.header_scan import scan_header
 from dicom_io.vocabulary import InstanceHeader
-from storage.arrivals import Stored
+from storage.arrivals import Stored, StoreOutcome
 from storage.errors import translated_file_error
 
 HEAD_BYTES = 32 * 1024
@@ -40,7 +41,7 @@ class FilingPlace(Protocol):
         """Raise ``SpoolFull`` when the watermark is reached."""
         ...
 
-    def file(self, part: Path, header: InstanceHeader, sha256: str, size: int) -> Stored:
+    def file(self, part: str, header: InstanceHeader, sha256: str, size: int) -> Stored:
         """Give a synced temporary file its final name, and that name its durability."""
         ...
 
@@ -52,7 +53,7 @@ class IncomingFile:
     ----------
     place : FilingPlace
         The spool.
-    part : Path
+    part : str
         The temporary file; must not exist.
     prefix : bytes
         Preamble, ``DICM`` and group 2.
@@ -66,7 +67,7 @@ class IncomingFile:
     """
 
     def __init__(
-        self, place: FilingPlace, part: Path, prefix: bytes, transfer_syntax_uid: str
+        self, place: FilingPlace, part: str, prefix: bytes, transfer_syntax_uid: str
     ) -> None:
         self._place = place
         self._part = part
@@ -80,7 +81,7 @@ class IncomingFile:
             self._descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError as error:
             raise self._failure(error) from error
-        self._is_open = True
+        self._is_open = self._is_temporary = True
         try:
             self._append(memoryview(prefix))
         except OSError as error:
@@ -131,7 +132,9 @@ class IncomingFile:
             os.fdatasync(self._descriptor)
             self._close()
             size = self._prefix_size + self._data_set_size
-            return self._place.file(self._part, header, self._digest.hexdigest(), size)
+            stored = self._place.file(self._part, header, self._digest.hexdigest(), size)
+            self._is_temporary = stored.outcome is not StoreOutcome.NEW
+            return stored
         except OSError as error:
             raise self._failure(error) from error
 
@@ -139,12 +142,17 @@ class IncomingFile:
         """Remove the temporary file, if it still is one."""
         with suppress(OSError):
             self._close()
-        # The instance has its own name by now, or it must leave nothing behind.
-        with suppress(OSError):
-            self._part.unlink()
+        if self._is_temporary:
+            # What it held bears another name by now, or must leave nothing behind.
+            self._is_temporary = False
+            with suppress(OSError):
+                Path(self._part).unlink()
 
     def _header(self) -> InstanceHeader:
-        return read_header(self._part)
+        """Read the header from memory where that is certain, else from the file."""
+        is_whole = self._data_set_size == len(self._head)
+        scanned = scan_header(self._head, self._transfer_syntax_uid, is_whole=is_whole)
+        return scanned or read_header(Path(self._part))
 
     def _append(self, fragment: memoryview) -> None:
         rest = fragment

@@ -7,6 +7,7 @@ nothing of the database: the files alone are enough to index everything again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from storage.incoming import IncomingFile
 DEFAULT_MIN_FREE_BYTES = 2 * 1024**3
 """Below this much free disk nothing more is accepted: the database needs room to finish."""
 
+_STUDIES = "studies"
 _CHUNK_BYTES = 1024 * 1024
 _MOVE_ATTEMPTS = 8
 """Retention may remove an empty folder between its making and the move into it."""
@@ -68,7 +70,11 @@ class Spool:
         self._host = _plain_name(os.uname().nodename)
         self._opened_at = time.time()
         self._incoming = folder / "incoming"
-        self._studies = folder / "studies"
+        self._part_stem = f"{self._incoming}/{self._slot}.{self._host}"
+        # A successor may have the same slot and process id while the old files still lie there.
+        self._life = secrets.token_hex(4)
+        self._numbers = itertools.count()
+        self._studies = folder / _STUDIES
         try:
             for each in (self._incoming, self._studies):
                 make_folders(each)
@@ -106,8 +112,7 @@ class Spool:
             Nothing can be stored now; the sender should try again.
         """
         self.require_room()
-        unique = f"{os.getpid()}.{secrets.token_hex(8)}"
-        part = self._incoming / f"{self._slot}.{self._host}.{unique}.part"
+        part = f"{self._part_stem}.{os.getpid()}.{self._life}{next(self._numbers):08x}.part"
         return IncomingFile(self, part, prefix, transfer_syntax_uid)
 
     def store(
@@ -133,7 +138,7 @@ class Spool:
                 f"{self.folder}: free space, or shorten the retention time"
             )
 
-    def file(self, part: Path, header: InstanceHeader, sha256: str, size: int) -> Stored:
+    def file(self, part: str, header: InstanceHeader, sha256: str, size: int) -> Stored:
         """Give a synced temporary file its final name, and that name its durability.
 
         Raises
@@ -143,42 +148,40 @@ class Spool:
         OSError
             The disk failed; the file may already bear its name, which harms nobody.
         """
-        series = self._series_folder(header)
-        uid = checked_uid(header.sop_instance_uid, "SOPInstanceUID")
-        target = series / f"{uid}.dcm"
-        if self._move(part, target):
-            outcome = StoreOutcome.NEW
-        elif content_digest(target) == sha256:
-            # Its writer may not have come to sync the folder yet, and we answer Success first.
-            sync_folder(series)
-            outcome = StoreOutcome.IDENTICAL
-        else:
-            target = series / f"{uid}.conflict-{sha256[:12]}.dcm"
-            if not self._move(part, target):
-                sync_folder(series)
-            outcome = StoreOutcome.CONFLICT
-        relative = target.relative_to(self.folder).as_posix()
-        return Stored(target, relative, header, outcome, sha256, size)
-
-    def _series_folder(self, header: InstanceHeader) -> Path:
-        # Checked again here, at the one place where a UID becomes a path.
+        # Checked here, at the one place where a UID becomes a path.
         study = checked_uid(header.study_instance_uid, "StudyInstanceUID")
         series = checked_uid(header.series_instance_uid, "SeriesInstanceUID")
-        return self._studies / study / series
+        instance = checked_uid(header.sop_instance_uid, "SOPInstanceUID")
+        folder = f"{_STUDIES}/{study}/{series}"
+        name = f"{instance}.dcm"
+        if self._move(part, folder, name):
+            outcome = StoreOutcome.NEW
+        elif content_digest(self.folder / folder / name) == sha256:
+            # Its writer may not have come to sync the folder yet, and we answer Success first.
+            sync_folder(self.folder / folder)
+            outcome = StoreOutcome.IDENTICAL
+        else:
+            name = f"{instance}.conflict-{sha256[:12]}.dcm"
+            if not self._move(part, folder, name):
+                sync_folder(self.folder / folder)
+            outcome = StoreOutcome.CONFLICT
+        relative = f"{folder}/{name}"
+        return Stored(self.folder / relative, relative, header, outcome, sha256, size)
 
-    def _move(self, part: Path, target: Path) -> bool:
+    def _move(self, part: str, folder: str, name: str) -> bool:
         """Give `part` its final name; False when the name is taken. Never overwrites."""
+        target = f"{self.folder}/{folder}"
         for _ in range(_MOVE_ATTEMPTS):
-            make_folders(target.parent)
             try:
-                move_without_replacing(part, target)
+                move_without_replacing(part, f"{target}/{name}")
             except FileExistsError:
                 return False
             except FileNotFoundError:
+                make_folders(Path(target))
                 continue
-            sync_folder(target.parent)
+            sync_folder(target)
             return True
-        raise SpoolFailure(f"the folder {target.parent} vanishes as soon as it is made")
+        raise SpoolFailure(f"the folder {target} vanishes as soon as it is made")
 
     def stored_instances(self) -> Iterator[Path]:
         """Yield every stored file, study by study; conflicts after the file they contradict."""

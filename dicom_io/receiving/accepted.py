@@ -79,8 +79,13 @@ class LendingDUL(DULServiceProvider):
 
     def send_pending(self) -> None:
         """Send what is queued for the peer; for the thread that has borrowed the connection."""
-        while self.is_lent and self._process_recv_primitive():
+        while self.to_provider_queue.queue and self.is_lent and self._process_recv_primitive():
             self.state_machine.do_action(self.event_queue.get(block=False))
+
+    @property
+    def is_undisturbed(self) -> bool:
+        """True while nothing has happened that pynetdicom's own loop must see."""
+        return not self.event_queue.queue and self.state_machine.current_state == _ESTABLISHED
 
     def receive(self, pdu: bytes) -> None:
         """Queue a PDU read elsewhere as if it had been read here."""
@@ -198,7 +203,10 @@ class AcceptedAssociation(Association):
     def value(self, context_id: int, control: int, fragment: bytes, *, is_whole: bool) -> None:
         """Give pynetdicom a value that the data plane does not serve, and serve its message."""
         primitive = P_DATA()
-        primitive.presentation_data_value_list = [[context_id, bytes([control]) + fragment]]
+        primitive.presentation_data_value_list = [
+            # The setter takes lists alone, whatever its type says.
+            cast("tuple[int, bytes]", [context_id, bytes([control]) + fragment])
+        ]
         try:
             self.dimse.receive_primitive(primitive)
         except Exception as error:
@@ -273,13 +281,14 @@ class AcceptedAssociation(Association):
                 return
 
     def _goes_on(self) -> bool:
-        if not self._lending.is_lent or self._kill:
+        lending = self._lending
+        if self._kill or not lending.is_lent:
             return False
         try:
-            self._lending.send_pending()
+            lending.send_pending()
         except queue.Empty:
             return False
-        return self.dul.event_queue.empty() and self.dul.state_machine.current_state == _ESTABLISHED
+        return lending.is_undisturbed
 
     def _begin_store(self, command: StoreCommand, context_id: int) -> StoreInProgress:
         assert self.begin_store is not None  # noqa: S101 - asked before serving
