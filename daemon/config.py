@@ -48,6 +48,10 @@ LeaseSeconds = Annotated[float, Field(ge=10, le=86400.0, allow_inf_nan=False)]
 """At least a few heartbeats, or work in hand would count as abandoned."""
 
 
+MOST_RECEIVERS_BY_ITSELF = 4
+MEBIBYTE = 1024 * 1024
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -117,7 +121,8 @@ class TLSSection(_Section):
                 "receiver.tls.certificate_file and receiver.tls.key_file go together: "
                 "set both or neither"
             )
-        if not self.enabled and self.model_fields_set:
+        others = self.key_password_file or self.ca_file or self.client_certificates != "auto"
+        if not self.enabled and others:
             raise ValueError(
                 "receiver.tls settings mean nothing without receiver.tls.certificate_file and "
                 "receiver.tls.key_file: set these, or remove the others"
@@ -151,7 +156,10 @@ class ReceiverSection(_Section):
     address: str = "127.0.0.1"
     """Address to listen on; ``0.0.0.0`` for every interface."""
     port: Port = 11112
-    """The registered DICOM port (PS3.8 9.1.1). 0 takes any free one."""
+    """The registered DICOM port (PS3.8 9.1.1). 0 takes any free one, for one process only."""
+    processes: int = Field(default=0, ge=0, le=32)
+    """Receivers that share the port; 0 is one for each core, four at most: one core's worth of
+    Python receives what a fast sender sends, and more than four meet the limits of the disk."""
     ae_title: AETitle = "MEDIMGD"
     """The called AE title that senders must use."""
     accept_any_called_ae: bool = False
@@ -163,10 +171,35 @@ class ReceiverSection(_Section):
     """Who may send, by user identity negotiation; none asks for no user. As soon as there is one,
     an association without a valid user is rejected."""
     maximum_associations: int = Field(default=50, ge=1, le=1000)
+    """Open at once, over all receivers of this host; one more is rejected as transient."""
+    maximum_associations_per_address: int = Field(default=0, ge=0, le=1000)
+    """Of them from one address, so that one sender cannot shut out the others; 0 is three
+    quarters."""
+    maximum_waiting_studies: int = Field(default=5000, ge=0)
+    """While more complete studies than this wait for preparation or inference, new associations
+    that may bring instances are rejected as transient; 0 sets no limit. Weeks of a busy
+    site: it is there for the day on which nobody sees that the models stand still."""
     minimum_free_mib: int = Field(default=1024, ge=0)
-    """Below this much free disk every C-STORE is answered A700; the sender retries later."""
+    """Below this much free disk new associations are rejected as transient and every C-STORE of an
+    open one is answered A700; the sender retries later."""
     network_timeout_seconds: Seconds = 60.0
     tls: TLSSection = TLSSection()
+
+    @property
+    def process_count(self) -> int:
+        """How many receivers share the port."""
+        if self.processes:
+            return self.processes
+        return 1 if self.port == 0 else min(len(os.sched_getaffinity(0)), MOST_RECEIVERS_BY_ITSELF)
+
+    @model_validator(mode="after")
+    def _any_port_is_for_one(self) -> ReceiverSection:
+        if self.port == 0 and self.processes > 1:
+            raise ValueError(
+                f"receiver.port 0 gives each of the {self.processes} receivers another port: name "
+                "a port, or set receiver.processes = 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rules_and_users_are_given_once(self) -> ReceiverSection:
@@ -354,6 +387,11 @@ class Config(BaseSettings):
     def spool_folder(self) -> Path:
         """Where received instances lie."""
         return self.site.data_folder / "spool"
+
+    @property
+    def places_path(self) -> Path:
+        """Where the receivers of this host count their open associations."""
+        return self.site.data_folder / "locks" / f"associations-{socket.gethostname()}"
 
     @property
     def site_models_folder(self) -> Path:

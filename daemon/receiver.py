@@ -7,13 +7,17 @@ where its files belong.
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 
-from daemon.config import Config, ReceiverSection
+from daemon.backpressure import Backpressure
+from daemon.config import MEBIBYTE, Config, ReceiverSection
+from daemon.door import acceptor_context_of, authenticates_of, peers_of
 from daemon.indexing import Closed, IndexWriter, Opened, Refused
-from daemon.logs import ACTION, ASSOCIATION, COUNT, PEER, REASON, SOP_INSTANCE
-from daemon.role import RoleProcess, now_utc
+from daemon.logs import ACTION, ASSOCIATION, PEER, REASON, SOP_INSTANCE
+from daemon.role import RoleProcess
+from daemon.settling import SpoolIndexing, settle_before_receiving
 from dicom_io.errors import InvalidUID, MedimgdError, UnreadableInstance
-from dicom_io.receiving.access import ANY, Peer
+from dicom_io.receiving.access import ANY
 from dicom_io.receiving.instances import (
     STORED,
     AssociationObserver,
@@ -24,22 +28,20 @@ from dicom_io.receiving.instances import (
 )
 from dicom_io.receiving.limits import ReceiverLimits
 from dicom_io.receiving.part10 import file_prefix
+from dicom_io.receiving.port_claim import PortClaim
 from dicom_io.receiving.server import StorageServer
+from dicom_io.receiving.shared_places import SharedPlaces
 from dicom_io.results.request import SECONDARY_CAPTURE_CLASS_UID, SRClassValues
 from dicom_io.statuses import StoreStatusValues, describe
 from dicom_io.vocabulary import InstanceHeader
 from storage.arrivals import Arrival, StoreOutcome
-from storage.associations import close_associations_of
 from storage.database import Database
 from storage.errors import SpoolFailure
 from storage.incoming import IncomingFile
-from storage.reindexing import reindex
 from storage.results import is_own_sop_instance_uid
 from storage.spool import Spool
 
 _logger = logging.getLogger(__name__)
-
-MEBIBYTE = 1024 * 1024
 
 _RESULT_CLASSES = frozenset({*map(str, SRClassValues), SECONDARY_CAPTURE_CLASS_UID})
 """Only objects of these classes can be our own; the rest needs no look into the database."""
@@ -215,7 +217,11 @@ class IndexedAssociations(AssociationObserver):
 
 
 def make_server(
-    section: ReceiverSection, sink: SpoolSink, observer: AssociationObserver
+    section: ReceiverSection,
+    sink: SpoolSink,
+    observer: AssociationObserver,
+    places: SharedPlaces | None = None,
+    backpressure: Backpressure | None = None,
 ) -> StorageServer:
     """Return the Storage SCP that the configuration describes, not yet started."""
     titles = (section.ae_title, ANY) if section.accept_any_called_ae else (section.ae_title,)
@@ -224,46 +230,52 @@ def make_server(
         ae_titles=titles,
         address=section.address,
         port=section.port,
-        peers=tuple(Peer.from_text(peer.ae_title, peer.network) for peer in section.peers),
+        peers=peers_of(section),
         limits=ReceiverLimits(
             maximum_associations=section.maximum_associations,
+            maximum_associations_per_address=section.maximum_associations_per_address,
             network_timeout_seconds=section.network_timeout_seconds,
         ),
         observer=observer,
+        reuse_port=section.process_count > 1,
+        places=places,
+        is_congested=str if backpressure is None else lambda: backpressure.reason,
+        ssl_context=acceptor_context_of(section.tls),
+        authenticates=authenticates_of(section),
     )
 
 
 def run_receiver(config: Config, database: Database, slot: str) -> None:
     """Receive until a stop is asked for; then refuse, finish what is open, and flush the index."""
     spool = Spool(config.spool_folder, config.receiver.minimum_free_mib * MEBIBYTE, slot=slot)
-    _settle_last_life(database, spool, slot)
-    index = IndexWriter(database, slot)
-    try:
+    settle_before_receiving(config, database, spool, slot)
+    with ExitStack() as stack:
+        places = SharedPlaces(config.places_path)
+        stack.callback(places.close)
+        if config.receiver.process_count > 1:
+            installation = str(config.site.data_folder.resolve())
+            stack.enter_context(
+                PortClaim(config.receiver.address, config.receiver.port, installation)
+            )
+        index = IndexWriter(database, slot)
+        stack.callback(index.close)
+        indexing = SpoolIndexing(config, database, spool)
+        stack.callback(indexing.stop)
+        backpressure = Backpressure(config.receiver, database, spool)
+        backpressure.look()
         server = make_server(
-            config.receiver, SpoolSink(spool, index, database), IndexedAssociations(index)
-        )
+            config.receiver, SpoolSink(spool, index, database), IndexedAssociations(index),
+            places, backpressure,
+        )  # fmt: skip
         role = RoleProcess(config, database, "receiver", slot)
         server.start()
-        role.begin({"address": config.receiver.address, "port": server.port})
+        indexing.start()
+        place = {"address": config.receiver.address, "port": server.port}
+        role.begin({**place, "congested": backpressure.reason})
         while index.is_alive and not role.wait(1.0):
-            pass
+            if backpressure.look():
+                role.describe({**place, "congested": backpressure.reason})
         server.stop()
         role.end()
         if not index.is_alive:
             raise IndexEnded("the index writer ended: the receiver starts anew")
-    finally:
-        index.close()
-
-
-def _settle_last_life(database: Database, spool: Spool, slot: str) -> None:
-    """Make good what a killed predecessor left: half files, open associations, missing rows."""
-    swept = spool.sweep_incoming()
-    closed = close_associations_of(database, slot, now_utc())
-    found = reindex(database, spool, now_utc())
-    if swept or closed or found.recorded:
-        _logger.info(
-            "after the last end: %d half files removed, %d associations closed, "
-            "%d instances indexed from the spool",
-            swept, closed, found.recorded,
-            extra={ACTION: "settled", COUNT: found.recorded},
-        )  # fmt: skip

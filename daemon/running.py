@@ -33,7 +33,7 @@ def role_function(role: str) -> RunRole:
 
 
 def default_slot(role: str) -> str:
-    """Return the slot of the only process of a role on a host."""
+    """Return the slot of the first process of a role on a host."""
     return f"{role}-1"
 
 
@@ -78,7 +78,7 @@ def _supervise(config: Config, config_path: Path | None, database: Database, slo
     _stop_on_signals(supervisor)
     register_process(
         database, slot, role="scheduler", pid=os.getpid(), host=config.site.node_id,
-        now=now_utc(), state="ready", detail={"supervises": len(children)},
+        now=now_utc(), state="ready", detail={"slots": [child.slot for child in children]},
     )  # fmt: skip
     scheduler = Scheduler(config, database, Spool(config.spool_folder, 0, slot=slot))
     scheduler.every(HEARTBEAT_SECONDS, lambda: heartbeat(database, slot, now_utc()), "heartbeat")
@@ -92,9 +92,11 @@ def _supervise(config: Config, config_path: Path | None, database: Database, slo
 
 def children_of(config: Config) -> list[Child]:
     """Return the processes this configuration asks for."""
-    roles = [role for role in CHILD_ROLES if role != "web" or config.web.enabled]
+    count = {"receiver": config.receiver.process_count, "web": int(config.web.enabled)}
     return [
-        Child(role, default_slot(role), may_keep_dying=role in ("worker", "web")) for role in roles
+        Child(role, f"{role}-{number}", may_keep_dying=role in ("worker", "web"))
+        for role in CHILD_ROLES
+        for number in range(1, count.get(role, 1) + 1)
     ]
 
 

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from daemon.config import Config
 from daemon.errors import SlotTaken
+
+_ATTEMPTS = 5
+"""Tries to take a lock that another may hold for an instant, to see whether it is free."""
+_PAUSE_SECONDS = 0.02
 
 
 @contextmanager
@@ -23,20 +29,46 @@ def hold_slot(config: Config, slot: str) -> Iterator[None]:
     SlotTaken
         Another process holds it; the message names it and what to do.
     """
-    folder = config.site.data_folder / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{slot.replace('/', '-')}.lock"
+    path = _path(config, slot)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _taken(file.fileno()):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise SlotTaken(
                 f"{slot} runs already on {config.site.data_folder} (process {holder}): stop it, "
                 "use another data folder, or give this process a --slot of its own"
-            ) from error
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _taken(descriptor: int) -> bool:
+    """Take the lock; tried for a moment, because ``is_slot_held`` holds it for an instant."""
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return True
+    return False
+
+
+def is_slot_held(config: Config, slot: str) -> bool:
+    """Tell whether a living process holds a slot."""
+    try:
+        with _path(config, slot).open("rb") as file:
+            # Shared and for a moment only: one who asks at the same time must not be taken for it.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _path(config: Config, slot: str) -> Path:
+    return config.site.data_folder / "locks" / f"{slot.replace('/', '-')}.lock"

@@ -1,11 +1,12 @@
 """Indexing the spool again: what was stored and acknowledged, and not recorded, is recorded.
 
-Run at start, before new associations are accepted. The spool is the truth; the index follows.
+Run at the start of a receiver, beside the reception of new instances. The spool is the truth; the
+index follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from storage.errors import ConstraintBroken, SpoolFailure
 from storage.recording import record_instances
 from storage.removal import settle_removals
 from storage.spool import Spool
-from storage.states import Actor
+from storage.states import Actor, StudyState
 
 _BATCH = 200
 
@@ -40,16 +41,32 @@ class Reindexed:
     """Files that were read and that the database refuses; they stay where they are."""
 
 
-def reindex(database: Database, spool: Spool, now: datetime) -> Reindexed:
+def reindex(
+    database: Database,
+    spool: Spool,
+    now: datetime,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Reindexed:
     """Record every stored instance that the database does not know.
 
     What a killed purge left half removed is settled first, or its rest would look like a study.
 
-    Walks study by study, so that memory stays flat however large the spool is.
+    Walks study by study, so that memory stays flat however large the spool is. Studies under
+    reception come first: they are what a killed receiver was at, and they must not become complete
+    without what it acknowledged.
+
+    Parameters
+    ----------
+    database, spool, now
+        What is compared, and the moment that is recorded.
+    should_stop : callable, optional
+        Asked before each study; True leaves the rest to another time.
     """
     walk = _Walk(database, spool, now)
     walk.settle()
-    for uid in spool.study_uids():
+    for uid in _most_urgent_first(database, spool):
+        if should_stop():
+            break
         walk.visit(uid)
     walk.record_pending()
     found = walk.found()
@@ -104,7 +121,10 @@ class _Walk:
             return
         known = _known_paths(self._database, uid)
         self._files += len(present)
-        self._missing += len(known - present.keys())
+        # Looked for again: a new instance may have come between the two lists.
+        self._missing += sum(
+            not self._spool.absolute(each).exists() for each in known - present.keys()
+        )
         for relative in sorted(present.keys() - known):
             self._read(present[relative])
         if len(self._pending) >= _BATCH:
@@ -135,6 +155,15 @@ class _Walk:
         if arrivals:
             done = record_instances(self._database, arrivals, self._now)
             self._recorded += done.new + done.conflicts
+
+
+def _most_urgent_first(database: Database, spool: Spool) -> list[str]:
+    """Return every study of the spool: under reception, then not known yet, then the others."""
+    with database.read() as connection:
+        query = select(schema.study.c.study_instance_uid, schema.study.c.state)
+        states = {row.study_instance_uid: row.state for row in connection.execute(query)}
+    urgency = {StudyState.RECEIVING.value: 0, None: 1}
+    return sorted(spool.study_uids(), key=lambda uid: urgency.get(states.get(uid), 2))
 
 
 def _known_paths(database: Database, uid: str) -> set[str]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, or_, select
+from sqlalchemy import Connection, RowMapping, Select, func, or_, select, union
 
 from storage import schema
 from storage.database import Database
 from storage.errors import ImagesRemoved, NotFound
-from storage.states import StudyState
+from storage.states import JobState, StudyState
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,19 @@ def get_study(database: Database, study_instance_uid: str) -> StudyRecord:
     """
     with database.read() as connection:
         return require_study(connection, study_instance_uid)
+
+
+def count_waiting_studies(database: Database, *, at_most: int) -> int:
+    """Count the studies that wait for preparation or for a model, up to `at_most`."""
+    unprepared = select(schema.study.c.study_instance_uid).where(
+        schema.study.c.state == StudyState.COMPLETE
+    )
+    unanalysed = select(schema.job.c.study_instance_uid).where(
+        schema.job.c.state.in_((JobState.WAITING, JobState.RUNNING))
+    )
+    waiting = union(unprepared, unanalysed).limit(at_most).subquery()
+    with database.read() as connection:
+        return connection.execute(select(func.count()).select_from(waiting)).scalar_one()
 
 
 def list_studies(
