@@ -37,6 +37,8 @@ METRICS: Mapping[str, str] = {
     "medimgd_last_instance_timestamp_seconds": "When the last instance was received.",
     "medimgd_process_alive": "1 when the process beats, by role and slot.",
     "medimgd_process_heartbeat_age_seconds": "Time since the last heartbeat, by role and slot.",
+    "medimgd_open_associations": "Associations under way, by slot of the receiver.",
+    "medimgd_receiver_congested": "1 while a receiver takes no new associations, by slot.",
     "medimgd_destination_pending": "Documents that wait for a destination.",
     "medimgd_destination_failures": "Failures of a destination since its last success.",
     "medimgd_destination_last_success_timestamp_seconds": "When a destination last took a result.",
@@ -125,6 +127,11 @@ def _of_processes(status: Status) -> Iterator[Metric]:
     yield _gauge("medimgd_process_alive", labels, [(key, each.alive) for key, each in of])
     ages = [(key, each.heartbeat_age_seconds) for key, each in of]
     yield _gauge("medimgd_process_heartbeat_age_seconds", labels, ages)
+    opened = [((slot,), count) for slot, count in status.open_associations.items()]
+    yield _gauge("medimgd_open_associations", ("slot",), opened)
+    receivers = [each for each in status.processes if each.role == "receiver" and each.alive]
+    congested = [((each.slot,), bool(each.detail.get("congested"))) for each in receivers]
+    yield _gauge("medimgd_receiver_congested", ("slot",), congested)
 
 
 def _of_destinations(status: Status) -> Iterator[Metric]:

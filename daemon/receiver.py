@@ -7,7 +7,7 @@ where its files belong.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from daemon.backpressure import Backpressure
 from daemon.config import MEBIBYTE, Config, ReceiverSection
@@ -247,35 +247,44 @@ def make_server(
 
 def run_receiver(config: Config, database: Database, slot: str) -> None:
     """Receive until a stop is asked for; then refuse, finish what is open, and flush the index."""
-    spool = Spool(config.spool_folder, config.receiver.minimum_free_mib * MEBIBYTE, slot=slot)
+    section = config.receiver
+    spool = Spool(config.spool_folder, section.minimum_free_mib * MEBIBYTE, slot=slot)
     settle_before_receiving(config, database, spool, slot)
-    with ExitStack() as stack:
-        places = SharedPlaces(config.places_path)
-        stack.callback(places.close)
-        if config.receiver.process_count > 1:
-            installation = str(config.site.data_folder.resolve())
-            stack.enter_context(
-                PortClaim(config.receiver.address, config.receiver.port, installation)
-            )
-        index = IndexWriter(database, slot)
-        stack.callback(index.close)
-        indexing = SpoolIndexing(config, database, spool)
-        stack.callback(indexing.stop)
-        backpressure = Backpressure(config.receiver, database, spool)
+    role = RoleProcess(config, database, "receiver", slot)
+    with ExitStack() as stack:  # what is entered last ends first
+        places = stack.enter_context(closing(SharedPlaces(config.places_path)))
+        if section.process_count > 1:
+            stack.enter_context(PortClaim(section.address, section.port, installation_of(config)))
+        index = stack.enter_context(closing(IndexWriter(database, slot)))
+        backpressure = Backpressure(section, database, spool)
         backpressure.look()
-        server = make_server(
-            config.receiver, SpoolSink(spool, index, database), IndexedAssociations(index),
-            places, backpressure,
-        )  # fmt: skip
-        role = RoleProcess(config, database, "receiver", slot)
-        server.start()
-        indexing.start()
-        place = {"address": config.receiver.address, "port": server.port}
-        role.begin({**place, "congested": backpressure.reason})
-        while index.is_alive and not role.wait(1.0):
-            if backpressure.look():
-                role.describe({**place, "congested": backpressure.reason})
-        server.stop()
-        role.end()
-        if not index.is_alive:
-            raise IndexEnded("the index writer ended: the receiver starts anew")
+        server = stack.enter_context(
+            make_server(
+                section,
+                SpoolSink(spool, index, database),
+                IndexedAssociations(index),
+                places,
+                backpressure,
+            )
+        )
+        stack.enter_context(SpoolIndexing(config, database, spool))
+        _receive_until_stopped(role, server, index, backpressure)
+
+
+def installation_of(config: Config) -> str:
+    """Return what the receivers that may share a port have in common: their data folder."""
+    return str(config.site.data_folder.resolve())
+
+
+def _receive_until_stopped(
+    role: RoleProcess, server: StorageServer, index: IndexWriter, backpressure: Backpressure
+) -> None:
+    place = {"address": role.config.receiver.address, "port": server.port}
+    role.begin({**place, "congested": backpressure.reason})
+    while index.is_alive and not role.wait(1.0):
+        if backpressure.look():
+            role.describe({**place, "congested": backpressure.reason})
+    server.stop()
+    role.end()
+    if not index.is_alive:
+        raise IndexEnded("the index writer ended: the receiver starts anew")

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from daemon.config import Config
 from daemon.logs import ACTION, COUNT, REASON
@@ -70,12 +72,17 @@ class SpoolIndexing:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-indexing")
 
-    def start(self) -> None:
-        """Begin."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Leave the rest to the next start, and wait for the thread to end."""
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # The rest is left to the next start.
         self._stop.set()
         self._thread.join()
 

@@ -81,6 +81,8 @@ class Status:
     disk: DiskStatus
     device: str
     models: tuple[str, ...]
+    open_associations: Mapping[str, int]
+    """Associations under way, by the slot of each receiver that lives."""
     attention: tuple[str, ...]
     """What needs a person, one sentence each; empty when all is well."""
 
@@ -104,6 +106,7 @@ def read_status(config: Config, now: datetime) -> Status:
         disk=disk,
         device=_worker_detail(processes, "device") or "",
         models=tuple(_worker_detail(processes, "models") or ()),
+        open_associations=_open_associations(overview, processes),
         attention=tuple(_attention(config, overview, processes, destinations, disk)),
     )
 
@@ -167,6 +170,15 @@ def _disk(config: Config) -> DiskStatus:
     )
 
 
+def _open_associations(
+    overview: Overview | None, processes: tuple[ProcessStatus, ...]
+) -> Mapping[str, int]:
+    """Leave out what a dead receiver left open: its successor will close that."""
+    known = {} if overview is None else overview.open_associations
+    receivers = [process for process in processes if process.role == "receiver" and process.alive]
+    return {process.slot: known.get(process.slot, 0) for process in receivers}
+
+
 def _worker_detail(processes: tuple[ProcessStatus, ...], name: str) -> Any:
     details = [p.detail.get(name) for p in processes if p.role == "worker" and p.alive]
     return next((detail for detail in details if detail), None)
@@ -180,10 +192,13 @@ def _attention(
     disk: DiskStatus,
 ) -> Iterator[str]:
     yield from _missing_roles(config, processes)
+    congested = {p.detail.get("congested", "") for p in processes if p.alive} - {""}
+    for reason in () if disk.is_short else sorted(congested):
+        yield f"new associations are asked to come back later: {reason}"
     if disk.is_short:
         yield (
             f"disk: {disk.free_mib} MiB free, {disk.minimum_free_mib} needed: "
-            "senders are told to come back later (A700); free space or shorten retention"
+            "senders are told to come back later; free space or shorten retention"
         )
     for process in processes:
         for model, fault in dict(process.detail.get("out_of_order", {})).items():
@@ -215,8 +230,18 @@ def _missing_roles(config: Config, processes: tuple[ProcessStatus, ...]) -> Iter
     missing = [role for role in wanted if role not in alive]
     if missing == wanted:
         yield "medimgd is not running: nothing is received or analysed; start it with 'medimgd run'"
-    elif missing:
-        yield f"not running: {', '.join(missing)}; see the log for the reason"
+    else:
+        missing += _missing_slots(processes, missing)
+        if missing:
+            yield f"not running: {', '.join(missing)}; see the log for the reason"
+
+
+def _missing_slots(processes: tuple[ProcessStatus, ...], roles: list[str]) -> list[str]:
+    """Return the slots that a living parent watches and that do not beat, but for these roles'."""
+    alive = [process for process in processes if process.alive]
+    watched = {slot for process in alive for slot in process.detail.get("slots", ())}
+    missing = sorted(watched - {process.slot for process in alive})
+    return [slot for slot in missing if slot.rpartition("-")[0] not in roles]
 
 
 def _stuck_work(overview: Overview) -> Iterator[str]:

@@ -107,6 +107,8 @@ class Overview:
     """Instances and associations refused at the door."""
     latest_refusals: tuple[RefusalOverview, ...]
     """The newest three of the last day."""
+    open_associations: Mapping[str, int]
+    """Associations under way, by the slot of the receiver that serves them."""
     results_without_delivery: int
     """Latest reports that were composed and never had a destination."""
     last_instance_at: datetime | None
@@ -152,6 +154,10 @@ _WITHOUT_DELIVERY = """
         WHERE later.study_instance_uid = result.study_instance_uid
           AND later.model_name = result.model_name
           AND later.version_number > result.version_number)
+"""
+
+_OPEN_ASSOCIATIONS = """
+    SELECT slot, COUNT(*) FROM association WHERE closed_at IS NULL GROUP BY slot ORDER BY slot
 """
 
 _DESTINATIONS = """
@@ -213,6 +219,7 @@ def _read(
             connection, "SELECT COUNT(*) FROM refused_instance WHERE at >= ?", since
         ),
         latest_refusals=_refusals(connection, since),
+        open_associations=dict(connection.execute(_OPEN_ASSOCIATIONS).fetchall()),
         results_without_delivery=_number(connection, _WITHOUT_DELIVERY),
         last_instance_at=_instant(_one(connection, "SELECT MAX(received_at) FROM instance")),
         schema_revision=revision or "",

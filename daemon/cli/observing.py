@@ -101,6 +101,7 @@ def _print_counts(found: Status) -> None:
             f"oldest waiting study: {oldest.study_instance_uid} ({oldest.state}, "
             f"{duration(found.at - oldest.since)})"
         )
+    say(f"associations under way: {sum(found.open_associations.values())}")
     say(f"last instance: {ago(overview.last_instance_at, found.at) or 'never'}")
     if overview.refused_last_day:
         say(f"turned away at the door in the last day: {overview.refused_last_day}")
