@@ -78,12 +78,24 @@ class PeerSection(_Section):
     """False bars whom this rule matches; the most specific rule decides."""
     maximum_associations: int = Field(default=0, ge=0, le=1000)
     """Open at once by this rule, beside the general limits; 0 for no limit of its own."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where this peer listens, for reports on storage commitment."""
+    host: Annotated[str, Field(min_length=1)] | None = None
+    """Its host name, where that is not the address it calls from."""
 
     @field_validator("network")
     @classmethod
     def _is_a_network(cls, value: str) -> str:
         ipaddress.ip_network(value, strict=False)
         return value
+
+    @model_validator(mode="after")
+    def _host_needs_a_port(self) -> PeerSection:
+        if self.host is not None and self.port is None:
+            raise ValueError(
+                f"the host {self.host!r} of a peer means nothing without its port: set both"
+            )
+        return self
 
 
 class TLSSection(_Section):
@@ -166,7 +178,8 @@ class ReceiverSection(_Section):
     peers: tuple[PeerSection, ...] = (PeerSection(), PeerSection(network="::1/128"))
     """Who may send. The default admits this machine only. Of the rules that match, the most
     specific decides: an exact AE title before ``*``, then the longest network prefix.
-    ``allow = false`` bars instead; ``maximum_associations`` limits what one rule admits at once."""
+    ``allow = false`` bars instead; ``maximum_associations`` limits what one rule admits at once;
+    ``port`` (and ``host``) say where reports on storage commitment go."""
     users: tuple[UserSection, ...] = ()
     """Who may send, by user identity negotiation; none asks for no user. As soon as there is one,
     an association without a valid user is rejected."""
@@ -183,6 +196,10 @@ class ReceiverSection(_Section):
     """Below this much free disk new associations are rejected as transient and every C-STORE of an
     open one is answered A700; the sender retries later."""
     network_timeout_seconds: Seconds = 60.0
+    storage_commitment: bool = False
+    """Whether requests for storage commitment are answered. A modality deletes its images once we
+    commit to them, and ``retention.days`` later we delete ours: leave this to the archive unless
+    medimgd is the only place that modality sends to, and something else keeps what it holds."""
     tls: TLSSection = TLSSection()
 
     @property

@@ -83,7 +83,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, BaseModel):
-        inner = ", ".join(f"{name} = {_toml(item)}" for name, item in value)
+        given = ((name, item) for name, item in value if item is not None)
+        inner = ", ".join(f"{name} = {_toml(item)}" for name, item in given)
         return f"{{ {inner} }}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"

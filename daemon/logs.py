@@ -25,10 +25,11 @@ SECONDS = "seconds"
 REASON = "reason"
 COUNT = "count"
 PEER = "peer"
+TRANSACTION = "transaction_uid"
 
 FIELDS = (
     ACTION, STUDY, SOP_INSTANCE, ASSOCIATION, JOB, RESULT, MODEL, DESTINATION, SLOT, SECONDS,
-    REASON, COUNT, PEER,
+    REASON, COUNT, PEER, TRANSACTION,
 )  # fmt: skip
 
 
