@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import socket
-import struct
+from collections.abc import Sequence
 
-VERIFICATION = "1.2.840.10008.1.1"
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+from tests.upper_layer import (
+    ABORT_REQUEST,
+    ASSOCIATE_AC,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    LAST_COMMAND,
+    LAST_DATA,
+    RELEASE_REQUEST,
+    RELEASE_RP,
+    VERIFICATION,
+    Context,
+    associate_request,
+    elements_of,
+    p_data,
+    pdv,
+    status_of,
+    store_request,
+)
 
 _CONTEXT_ID = 1
-_NO_DATA_SET = 0x0101
 
 
 class PduClient:
     """One connection to a receiver; every PDU is written out here, none by a library."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1", source: str | None = None) -> None:
-        self.socket = socket.create_connection(
-            (host, port), timeout=10, source_address=None if source is None else (source, 0)
-        )
+    def __init__(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        source: str | None = None,
+        *,
+        timeout_seconds: float = 10,
+        receive_buffer_bytes: int | None = None,
+    ) -> None:
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.socket(kind, socket.SOCK_STREAM)
+        try:
+            self.socket.settimeout(timeout_seconds)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if receive_buffer_bytes is not None:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            if source is not None:
+                self.socket.bind((source, 0))
+            self.socket.connect((host, port))
+        except OSError:
+            self.socket.close()
+            raise
 
     def associate(
         self,
@@ -28,10 +60,27 @@ class PduClient:
         calling: str = "RAW",
     ) -> None:
         """Open an association with one presentation context, which must be accepted."""
-        self.socket.sendall(_associate_request(called, calling, sop_class_uid, transfer_syntax_uid))
-        answer = self.read_pdu()
-        assert answer[0] == 2, "an A-ASSOCIATE-AC was expected"
+        context = Context(_CONTEXT_ID, sop_class_uid, (transfer_syntax_uid,))
+        answer = self.propose([context], called=called, calling=calling)
         assert b"\x21\x00" in answer, "the answer names no presentation context"
+
+    def propose(
+        self,
+        contexts: Sequence[Context],
+        *,
+        called: str = "MEDIMGD",
+        calling: str = "RAW",
+        maximum_pdu_bytes: int = 16384,
+    ) -> bytes:
+        """Open an association with any presentation contexts and return the A-ASSOCIATE-AC."""
+        self.socket.sendall(
+            associate_request(
+                contexts, called=called, calling=calling, maximum_pdu_bytes=maximum_pdu_bytes
+            )
+        )
+        answer = self.read_pdu()
+        assert answer[0] == ASSOCIATE_AC, "an A-ASSOCIATE-AC was expected"
+        return answer
 
     def store(
         self, sop_class_uid: str, sop_instance_uid: str | None, data_set: bytes | None
@@ -40,35 +89,51 @@ class PduClient:
 
         What is None is left out of the request.
         """
-        elements = [
-            (0x0002, _padded_uid(sop_class_uid)),
-            (0x0100, struct.pack("<H", 0x0001)),
-            (0x0110, struct.pack("<H", 7)),
-            (0x0700, struct.pack("<H", 0)),
-            (0x0800, struct.pack("<H", _NO_DATA_SET if data_set is None else 1)),
-        ]
-        if sop_instance_uid is not None:
-            elements.append((0x1000, _padded_uid(sop_instance_uid)))
-        self.socket.sendall(_p_data(3, _command(elements)))
+        command = store_request(
+            sop_instance_uid, sop_class_uid=sop_class_uid, has_data_set=data_set is not None
+        )
+        self.socket.sendall(p_data(pdv(_CONTEXT_ID, LAST_COMMAND, command)))
         if data_set is not None:
-            self.socket.sendall(_p_data(2, data_set))
-        answer = _elements(self.read_pdu()[12:])
-        comment = answer.get(0x0902, b"").decode("ascii").strip()
-        return struct.unpack("<H", answer[0x0900])[0], comment
+            self.socket.sendall(p_data(pdv(_CONTEXT_ID, LAST_DATA, data_set)))
+        answer = self.read_pdu()[12:]
+        return status_of(answer), elements_of(answer).get(0x0902, b"").decode("ascii").strip()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
 
     def release(self) -> None:
         """End the association politely."""
-        self.socket.sendall(b"\x05\x00\x00\x00\x00\x04" + bytes(4))
-        assert self.read_pdu()[0] == 6, "an A-RELEASE-RP was expected"
+        self.socket.sendall(RELEASE_REQUEST)
+        assert self.read_pdu()[0] == RELEASE_RP, "an A-RELEASE-RP was expected"
+
+    def abort(self) -> None:
+        """End the association rudely and close."""
+        self.socket.sendall(ABORT_REQUEST)
+        self.close()
 
     def close(self) -> None:
         """Close the connection, whatever state the association is in."""
         self.socket.close()
 
+    def half_close(self) -> None:
+        """Say that nothing more will be sent, and go on listening."""
+        self.socket.shutdown(socket.SHUT_WR)
+
     def read_pdu(self) -> bytes:
         """Return the next PDU, head included."""
         head = self._exactly(6)
         return head + self._exactly(int.from_bytes(head[2:], "big"))
+
+    def read_to_end(self) -> bytes:
+        """Return everything up to the end of the connection, however it ends."""
+        data = b""
+        try:
+            while more := self.socket.recv(65536):
+                data += more
+        except ConnectionError:
+            pass
+        return data
 
     def _exactly(self, count: int) -> bytes:
         data = b""
@@ -77,48 +142,3 @@ class PduClient:
             assert more, "the connection ended too early"
             data += more
         return data
-
-
-def _item(kind: int, value: bytes) -> bytes:
-    return bytes([kind, 0]) + len(value).to_bytes(2, "big") + value
-
-
-def _associate_request(called: str, calling: str, sop_class_uid: str, syntax_uid: str) -> bytes:
-    syntaxes = _item(0x30, sop_class_uid.encode()) + _item(0x40, syntax_uid.encode())
-    user = _item(0x51, (16384).to_bytes(4, "big")) + _item(0x52, b"1.2.3.4")
-    body = (
-        b"\x00\x01\x00\x00"
-        + called.ljust(16).encode()
-        + calling.ljust(16).encode()
-        + bytes(32)
-        + _item(0x10, b"1.2.840.10008.3.1.1.1")
-        + _item(0x20, bytes([_CONTEXT_ID, 0, 0, 0]) + syntaxes)
-        + _item(0x50, user)
-    )
-    return b"\x01\x00" + len(body).to_bytes(4, "big") + body
-
-
-def _p_data(control_header: int, fragment: bytes) -> bytes:
-    value = bytes([_CONTEXT_ID, control_header]) + fragment
-    item = len(value).to_bytes(4, "big") + value
-    return b"\x04\x00" + len(item).to_bytes(4, "big") + item
-
-
-def _padded_uid(uid: str) -> bytes:
-    value = uid.encode()
-    return value + b"\0" * (len(value) % 2)
-
-
-def _command(elements: list[tuple[int, bytes]]) -> bytes:
-    group = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in elements)
-    return struct.pack("<HHLL", 0, 0, 4, len(group)) + group
-
-
-def _elements(command: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset < len(command):
-        _, tag, length = struct.unpack_from("<HHL", command, offset)
-        found[tag] = command[offset + 8 : offset + 8 + length]
-        offset += 8 + length
-    return found
