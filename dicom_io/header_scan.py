@@ -283,7 +283,7 @@ def _after_item(data: bytes, at: int, length: int, element_at: _ElementAt, depth
             _check_character_set(_wanted(data[start:at], vr, b"CS"))
         if tag >> 16 == _ITEM_GROUP:
             raise _Unsure
-    if is_undefined or at != end:
+    if at != end:
         raise _Unsure
     return at
 

@@ -369,6 +369,7 @@ LEFT = {
     "a sequence without end": element(0x00080006, b"SQ", item(), length=UNDEFINED)
     + changed(t00080005=None),
     "something else than an item": nested(b"\xff" * 16),
+    "another element for an item": nested(b"\x08\0\x16\0" + bytes(4)),
     "an item overrun by its elements": nested(
         item(element(0x00080016, b"UI", b"1.2.3.4\0"), length=10)
     ),
@@ -395,8 +396,17 @@ def test_leaves_to_the_full_parser(case: str, is_whole: bool) -> None:
     [
         pytest.param(changed(), id="explicit although said to be implicit"),
         pytest.param(
-            nested(SEQUENCE_END, tag=0x00091010, syntax=IMPLICIT), id="private, empty, undefined"
+            element(0x00080008, b"CS", bytes(0x4141), IMPLICIT)
+            + encoded({**usual_elements(), 0x00080005: (b"CS", b"")}, IMPLICIT)[8:].replace(
+                element(0x00080008, b"CS", b"ORIGINAL\\PRIMARY ", IMPLICIT), b""
+            ),
+            id="a first length that looks like a value representation",
         ),
+        pytest.param(nested(tag=0x00091010, syntax=IMPLICIT), id="private, empty, undefined"),
+        pytest.param(
+            nested(item(ITEM + bytes(4)), syntax=IMPLICIT), id="an item among the elements"
+        ),
+        pytest.param(nested(item(ITEM_END), syntax=IMPLICIT), id="an item ended within"),
         pytest.param(
             nested(item(), tag=0x00080090, syntax=IMPLICIT), id="a name of undefined length"
         ),
