@@ -7,6 +7,7 @@ Owns the order of sending and the step down to an SR class a peer accepts; wheth
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -14,6 +15,7 @@ from daemon.composing import Composer
 from daemon.config import Config, DestinationSection
 from daemon.confirming import Confirmer, peer_of
 from daemon.logs import ACTION, COUNT, DESTINATION, REASON, RESULT, STUDY
+from daemon.reporting import CommitmentReporter
 from daemon.role import RoleProcess, now_utc, where
 from dicom_io.errors import AssociationFailed, CannotCompose, MedimgdError
 from dicom_io.results.request import SR_CLASS_PREFERENCE, DocumentRole, SRClassValues
@@ -46,6 +48,7 @@ from storage.spool import Spool
 _logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.25
+REPORT_IDLE_SECONDS = 1.0
 OFFER_EVERY_SECONDS = 30.0
 FAILURES_BEFORE_GIVING_UP = 3
 MOST_COMMENT = 512
@@ -324,6 +327,12 @@ def run_courier(config: Config, database: Database, slot: str) -> None:
     composer = Composer(config, database, spool, read_installation(database))
     courier = Courier(config, database, composer)
     role = RoleProcess(config, database, "courier", slot)
+    reporter = CommitmentReporter(config, database, spool)
     role.begin({"destinations": [section.name for section in config.destinations]})
+    # A modality that is switched off must not keep results waiting. Nothing is lost when the
+    # process ends in the middle of a report: it is owed until it was answered.
+    threading.Thread(
+        target=role.repeat, args=(reporter.work, REPORT_IDLE_SECONDS), name="reports", daemon=True
+    ).start()
     role.repeat(courier.work, IDLE_SECONDS)
     role.end()

@@ -30,6 +30,7 @@ METRICS: Mapping[str, str] = {
     "medimgd_jobs": "Analyses by state.",
     "medimgd_results": "Results by state.",
     "medimgd_deliveries": "Deliveries of documents by state.",
+    "medimgd_commitments": "Requests for storage commitment by the state of their report.",
     "medimgd_oldest_waiting_seconds": "Age of the study that waits longest for an answer.",
     "medimgd_stuck_items": "Things that need a person or have not moved for too long.",
     "medimgd_conflicting_studies": "Studies with other content under a known SOP Instance UID.",
@@ -103,6 +104,7 @@ def _of_overview(overview: Overview, now: datetime) -> Iterator[Metric]:
     yield _by_state("medimgd_jobs", overview.jobs)
     yield _by_state("medimgd_results", overview.results)
     yield _by_state("medimgd_deliveries", overview.deliveries)
+    yield _by_state("medimgd_commitments", overview.commitments)
     oldest = overview.oldest_waiting
     age = 0.0 if oldest is None else (now - oldest.since).total_seconds()
     yield _gauge("medimgd_oldest_waiting_seconds", (), [((), age)])

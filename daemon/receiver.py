@@ -10,6 +10,7 @@ import logging
 from contextlib import ExitStack, closing
 
 from daemon.backpressure import Backpressure
+from daemon.committing import CommitmentDesk
 from daemon.config import MEBIBYTE, Config, ReceiverSection
 from daemon.door import acceptor_context_of, authenticates_of, peers_of
 from daemon.indexing import Closed, IndexWriter, Opened, Refused
@@ -18,6 +19,8 @@ from daemon.role import RoleProcess
 from daemon.settling import SpoolIndexing, settle_before_receiving
 from dicom_io.errors import InvalidUID, MedimgdError, UnreadableInstance
 from dicom_io.receiving.access import ANY
+from dicom_io.receiving.commitment import CommitmentSCP
+from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.instances import (
     STORED,
     AssociationObserver,
@@ -222,6 +225,7 @@ def make_server(
     observer: AssociationObserver,
     places: SharedPlaces | None = None,
     backpressure: Backpressure | None = None,
+    desk: CommitmentDesk | None = None,
 ) -> StorageServer:
     """Return the Storage SCP that the configuration describes, not yet started."""
     titles = (section.ae_title, ANY) if section.accept_any_called_ae else (section.ae_title,)
@@ -237,11 +241,13 @@ def make_server(
             network_timeout_seconds=section.network_timeout_seconds,
         ),
         observer=observer,
-        reuse_port=section.process_count > 1,
+        reuse_port=claim is not None,
         places=places,
+        handover=Handover(claim, places) if claim is not None and places is not None else None,
         is_congested=str if backpressure is None else lambda: backpressure.reason,
         ssl_context=acceptor_context_of(section.tls),
         authenticates=authenticates_of(section),
+        commitment=None if desk is None else CommitmentSCP(desk),
     )
 
 
@@ -253,9 +259,14 @@ def run_receiver(config: Config, database: Database, slot: str) -> None:
     role = RoleProcess(config, database, "receiver", slot)
     with ExitStack() as stack:  # what is entered last ends first
         places = stack.enter_context(closing(SharedPlaces(config.places_path)))
+        claim = None
         if section.process_count > 1:
-            stack.enter_context(PortClaim(section.address, section.port, installation_of(config)))
+            claim = PortClaim(section.address, section.port, installation_of(config))
+            stack.enter_context(claim)
         index = stack.enter_context(closing(IndexWriter(database, slot)))
+        desk = None
+        if section.storage_commitment:
+            desk = stack.enter_context(closing(CommitmentDesk(config, database, spool)))
         backpressure = Backpressure(section, database, spool)
         backpressure.look()
         server = stack.enter_context(
@@ -265,6 +276,7 @@ def run_receiver(config: Config, database: Database, slot: str) -> None:
                 IndexedAssociations(index),
                 places,
                 backpressure,
+                desk,
             )
         )
         stack.enter_context(SpoolIndexing(config, database, spool))

@@ -256,6 +256,11 @@ def _stuck_work(overview: Overview) -> Iterator[str]:
         yield f"{failed} analyses failed for good: 'medimgd studies', then 'medimgd retry STUDY'"
     if undelivered:
         yield f"{undelivered} results were rejected or given up: 'medimgd retry STUDY' sends again"
+    for commitment in overview.unreported:
+        yield (
+            f"{commitment.calling_ae_title!r} ({commitment.address}) could not be told about its "
+            f"request for storage commitment and keeps its images: {commitment.last_answer}"
+        )
     others = overview.stuck_count - held - failed - undelivered
     if others > 0:
         yield f"{others} items have not moved for a quarter of an hour"

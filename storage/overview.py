@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from storage.connections import open_reader
 from storage.errors import translated_database_error
 from storage.revisions import check_revision, schema_revision
-from storage.states import DeliveryState, JobState, ResultState, StudyState
+from storage.states import CommitmentState, DeliveryState, JobState, ResultState, StudyState
 
 DEFAULT_STUCK_SECONDS = 900.0
 """Work that has not moved for this long is shown as stuck."""
@@ -89,6 +89,19 @@ class RefusalOverview:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreportedCommitment:
+    """A requester of storage commitment that does not know what became of its request."""
+
+    transaction_uid: str
+    calling_ae_title: str
+    address: str
+    state: CommitmentState
+    since: datetime
+    last_answer: str
+    """What it said, or the line of configuration that would let it be told."""
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """The state of everything durable."""
 
@@ -96,6 +109,10 @@ class Overview:
     jobs: Mapping[JobState, int]
     results: Mapping[ResultState, int]
     deliveries: Mapping[DeliveryState, int]
+    commitments: Mapping[CommitmentState, int]
+    """Requests for storage commitment by how far their report has come."""
+    unreported: tuple[UnreportedCommitment, ...]
+    """Requesters that could not be told in the last day, or cannot now; the newest three."""
     oldest_waiting: OldestStudy | None
     stuck: tuple[StuckItem, ...]
     """At most fifty, the longest stuck first."""
@@ -143,6 +160,14 @@ _STUCK = """
     WHERE delivery.state IN ('rejected', 'dead')
        OR (delivery.state = 'pending' AND delivery.state_since < :before)
        OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10)
+"""
+
+_UNREPORTED = """
+    SELECT transaction_uid, calling_ae_title, address, state, requested_at, last_answer
+    FROM commitment
+    WHERE (state = 'failed' AND state_since >= :day)
+       OR (state = 'pending' AND requested_at < :before)
+    ORDER BY id DESC LIMIT 3
 """
 
 _WITHOUT_DELIVERY = """
@@ -207,6 +232,8 @@ def _read(
         jobs=_counts(connection, "job", JobState),
         results=_counts(connection, "result", ResultState),
         deliveries=_counts(connection, "delivery", DeliveryState),
+        commitments=_counts(connection, "commitment", CommitmentState),
+        unreported=_unreported(connection, now, stuck_seconds),
         oldest_waiting=_oldest(connection),
         stuck=stuck,
         stuck_count=stuck_count,
@@ -226,7 +253,7 @@ def _read(
     )
 
 
-StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState)
+StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState, CommitmentState)
 
 
 def _counts(
@@ -286,6 +313,19 @@ def _refusals(connection: sqlite3.Connection, since: tuple[str]) -> tuple[Refusa
     return tuple(
         RefusalOverview(_known(at), calling, address, reason)
         for at, calling, address, reason in rows
+    )
+
+
+def _unreported(
+    connection: sqlite3.Connection, now: datetime, stuck_seconds: float
+) -> tuple[UnreportedCommitment, ...]:
+    values = {
+        "day": _stored(now - _REFUSED_WINDOW),
+        "before": _stored(now - timedelta(seconds=stuck_seconds)),
+    }
+    return tuple(
+        UnreportedCommitment(uid, calling, address, CommitmentState(state), _known(since), answer)
+        for uid, calling, address, state, since, answer in connection.execute(_UNREPORTED, values)
     )
 
 

@@ -92,6 +92,7 @@ def _print_counts(found: Status) -> None:
         ("analyses", overview.jobs),
         ("results", overview.results),
         ("deliveries", overview.deliveries),
+        ("storage commitments", overview.commitments),
     ):
         known = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         say(f"{name}: {known or 'none'}")
