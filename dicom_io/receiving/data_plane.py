@@ -102,6 +102,7 @@ class DataPlane:
         self._head = memoryview(bytearray(_PDU_HEAD.size))
         self._window = memoryview(bytearray(maximum_pdu_bytes or WINDOW_BYTES))
         self._command = bytearray()
+        self._takes_command = False
         self._context_id = 0
         self._store: tuple[StoreCommand, StoreInProgress] | None = None
         self._takes_data_set = False
@@ -183,11 +184,12 @@ class DataPlane:
             self._pass_on(0, fragment, is_last=is_last)
 
     def _take_command(self, context_id: int, fragment: memoryview, *, is_last: bool) -> None:
-        if self._takes_data_set or (self._command and context_id != self._context_id):
+        if self._takes_data_set or (self._takes_command and context_id != self._context_id):
             raise ProtocolFault("a command within another message")
         if len(self._command) + len(fragment) > COMMAND_MAX_BYTES:
             raise ProtocolFault("a command set without end")
         self._context_id = context_id
+        self._takes_command = not is_last
         self._command += fragment
         if is_last:
             command, self._command = self._command, bytearray()
