@@ -8,7 +8,10 @@ admitted or where instances go.
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import select
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +34,9 @@ LOGGER = logging.getLogger(__name__)
 _ESTABLISHED = "Sta6"
 _CONNECTION_CLOSED = "Evt17"
 _INVALID_PDU = "Evt19"
+_LOOK_UP_SECONDS = 0.25
+"""How often the upper layer thread looks at its timers; everything else wakes it at once."""
+_NO_BELL = -1
 _LENDING_SECONDS = 5.0
 """The upper layer thread parks within a millisecond; if it does not, it has ended."""
 
@@ -48,12 +54,19 @@ class LendingDUL(DULServiceProvider):
     may_lend: bool
     _parked: threading.Event
     _wanted_back: threading.Event
+    _bell: int
+    """An eventfd that wakes the upper layer thread out of its wait for the peer."""
+    _bell_lock: threading.Lock
 
     def prepare_to_lend(self, *, may_lend: bool) -> None:
         """Set up what `__init__` would, on a provider that pynetdicom made."""
         self.may_lend = may_lend
         self._parked = threading.Event()
         self._wanted_back = threading.Event()
+        self._bell_lock = threading.Lock()
+        self._bell = _NO_BELL
+        # pynetdicom sleeps this long whenever nothing happened; the wait below takes its place.
+        self._run_loop_delay = 0.0
 
     @property
     def is_lent(self) -> bool:
@@ -71,6 +84,22 @@ class LendingDUL(DULServiceProvider):
     def take_back(self) -> None:
         """Let the upper layer thread go on; for good, and harmless when it never stood aside."""
         self._wanted_back.set()
+        self._ring()
+
+    def send_pdu(self, primitive: Any) -> None:
+        """Queue a primitive for the peer and wake the thread that sends it."""
+        super().send_pdu(primitive)
+        self._ring()
+
+    def run(self) -> None:
+        """Serve the upper layer; nothing is left open when it ends."""
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            super().run()
+        finally:
+            with self._bell_lock:
+                os.close(self._bell)
+                self._bell = _NO_BELL
 
     def kill_dul(self) -> None:
         """End the upper layer thread, wherever it waits."""
@@ -103,7 +132,29 @@ class LendingDUL(DULServiceProvider):
             self._wanted_back.wait()
             self._idle_timer.restart()
             return False
+        if self.event_queue.empty():
+            self._wait()
         return bool(super()._is_transport_event())
+
+    def _wait(self) -> None:
+        """Wait until the peer sends, a primitive is queued, or a timer may have run out."""
+        poll = select.poll()
+        poll.register(self._bell, select.POLLIN)
+        wrapper = self.socket
+        connection = None if wrapper is None else wrapper.socket
+        if connection is not None and connection.fileno() >= 0:
+            if isinstance(connection, ssl.SSLSocket) and connection.pending():
+                return
+            poll.register(connection, select.POLLIN)
+        for descriptor, _ in poll.poll(_LOOK_UP_SECONDS * 1000):
+            if descriptor == self._bell:
+                os.eventfd_read(self._bell)
+
+    def _ring(self) -> None:
+        # Without the lock, the number could belong to an instance's file by the time of the write.
+        with self._bell_lock:
+            if self._bell != _NO_BELL:
+                os.eventfd_write(self._bell, 1)
 
     def _should_park(self) -> bool:
         established = self.state_machine.current_state == _ESTABLISHED

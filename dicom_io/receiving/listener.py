@@ -23,6 +23,7 @@ from pynetdicom.transport import AssociationServer, RequestHandler
 
 from dicom_io.network import disable_nagle
 from dicom_io.receiving.accepted import AcceptedAssociation, BeginStore
+from dicom_io.receiving.handover import Handover
 from dicom_io.tls import HANDSHAKE_TIMEOUT_SECONDS, HandshakeFailed, secure, shake_hands
 
 LOGGER = logging.getLogger(__name__)
@@ -33,6 +34,18 @@ BACKLOG = 128
 _POLL_SECONDS = 0.2
 _FAREWELL_SECONDS = 1.0
 """Enough for an A-ABORT to leave and a peer to close, not so long that stopping seems hung."""
+
+
+class _SharedContexts(list[PresentationContext]):
+    """Supported contexts that every association refers to: none of them is ever changed."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedContexts:
+        # pynetdicom copies them for each association, which takes longer than negotiating.
+        return self
+
+
+class _HandedOver(OSError):
+    """Tells the accepting loop that there is nothing to serve: another process has it."""
 
 
 class _ConnectionHandler(RequestHandler):
@@ -80,6 +93,8 @@ class AssociationListener(AssociationServer):
         Told the source address and the reason of each handshake that failed.
     reuse_port : bool
         Let several listeners, in this or other processes, share the port (Linux).
+    handover : Handover, optional
+        Evens out what the listeners of one port have to do.
     admits : callable
         Told the source address of each connection and how many others wait, in all and from the
         same address; False closes it before any thread is made. Must be quick.
@@ -114,6 +129,7 @@ class AssociationListener(AssociationServer):
         silence_seconds: float,
         tls: Callable[[], ssl.SSLContext] | None = None,
         on_handshake_failed: Callable[[str, str], None] | None = None,
+        handover: Handover | None = None,
     ) -> None:
         if ssl_context is not None:
             raise ValueError("ssl_context must be None: give the context through tls")
@@ -122,6 +138,7 @@ class AssociationListener(AssociationServer):
         self.begin_store = begin_store
         self.silence_seconds = silence_seconds
         self._reuse_port = reuse_port
+        self._handover = handover
         self._admits = admits
         self._on_ended = on_ended
         self._live: set[AcceptedAssociation] = set()
@@ -133,6 +150,8 @@ class AssociationListener(AssociationServer):
 
     def start(self) -> None:
         """Begin accepting connections in a thread."""
+        if self._handover is not None:
+            self._handover.start(self.take)
         self._thread.start()
 
     def stop_listening(self) -> None:
@@ -140,6 +159,8 @@ class AssociationListener(AssociationServer):
         BaseServer.shutdown(self)
         self.server_close()
         self._thread.join()
+        if self._handover is not None:
+            self._handover.stop()
 
     def end_associations(self) -> None:
         """Abort what is still open, politely first, then by closing the connections."""
@@ -160,6 +181,7 @@ class AssociationListener(AssociationServer):
         assoc.secures = self._secure
         with self._live_lock:
             self._live.add(assoc)
+        self.service_actions()
 
     def disown(self, assoc: AcceptedAssociation) -> None:
         """Forget an association that never started."""
@@ -185,10 +207,33 @@ class AssociationListener(AssociationServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection and set the options pynetdicom leaves alone."""
         connection, address = super().get_request()
+        if self._handover is not None and self._handover.give_away(connection, len(self._live)):
+            raise _HandedOver
+        self._set_options(connection)
+        return connection, address
+
+    def take(self, connection: socket.socket) -> None:
+        """Serve a connection that another listener of this port accepted."""
+        try:
+            address = connection.getpeername()
+            self._set_options(connection)
+            if self.verify_request(connection, address):
+                self.process_request(connection, address)
+            else:
+                self.shutdown_request(connection)
+        except Exception:  # noqa: BLE001 - as the listener's own loop does for what it accepts
+            self.handle_error(connection, ("another receiver",))
+            self.shutdown_request(connection)
+
+    def service_actions(self) -> None:
+        """Tell the other listeners of this port how many connections are served here."""
+        if self._handover is not None:
+            self._handover.announce(len(self._live))
+
+    def _set_options(self, connection: socket.socket) -> None:
         disable_nagle(connection)
         # Without this, a peer that stops in the middle of a PDU holds its threads for ever.
         connection.settimeout(self.ae.acse_timeout)
-        return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log a connection that could not become an association; the listener goes on."""
@@ -223,6 +268,7 @@ class AssociationListener(AssociationServer):
     def _forget(self, assoc: AcceptedAssociation) -> None:
         with self._live_lock:
             self._live.discard(assoc)
+        self.service_actions()
         self._on_ended(assoc)
 
     def _living(self) -> list[AcceptedAssociation]:
