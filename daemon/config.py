@@ -290,6 +290,11 @@ class DestinationSection(_Section):
     timeout_seconds: Seconds = 30.0
     confirm: bool = True
     """Ask by C-FIND whether what was sent is there; peers without C-FIND stay at ``sent``."""
+    tls: bool = False
+    """Whether this archive is called with TLS; we show it the receiver's certificate, if any."""
+    ca_file: FileName = None
+    """PEM: the authorities, or the single certificate, that vouch for this archive; those of
+    ``receiver.tls`` when absent."""
 
 
 class ResultsSection(_Section):
@@ -387,6 +392,21 @@ class Config(BaseSettings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"destinations: the name {repeated[0]!r} is used more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _archives_with_tls_can_be_trusted(self) -> Config:
+        for each in self.destinations:
+            if each.tls and not (each.ca_file or self.receiver.tls.ca_file):
+                raise ValueError(
+                    f"destinations: {each.name!r} is called with TLS, but nothing says who vouches "
+                    "for it: set its ca_file, or receiver.tls.ca_file"
+                )
+            if each.ca_file and not each.tls:
+                raise ValueError(
+                    f"destinations: {each.name!r} has a ca_file, but is called without TLS: "
+                    "set tls = true, or remove ca_file"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import logging
 from datetime import datetime, timedelta
 
 from daemon.config import Config, DestinationSection
+from daemon.door import tls_call_to
 from daemon.logs import ACTION, COUNT, DESTINATION
 from daemon.role import now_utc
 from dicom_io.association import Destination
@@ -41,6 +42,7 @@ def peer_of(section: DestinationSection, config: Config) -> Destination:
         connect_timeout_seconds=min(section.timeout_seconds, 10.0),
         association_timeout_seconds=section.timeout_seconds,
         response_timeout_seconds=section.timeout_seconds,
+        tls=tls_call_to(section, config),
     )  # fmt: skip
 
 

@@ -12,13 +12,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.catalogue import installed_catalogue
 from daemon.config import Config
-from daemon.door import own_requestor_context_of, tls_files_of
+from daemon.confirming import peer_of
+from daemon.door import tls_call_to_ourselves, tls_files_of
 from daemon.status import MEBIBYTE, read_status
 from dicom_io.association import Destination
 from dicom_io.certificates import Certificate, read_certificates
@@ -112,7 +113,7 @@ def _port(config: Config) -> Iterator[Diagnosis]:
     answer = echo(
         Destination("medimgd", local, section.port, section.ae_title, section.ae_title,
                     connect_timeout_seconds=3.0, association_timeout_seconds=5.0,
-                    response_timeout_seconds=5.0, tls=own_requestor_context_of(section.tls))
+                    response_timeout_seconds=5.0, tls=tls_call_to_ourselves(section.tls))
     )  # fmt: skip
     if answer.ok:
         how = " with TLS" if section.tls.enabled else ""
@@ -176,18 +177,23 @@ def _users(config: Config) -> Iterator[Diagnosis]:
 
 
 def _certificates(config: Config) -> Iterator[Diagnosis]:
+    for path in _trusted_files(config):
+        yield from _validity("trusted certificate", path)
     files = tls_files_of(config.receiver.tls)
     if files is None:
         return
     yield from _validity("receiver certificate", files.certificate_file)
-    if files.ca_file is not None:
-        yield from _validity("trusted certificate", files.ca_file)
     try:
         server_context(files)
     except UnusableCertificate as error:
         yield Diagnosis("TLS", ok=False, detail=str(error))
     else:
         yield _key_secrecy(files)
+
+
+def _trusted_files(config: Config) -> Iterator[Path]:
+    named = {config.receiver.tls.ca_file, *(each.ca_file for each in config.destinations)}
+    yield from sorted(path for path in named if path is not None)
 
 
 def _validity(subject: str, path: Path) -> Iterator[Diagnosis]:
@@ -258,12 +264,14 @@ def _destinations(config: Config) -> Iterator[Diagnosis]:
             detail="none configured: results stay here; add a [[destinations]] block",
         )  # fmt: skip
     for section in config.destinations:
-        calling = section.calling_ae_title or config.receiver.ae_title
         answer = echo(
-            Destination(section.name, section.host, section.port, section.ae_title, calling,
-                        connect_timeout_seconds=5.0, association_timeout_seconds=10.0,
-                        response_timeout_seconds=10.0)
-        )  # fmt: skip
+            replace(
+                peer_of(section, config),
+                connect_timeout_seconds=5.0,
+                association_timeout_seconds=10.0,
+                response_timeout_seconds=10.0,
+            )
+        )
         yield Diagnosis(
             f"destination {section.name}", ok=answer.ok,
             detail=f"{answer.detail} ({answer.seconds * 1000:.0f} ms)",

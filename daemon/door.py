@@ -1,17 +1,15 @@
-"""The receiver's door as the configuration describes it, in ``dicom_io``'s terms.
+"""Peers, TLS and users as the configuration describes them, in ``dicom_io``'s terms.
 
-Owns the translation of peers, TLS files and users. Decides nothing itself.
+Owns that translation. Decides nothing itself and opens no file before somebody calls.
 """
 
 from __future__ import annotations
 
-import ssl
-
-from daemon.config import ReceiverSection, TLSSection
+from daemon.config import Config, DestinationSection, ReceiverSection, TLSSection
 from daemon.users import Users
 from dicom_io.receiving.access import Peer
 from dicom_io.receiving.user_identity import Authenticates
-from dicom_io.tls import RenewedContext, TLSFiles, client_context
+from dicom_io.tls import RenewedContext, TLSCall, TLSFiles
 
 
 def peers_of(section: ReceiverSection) -> tuple[Peer, ...]:
@@ -52,18 +50,21 @@ def acceptor_context_of(section: TLSSection) -> RenewedContext | None:
     return None if files is None else RenewedContext(files)
 
 
-def own_requestor_context_of(section: TLSSection) -> ssl.SSLContext | None:
-    """Return the context for a call to our own receiver, under its own certificate.
+def tls_call_to_ourselves(section: TLSSection) -> TLSCall | None:
+    """Return how our own receiver is called, under its own certificate; None without TLS.
 
-    It trusts that one certificate and no authority: whatever else answers there is not ours.
-
-    Raises
-    ------
-    UnusableCertificate
-        If the files cannot be used as they lie there.
+    That one certificate is trusted and no authority: whatever else answers there is not ours.
     """
     files = tls_files_of(section)
-    return None if files is None else client_context(files.certificate_file, files)
+    return None if files is None else TLSCall(files.certificate_file, files)
+
+
+def tls_call_to(section: DestinationSection, config: Config) -> TLSCall | None:
+    """Return how an archive is called, under the receiver's certificate; None without TLS."""
+    ca_file = section.ca_file or config.receiver.tls.ca_file
+    if not section.tls or ca_file is None:
+        return None
+    return TLSCall(ca_file, tls_files_of(config.receiver.tls))
 
 
 def authenticates_of(section: ReceiverSection) -> Authenticates | None:

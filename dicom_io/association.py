@@ -20,9 +20,9 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context, build_role
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from dicom_io.errors import AssociationFailed
+from dicom_io.errors import AssociationFailed, UnusableCertificate
 from dicom_io.network import close, disable_nagle
-from dicom_io.tls import requestor_fault
+from dicom_io.tls import TLSCall, requestor_fault
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -53,8 +53,8 @@ class Destination:
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     association_timeout_seconds: float = ASSOCIATION_TIMEOUT_SECONDS
     response_timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS
-    tls: ssl.SSLContext | None = None
-    """How to speak TLS with it (see `tls.client_context`); None speaks without."""
+    tls: TLSCall | None = None
+    """How to speak TLS with it; None speaks without."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.ae_title} at {self.host} port {self.port})"
@@ -148,7 +148,7 @@ def _request(destination: Destination, contexts: Sequence[Context]) -> Associati
             destination.port,
             contexts=[_proposal(context) for context in contexts],
             ae_title=destination.ae_title,
-            tls_args=None if destination.tls is None else (destination.tls, destination.host),
+            tls_args=_tls_arguments(destination),
             ext_neg=[
                 build_role(context.sop_class_uid, scp_role=True)
                 for context in contexts
@@ -158,6 +158,16 @@ def _request(destination: Destination, contexts: Sequence[Context]) -> Associati
     except OSError as error:
         # Only the name lookup and the local socket raise; a refused connection does not.
         raise _unreachable(destination, error) from error
+
+
+def _tls_arguments(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
+    if destination.tls is None:
+        return None
+    try:
+        return destination.tls.context(), destination.host
+    except UnusableCertificate as error:
+        # Tried again like everything else about a peer: somebody will mend the file.
+        raise AssociationFailed(f"cannot connect to {destination}: {error}") from error
 
 
 def _application_entity(destination: Destination) -> ApplicationEntity:

@@ -86,10 +86,12 @@ def server_context(files: TLSFiles) -> ssl.SSLContext:
     return context
 
 
-def client_context(
-    ca_file: Path, identity: TLSFiles | None = None, *, checks_host_name: bool = False
-) -> ssl.SSLContext:
+def client_context(ca_file: Path, identity: TLSFiles | None = None) -> ssl.SSLContext:
     """Return the context of a requestor that trusts these authorities or single certificates.
+
+    The names in the peer's certificate are not compared with the host that is called: archives
+    are called by address, which few certificates name. To trust one archive alone, give its own
+    certificate as `ca_file`.
 
     Parameters
     ----------
@@ -97,9 +99,6 @@ def client_context(
         PEM file; the peer's certificate must be in it or lead to one in it.
     identity : TLSFiles, optional
         What we show a peer that asks for a certificate.
-    checks_host_name : bool
-        Whether the certificate must name the host that is called. Archives are commonly called
-        by address, which few certificates name.
 
     Raises
     ------
@@ -107,12 +106,26 @@ def client_context(
         As `server_context`.
     """
     context = _bare_context(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = checks_host_name
+    context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     _load_trusted(context, ca_file)
     if identity is not None:
         _load_identity(context, identity)
     return context
+
+
+@dataclass(frozen=True, slots=True)
+class TLSCall:
+    """How to speak TLS with a peer that we call; the files are read at each call."""
+
+    ca_file: Path
+    """See `client_context`."""
+    identity: TLSFiles | None = None
+    """What we show a peer that asks for a certificate."""
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for one call; raises as `client_context`."""
+        return client_context(self.ca_file, self.identity)
 
 
 class RenewedContext:
