@@ -39,9 +39,9 @@ GRACE_SECONDS = 0.5
 within milliseconds. One that stays waits for it here."""
 SETTLE_SECONDS = 5.0
 """The index follows the spool within a second; what takes longer is the courier's to wait for."""
-ANSWER_SECONDS = 20.0
-"""For the answer to a report; afterwards another association is tried."""
-HANDOVER_SECONDS = 30.0
+ANSWER_SECONDS = 8.0
+"""For the answer to a report; afterwards another association is tried, where one can be."""
+HANDOVER_SECONDS = 15.0
 """The courier leaves a request alone for so long: longer than all of the above together."""
 
 _TURN_SECONDS = 0.1
@@ -152,14 +152,15 @@ class CommitmentDesk:
             self._hand_over(waiting)
             return True
         if waiting.sent_at is not None:
-            return now - waiting.sent_at >= ANSWER_SECONDS and self._give_up(waiting)
+            is_late = now - waiting.sent_at >= ANSWER_SECONDS
+            return is_late and self._is_reachable(waiting) and self._give_up(waiting)
         return now >= waiting.due_at and self._report(waiting, now)
 
     def _report(self, waiting: _Waiting, now: float) -> bool:
         record = waiting.record
         found = examine(self._database, self._spool, record.request.references)
         if found.unsettled:
-            if now - waiting.came_at >= SETTLE_SECONDS:
+            if now - waiting.came_at >= SETTLE_SECONDS and self._is_reachable(waiting):
                 self._hand_over(waiting)
                 return True
             waiting.due_at = now + 2 * _TURN_SECONDS
@@ -182,11 +183,15 @@ class CommitmentDesk:
         self._record(waiting, ReportAnswer(None, silence))
         return True
 
+    def _is_reachable(self, waiting: _Waiting) -> bool:
+        """True when the courier can report; otherwise this association is the only chance."""
+        return requester_address(waiting.record.request, self._config) is not None
+
     def _hand_over(self, waiting: _Waiting) -> None:
         """Let the courier report at once, and say now when it will not know where to."""
         waiting.channel.withdraw()
         request = waiting.record.request
-        if requester_address(request, self._config) is None:
+        if not self._is_reachable(waiting):
             _logger.warning(
                 "%s ended its association before it could be told about its storage commitment: %s",
                 request.calling_ae_title, remedy(request),

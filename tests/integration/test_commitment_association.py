@@ -9,15 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.sop_class import (
     BasicFilmSession,
-    CTImageStorage,
     StorageCommitmentPushModel,
-    Verification,
 )
 
 from dicom_io.association import Destination
@@ -34,10 +28,9 @@ from dicom_io.errors import AssociationFailed, InstanceUnavailable
 from dicom_io.receiving.commitment import CommitmentSCP, ReportChannel
 from dicom_io.receiving.server import StorageServer
 from dicom_io.statuses import FailureReasonValues
+from tests.commitment_requester import CT, REFERENCES, Requester, ask, information, wait_for
 from tests.sinks import GatheringSink
 
-CT = str(CTImageStorage)
-REFERENCES = tuple(Reference(CT, f"1.2.3.{number}") for number in range(1, 4))
 REPORT = CommitmentReport("1.2.3", REFERENCES, ())
 
 
@@ -54,66 +47,6 @@ class Keeper:
             raise self.fault
         self.requests.append(request)
         self.channels.append(channel)
-
-
-@dataclass
-class Requester:
-    """A modality: asks for commitment and takes reports."""
-
-    reports: list[tuple[int, Dataset]] = field(default_factory=list)
-    status: int = 0x0000
-    pause: float = 0.0
-
-    def on_report(self, event: evt.Event):
-        time.sleep(self.pause)
-        self.reports.append((event.request.EventTypeID, event.event_information))
-        return self.status, None
-
-    def handlers(self):
-        return [(evt.EVT_N_EVENT_REPORT, self.on_report)]
-
-    def associate(self, port: int, **more) -> Association:
-        ae = AE(ae_title="CT1")
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
-        ae.add_requested_context(StorageCommitmentPushModel)
-        ae.add_requested_context(Verification)
-        return ae.associate(
-            "127.0.0.1", port, ae_title="MEDIMGD", evt_handlers=self.handlers(), **more
-        )
-
-
-def information(references=REFERENCES, transaction: str | None = "1.2.3") -> Dataset:
-    ds = Dataset()
-    if transaction is not None:
-        ds.TransactionUID = transaction
-    ds.ReferencedSOPSequence = []
-    for reference in references:
-        item = Dataset()
-        item.ReferencedSOPClassUID = reference.sop_class_uid
-        item.ReferencedSOPInstanceUID = reference.sop_instance_uid
-        ds.ReferencedSOPSequence.append(item)
-    return ds
-
-
-def ask(assoc: Association, ds: Dataset | None = None, **changes) -> Dataset:
-    """Send the N-ACTION and return its status."""
-    wanted = {
-        "action_type": 1,
-        "class_uid": StorageCommitmentPushModel,
-        "instance_uid": STORAGE_COMMITMENT_INSTANCE_UID,
-        **changes,
-    }
-    status, _ = assoc.send_n_action(information() if ds is None else ds, **wanted)
-    return status
-
-
-def wait_for(condition, seconds: float = 10.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture
@@ -334,40 +267,21 @@ def test_a_request_that_cannot_be_kept_is_not_answered_with_success(
 # On an association of our own
 
 
-@pytest.fixture
-def listening(requester) -> Iterator[tuple[Requester, int, list]]:
-    proposals: list = []
-
-    def remember(event: evt.Event) -> None:
-        items = event.assoc.requestor.user_information
-        proposals.extend(i for i in items if isinstance(i, SCP_SCU_RoleSelectionNegotiation))
-
-    ae = AE(ae_title="CT1")
-    ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
-    server = ae.start_server(
-        ("127.0.0.1", 0),
-        block=False,
-        evt_handlers=[*requester.handlers(), (evt.EVT_REQUESTED, remember)],
-    )
-    yield requester, server.server_address[1], proposals
-    server.shutdown()
-
-
 def destination(port: int, **changes) -> Destination:
     return Destination("CT1", "127.0.0.1", port, "CT1", "MEDIMGD", **changes)
 
 
-def test_a_report_on_a_new_association_is_sent_in_the_role_of_the_provider(listening) -> None:
-    requester, port, proposals = listening
+def test_a_report_on_a_new_association_is_sent_in_the_role_of_the_provider(requester) -> None:
     failed = FailedReference(Reference(CT, "9"), FailureReasonValues.NO_SUCH_INSTANCE)
 
-    answer = send_report(destination(port), CommitmentReport("1.2.3", REFERENCES, (failed,)))
+    with requester.listening() as port:
+        answer = send_report(destination(port), CommitmentReport("1.2.3", REFERENCES, (failed,)))
 
     assert answer == ReportAnswer(0x0000)
     ((event_type, ds),) = requester.reports
     assert event_type == 2
     assert ds.FailedSOPSequence[0].FailureReason == 0x0112
-    assert [(role.scu_role, role.scp_role) for role in proposals] == [(False, True)]
+    assert requester.roles == [(False, True)]
 
 
 def test_a_requester_that_takes_no_reports_says_so(keeper) -> None:
@@ -378,16 +292,17 @@ def test_a_requester_that_takes_no_reports_says_so(keeper) -> None:
 
 
 def test_a_requester_that_does_not_answer_is_waited_for_no_longer_than_configured(
-    listening,
+    requester,
 ) -> None:
-    requester, port, _ = listening
     requester.pause = 3.0
 
     started = time.monotonic()
-    answer = send_report(destination(port, response_timeout_seconds=0.5), REPORT)
+    with requester.listening() as port:
+        answer = send_report(destination(port, response_timeout_seconds=0.5), REPORT)
+        took = time.monotonic() - started
 
     assert answer == ReportAnswer(None, NO_ANSWER)
-    assert time.monotonic() - started < 2.5
+    assert took < 2.5
 
 
 def test_a_requester_that_is_switched_off_is_an_association_failed(free_port) -> None:
