@@ -226,6 +226,7 @@ def make_server(
     places: SharedPlaces | None = None,
     backpressure: Backpressure | None = None,
     desk: CommitmentDesk | None = None,
+    claim: PortClaim | None = None,
 ) -> StorageServer:
     """Return the Storage SCP that the configuration describes, not yet started."""
     titles = (section.ae_title, ANY) if section.accept_any_called_ae else (section.ae_title,)
@@ -277,6 +278,7 @@ def run_receiver(config: Config, database: Database, slot: str) -> None:
                 places,
                 backpressure,
                 desk,
+                claim,
             )
         )
         stack.enter_context(SpoolIndexing(config, database, spool))

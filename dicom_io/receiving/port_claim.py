@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,25 +59,39 @@ class PortClaim:
         What will be listened on.
     installation : str
         The same for the receivers that may share the port, and for no others.
+
+    Attributes
+    ----------
+    socket : socket.socket
+        What the others of the installation can reach this process by (see `Handover`).
     """
 
     def __init__(self, address: str, port: int, installation: str) -> None:
         group = hashlib.blake2b(installation.encode(), digest_size=8).hexdigest()
         self._claim = _Claim(port, address, group, os.getpid())
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    @property
+    def port(self) -> int:
+        """What is claimed."""
+        return self._claim.port
+
+    def name_of(self, pid: int) -> str:
+        """Return the address of the socket by which another process of us claims the port."""
+        return f"\0{replace(self._claim, pid=pid).name}"
 
     def __enter__(self) -> Self:
         try:
             # Claimed first and looked round after: of two that start at once, one sees the other.
-            self._socket.bind(f"\0{self._claim.name}")
+            self.socket.bind(f"\0{self._claim.name}")
             self._refuse_strangers()
         except OSError as error:
-            self._socket.close()
+            self.socket.close()
             raise ReceiverNotStarted(
                 f"port {self._claim.port} cannot be claimed: {error.strerror or error}"
             ) from error
         except ReceiverNotStarted:
-            self._socket.close()
+            self.socket.close()
             raise
         return self
 
@@ -87,7 +101,7 @@ class PortClaim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self.socket.close()
 
     def _refuse_strangers(self) -> None:
         """Raise ``ReceiverNotStarted`` when another than our own installation has the port."""

@@ -32,6 +32,7 @@ from dicom_io.receiving.access import (
 )
 from dicom_io.receiving.commands import StoreCommand, error_comment
 from dicom_io.receiving.commitment import CommitmentSCP
+from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.instances import (
     AssociationObserver,
     InstanceSink,
@@ -87,6 +88,8 @@ class StorageServer:
         Let several receivers share the port.
     places : SharedPlaces, optional
         Counts open associations together with the other receivers that have it.
+    handover : Handover, optional
+        Evens out what the receivers that share the port have to do.
     is_congested : callable, optional
         Says why no association that may bring instances is taken at the moment, or "" when all is
         well; asked at each request, so it must be quick. Such a request is rejected as transient,
@@ -121,6 +124,7 @@ class StorageServer:
         observer: AssociationObserver | None = None,
         reuse_port: bool = False,
         places: SharedPlaces | None = None,
+        handover: Handover | None = None,
         is_congested: Callable[[], str] = str,
         streams: bool = True,
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
@@ -135,6 +139,7 @@ class StorageServer:
         self._limits = limits or ReceiverLimits()
         self._observer = observer or AssociationObserver()
         self._reuse_port = reuse_port
+        self._handover = handover
         self._streams = streams
         self._tls = _asked_each_time(ssl_context)
         self._authenticates = authenticates
@@ -228,6 +233,7 @@ class StorageServer:
             ],
             server_class=AssociationListener,
             reuse_port=self._reuse_port,
+            handover=self._handover,
             admits=self._admits_connection,
             on_ended=self._on_ended,
             begin_store=self._begin_store if self._streams else None,

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ MOST_PLACES = 1000
 
 _KEY_BYTES = 16
 _COUNT = struct.Struct("<I")
+_WORK = struct.Struct("<IIId")
+"""Process, port, connections, and when it said so on the clock that nobody sets."""
+_KEYS_AT = _WORK.size + _COUNT.size
 _REGION_BYTES = 32768
-"""A count and two keys for each of `MOST_PLACES`, in whole pages."""
+"""What it does, a count, and two keys for each of `MOST_PLACES`; in whole pages."""
 _HEADER_BYTES = 4096
 _MUTEX_AT = 0
 _LIFE_AT = 1
@@ -51,6 +55,14 @@ class Tally:
     in_all: int = 0
     from_address: int = 0
     by_rule: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """What a process said of its work."""
+
+    pid: int
+    connections: int
 
 
 class SharedPlaces:
@@ -112,7 +124,23 @@ class SharedPlaces:
         some = islice(holders, MOST_PLACES)
         keys = b"".join(_key("address", each.address) + _key("rule", each.rule) for each in some)
         count = len(keys) // (2 * _KEY_BYTES)
-        _write_all(self._file, _COUNT.pack(count) + keys, _region_at(self._number))
+        _write_all(self._file, _COUNT.pack(count) + keys, _region_at(self._number) + _WORK.size)
+
+    def announce(self, port: int, connections: int) -> None:
+        """Tell the others how many connections this process serves on a port."""
+        said = _WORK.pack(os.getpid(), port, connections, time.monotonic())
+        _write_all(self._file, said, _region_at(self._number))
+
+    def others_at_work(self, port: int, within_seconds: float) -> list[AtWork]:
+        """Return the living processes that announced work on a port not long ago."""
+        found = []
+        oldest = time.monotonic() - within_seconds
+        for number in self._others():
+            said = os.pread(self._file, _WORK.size, _region_at(number))
+            pid, their_port, connections, at = _WORK.unpack(said)
+            if their_port == port and at >= oldest:
+                found.append(AtWork(pid, connections))
+        return found
 
     def close(self) -> None:
         """Give back every place of this process."""
@@ -125,7 +153,7 @@ class SharedPlaces:
                     # Allocated now: a disk that fills up later must not stop the counting.
                     os.posix_fallocate(self._file, 0, _HEADER_BYTES)
                     os.posix_fallocate(self._file, _region_at(number), _REGION_BYTES)
-                    _write_all(self._file, _COUNT.pack(0), _region_at(number))
+                    _write_all(self._file, bytes(_KEYS_AT), _region_at(number))
                     _write_all(self._file, b"\1", _LIFE_AT + number)
                     return number
         raise ReceiverNotStarted(
@@ -144,9 +172,9 @@ class SharedPlaces:
                 _write_all(self._file, b"\0", _LIFE_AT + number)
 
     def _keys_of(self, number: int) -> bytes:
-        (count,) = _COUNT.unpack(os.pread(self._file, _COUNT.size, _region_at(number)))
-        length = min(count, MOST_PLACES) * 2 * _KEY_BYTES
-        return os.pread(self._file, length, _region_at(number) + _COUNT.size)
+        at = _region_at(number) + _WORK.size
+        (count,) = _COUNT.unpack(os.pread(self._file, _COUNT.size, at))
+        return os.pread(self._file, min(count, MOST_PLACES) * 2 * _KEY_BYTES, at + _COUNT.size)
 
 
 def _unusable(path: Path, error: OSError) -> ReceiverNotStarted:

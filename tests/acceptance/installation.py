@@ -23,7 +23,7 @@ from dicom_io.sending import PathOutcome, send_paths
 from storage.database import Database, open_database
 from storage.dossier import StudyDossier, read_dossier
 from storage.errors import NotFound, StorageError
-from storage.processes import list_processes
+from storage.processes import ProcessRecord, list_processes
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from storage.studies import list_studies
 from tests.sinks import GatheringSink
@@ -109,17 +109,23 @@ class Installation:
     # Processes
 
     def start(self, *roles: str) -> None:
-        """Start roles one by one, or everything under supervision when none is named."""
+        """Start roles one by one, or everything under supervision when none is named.
+
+        A role may name its slot: ``receiver-2``.
+        """
         for role in roles or ("all",):
             self.launch(role)
-        for role in roles or ROLES:
+        receivers = range(2, self.config.receiver.process_count + 1)
+        for role in roles or (*ROLES, *(f"receiver-{number}" for number in receivers)):
             self.wait(lambda role=role: self._is_ready(role), f"{role} to be ready")
 
     def launch(self, role: str) -> None:
         """Start one role and do not wait for it."""
+        name, _, number = role.partition("-")
+        slot = ["--slot", role] if number else []
         with self.log_path.open("ab") as log:
             self.processes[role] = subprocess.Popen(
-                [sys.executable, "-m", "daemon", "run", role, "-c", str(self.config_path)],
+                [sys.executable, "-m", "daemon", "run", name, "-c", str(self.config_path), *slot],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -142,14 +148,20 @@ class Installation:
         process = self.processes.get(role, self.processes.get("all"))
         assert process is not None
         assert process.poll() is None, f"{role} ended:\n{self.log()[-4000:]}"
-        known = {each.role: each for each in self.read(list_processes, ())}
-        if role not in known or (role in self.processes and known[role].pid != process.pid):
+        found = self._process(role)
+        if found is None or (role in self.processes and found.pid != process.pid):
             return False
-        return role != "worker" or "models" in known[role].detail
+        return role != "worker" or "models" in found.detail
+
+    def _process(self, role: str) -> ProcessRecord | None:
+        slot = role if "-" in role else f"{role}-1"
+        return next((each for each in self.read(list_processes, ()) if each.slot == slot), None)
 
     def child_pid(self, role: str) -> int:
         """Return the process ID a role registered."""
-        return next(each.pid for each in self.read(list_processes, ()) if each.role == role)
+        found = self._process(role)
+        assert found is not None, f"{role} registered no process"
+        return found.pid
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
