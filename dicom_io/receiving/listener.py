@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -155,12 +156,27 @@ class AssociationListener(AssociationServer):
         self._thread.start()
 
     def stop_listening(self) -> None:
-        """Accept no more connections and free the port; open associations go on."""
+        """Accept no more connections and free the port; open associations go on.
+
+        What the kernel has accepted for us goes to another listener of the port, if there is one.
+        """
+        if self._handover is not None:
+            self._handover.leave()
         BaseServer.shutdown(self)
+        self._hand_over_backlog()
         self.server_close()
         self._thread.join()
         if self._handover is not None:
             self._handover.stop()
+
+    def _hand_over_backlog(self) -> None:
+        listening = cast("socket.socket", self.socket)
+        listening.setblocking(False)
+        with suppress(BlockingIOError):
+            while self._handover is not None:
+                connection, _ = listening.accept()
+                if not self._handover.give_away(connection, len(self._live)):
+                    connection.close()
 
     def end_associations(self) -> None:
         """Abort what is still open, politely first, then by closing the connections."""
@@ -251,13 +267,14 @@ class AssociationListener(AssociationServer):
         if self._tls is None or wrapper is None or wrapper.socket is None:
             return self._tls is None
         seconds = min(HANDSHAKE_TIMEOUT_SECONDS, self.ae.acse_timeout or HANDSHAKE_TIMEOUT_SECONDS)
+        until = time.monotonic() + seconds
         try:
             secured = secure(wrapper.socket, self._tls(), seconds)
             if secured is None:
                 return False
             # In its place before the handshake, so that force_end can end that as well.
             wrapper.socket = secured
-            shake_hands(secured, seconds)
+            shake_hands(secured, max(until - time.monotonic(), 0.1))
         except HandshakeFailed as error:
             if self._on_handshake_failed is not None:
                 self._on_handshake_failed(assoc.address, str(error))

@@ -11,10 +11,11 @@ import pytest
 from daemon.config import Config
 from daemon.confirming import peer_of
 from daemon.doctor import Diagnosis, examine
-from daemon.door import acceptor_context_of, authenticates_of, peers_of
 from daemon.passwords import hash_password
+from daemon.receiver import make_server
 from dicom_io.errors import AssociationFailed
 from dicom_io.receiving.folder_sink import FolderSink
+from dicom_io.receiving.instances import AssociationObserver
 from dicom_io.receiving.server import StorageServer
 from dicom_io.sending import echo, send_paths
 from tests.certificates import Authority, Identity
@@ -53,13 +54,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Config], StorageServer]]:
     servers: list[StorageServer] = []
 
     def start(config: Config) -> StorageServer:
-        server = StorageServer(
-            FolderSink(tmp_path / "received"),
-            port=config.receiver.port,
-            peers=peers_of(config.receiver),
-            ssl_context=acceptor_context_of(config.receiver.tls),
-            authenticates=authenticates_of(config.receiver),
-        )
+        sink = FolderSink(tmp_path / "received")
+        server = make_server(config.receiver, sink, AssociationObserver())  # type: ignore[arg-type]
         server.start()
         servers.append(server)
         return server
