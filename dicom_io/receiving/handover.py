@@ -43,6 +43,7 @@ class Handover:
     def __init__(self, claim: PortClaim, places: SharedPlaces) -> None:
         self._claim = claim
         self._places = places
+        self._is_leaving = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -56,19 +57,22 @@ class Handover:
         )
         self._thread.start()
 
+    def leave(self) -> None:
+        """Ask for no more connections, and give every new one away from now on."""
+        self._is_leaving = True
+        self.announce(_NO_WORK_PLEASE)
+
     def stop(self) -> None:
         """Take no more, but what is on its way."""
+        self.leave()
         self._stop.set()
-        self.announce(_NO_WORK_PLEASE)
         if self._thread is not None:
             self._thread.join()
 
     def announce(self, connections: int) -> None:
         """Tell the others how many connections this process serves, and that it is alive."""
         with suppress(OSError):  # Without it they hand over nothing, and all goes on.
-            self._places.announce(
-                self._claim.port, _NO_WORK_PLEASE if self._stop.is_set() else connections
-            )
+            self._places.announce(self._claim.port, self._work(connections))
 
     def give_away(self, connection: socket.socket, connections: int) -> bool:
         """Hand a new connection to another process that serves fewer, if there is one.
@@ -81,7 +85,7 @@ class Handover:
         try:
             others = self._places.others_at_work(self._claim.port, STALE_SECONDS)
             idlest = min(others, key=lambda each: each.connections, default=None)
-            if idlest is None or idlest.connections >= connections:
+            if idlest is None or idlest.connections >= self._work(connections):
                 return False
             descriptors = array("i", [connection.fileno()])
             self._claim.socket.sendmsg(
@@ -94,6 +98,9 @@ class Handover:
             return False
         connection.close()
         return True
+
+    def _work(self, connections: int) -> int:
+        return _NO_WORK_PLEASE if self._is_leaving else connections
 
     def _take_until_stopped(self, take: Callable[[socket.socket], None]) -> None:
         while True:

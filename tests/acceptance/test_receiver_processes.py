@@ -115,6 +115,22 @@ def test_a_killed_receiver_gives_back_its_places_and_the_other_goes_on(
     site.wait(lambda: serving(site)["receiver-2"] == 2, "the new one to have its share")
 
 
+def test_a_receiver_that_stops_answers_every_connection(site: Installation) -> None:
+    process = site.processes["receiver-2"]
+    peers = Peers(site.port)
+    answers = []
+    process.send_signal(signal.SIGTERM)
+
+    while process.poll() is None:
+        answers.append(peers.ask(sop_class_uid=VERIFICATION))
+        peers.close()
+    site.start("receiver-2")
+
+    # One that had asked it already is told to come back; none is cut off without an answer.
+    assert set(answers) <= {None, TEMPORARY_CONGESTION}
+    assert answers.count(None) > answers.count(TEMPORARY_CONGESTION)
+
+
 def test_another_installation_cannot_share_the_port(
     site: Installation, module_installation: Callable[..., Installation]
 ) -> None:
