@@ -6,7 +6,6 @@ Owns the two clocks of a latency; both run in this process, so that they are one
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from dicom_io.results.request import SRClassValues
 from dicom_io.sending import send_paths
 from storage.processes import list_processes
 from tests.acceptance.installation import Installation, RecordingSink, recording_archive
+from tests.benchmarks.consumption import own_processor_seconds
 from tests.benchmarks.material import StudyFiles
 from tests.benchmarks.programs import free_port
 
@@ -84,7 +84,10 @@ class BusySite:
     def processor_seconds(self) -> dict[str, float]:
         """Return the processor time each registered process has used so far, by role."""
         known = self.installation.read(list_processes, ())
-        return {each.role: _processor_seconds(each.pid) for each in known}
+        used: dict[str, float] = {}
+        for each in known:  # there may be several receivers
+            used[each.role] = used.get(each.role, 0.0) + own_processor_seconds(each.pid)
+        return used
 
     def wait_for_reports(self, count: int) -> Mapping[str, float]:
         """Wait until the archive accepted reports of `count` studies; return when each was."""
@@ -92,12 +95,6 @@ class BusySite:
             lambda: len(self.clock.accepted) >= count, f"{count} reports", _ANALYSIS_SECONDS
         )
         return self.clock.accepted
-
-
-def _processor_seconds(pid: int) -> float:
-    # After the command name, which may hold spaces: fields 14 and 15, user and system ticks.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

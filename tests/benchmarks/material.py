@@ -6,14 +6,20 @@ Owns the scratch folder and the setting that says where the real material lies.
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count as counting
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
@@ -36,6 +42,10 @@ class StudyFiles:
     study_instance_uid: str
     paths: tuple[Path, ...]
 
+    def beginning(self, share: float) -> StudyFiles:
+        """Return the same study without its last instances; at least one is left."""
+        return replace(self, paths=self.paths[: max(1, round(share * len(self.paths)))])
+
 
 @dataclass
 class Workshop:
@@ -43,13 +53,27 @@ class Workshop:
 
     folder: Path
     quick: bool
+    _numbers: Iterator[int] = field(default_factory=counting)
 
     def room(self, name: str) -> Path:
         """Return a new folder."""
-        number = sum(1 for each in self.folder.iterdir() if each.name.startswith(name))
-        room = self.folder / f"{name}-{number}"
+        room = self.folder / f"{name}-{next(self._numbers)}"
         room.mkdir()
         return room
+
+    @contextmanager
+    def passing_room(self, name: str) -> Iterator[Path]:
+        """Give a new folder for the block, on a disk that is at rest.
+
+        What others left in the page cache would be written during the block, and what is written
+        in it during the next one.
+        """
+        room = self.room(name)
+        os.sync()
+        try:
+            yield room
+        finally:
+            shutil.rmtree(room)
 
     def rounds(self, full: int, quick: int = 1) -> int:
         """Return how often to repeat."""
@@ -74,25 +98,73 @@ def _testdata() -> Path:
     return folder
 
 
-def fresh_studies(source: Sequence[Path], count: int, folder: Path) -> Iterator[StudyFiles]:
+@dataclass(frozen=True)
+class _Original:
+    """A file, and where its UIDs lie in it."""
+
+    data: bytes
+    study: slice
+    series: slice
+    instance: tuple[slice, slice]
+    """In group 2 and in the data set."""
+
+    @classmethod
+    def read(cls, path: Path) -> _Original:
+        """Find the UIDs of a file whose data set is not deflated."""
+        data, ds = path.read_bytes(), pydicom.dcmread(path, stop_before_pixels=True)
+        # Group 2 is always explicit little endian: tag, VR, then a length of two bytes.
+        at = data.index(b"\x02\x00\x03\x00UI") + 8
+        in_group_2 = slice(at, at + int.from_bytes(data[at - 2 : at], "little"))
+        study, series, instance = (
+            _place(ds, each) for each in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        )
+        return cls(data, study, series, (in_group_2, instance))
+
+    def renamed(self, study: str, series: str, instance: str) -> bytes:
+        """Return the same file under other UIDs, which must be as long as the old ones."""
+        copy = bytearray(self.data)
+        instances = ((place, instance) for place in self.instance)
+        for place, uid in ((self.study, study), (self.series, series), *instances):
+            assert place.stop - place.start == len(uid)
+            copy[place] = uid.encode()
+        return bytes(copy)
+
+
+def _place(ds: Dataset, keyword: str) -> slice:
+    raw = ds.get_item(keyword)
+    assert isinstance(raw, RawDataElement)
+    return slice(raw.value_tell, raw.value_tell + raw.length)
+
+
+def _fresh_uid(place: slice) -> str:
+    """Return a UID never used before that fills a place, padding included."""
+    digits = place.stop - place.start - len("2.25.1")
+    return f"2.25.1{secrets.randbelow(10**digits):0{digits}}"
+
+
+def fresh_studies(
+    source: Sequence[Path], count: int, folder: Path, instances: int | None = None
+) -> Iterator[StudyFiles]:
     """Write the instances of `source` again and again as studies that were never seen.
+
+    Only the UIDs differ from the originals, byte for byte; each file bears its SOP Instance UID as
+    its name. A study has as many instances as `source`, or `instances`, however few the originals.
 
     Yields
     ------
     StudyFiles
         Each when it is written, so that a caller may send it before the next one is.
     """
-    originals = [pydicom.dcmread(path) for path in source]
+    originals = [_Original.read(path) for path in source]
     for number in range(count):
-        study, series = generate_uid(), generate_uid()
+        study, series = _fresh_uid(originals[0].study), _fresh_uid(originals[0].series)
         target = folder / f"study-{number:04d}"
-        target.mkdir()
+        target.mkdir(parents=True)
         paths = []
-        for position, ds in enumerate(originals):
-            ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
-            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-            paths.append(target / f"{position:04d}.dcm")
-            ds.save_as(paths[-1])
+        for original in islice(cycle(originals), instances or len(originals)):
+            uid = _fresh_uid(original.instance[0])
+            paths.append(target / f"{uid}.dcm")
+            paths[-1].write_bytes(original.renamed(study, series, uid))
         yield StudyFiles(study, tuple(paths))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.processes import list_processes
 from tests.acceptance.installation import Installation
 from tests.benchmarks.busy_site import busy_site
+from tests.benchmarks.consumption import own_resident_kib
 from tests.benchmarks.figures import Table
 from tests.benchmarks.material import FILM, Workshop, fresh_studies
 
@@ -34,11 +35,11 @@ def measure(workshop: Workshop) -> Iterator[Table]:
         ],
     )
     taken = list(_at_checkpoints(workshop, checkpoints))
-    for role in taken[0]:
-        sizes = [each[role][0] / 1024 for each in taken]
-        growth = (taken[-1][role][0] - taken[0][role][0]) / (checkpoints[-1] - checkpoints[0])
-        files = f"{taken[0][role][1]} / {taken[-1][role][1]}"
-        table.rows.append([role, *sizes, growth, 0, files])
+    for slot in taken[0]:
+        sizes = [each[slot][0] / 1024 for each in taken]
+        growth = (taken[-1][slot][0] - taken[0][slot][0]) / (checkpoints[-1] - checkpoints[0])
+        files = f"{taken[0][slot][1]} / {taken[-1][slot][1]}"
+        table.rows.append([slot, *sizes, growth, 0, files])
     yield table
 
 
@@ -59,16 +60,9 @@ def _at_checkpoints(
 
 
 def _sizes(installation: Installation) -> dict[str, tuple[int, int]]:
-    """Return resident KiB and open descriptors of each registered process, by role."""
+    """Return resident KiB and open descriptors of each registered process, by slot."""
     known = installation.read(list_processes, ())
-    return {each.role: (_resident_kib(each.pid), _descriptors(each.pid)) for each in known}
-
-
-def _resident_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"process {pid} has no resident memory: it ended")
+    return {each.slot: (own_resident_kib(each.pid), _descriptors(each.pid)) for each in known}
 
 
 def _descriptors(pid: int) -> int:

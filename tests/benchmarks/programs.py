@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_START_SECONDS = 30.0
+START_SECONDS = 30.0
 
 
 class ProgramMissing(Exception):
@@ -34,9 +34,18 @@ def dcmtk(tool: str) -> str:
     return found
 
 
-def peer_environment() -> dict[str, str]:
-    """Return the environment DCMTK runs in; with Nagle's algorithm it waits 40 ms at a time."""
-    return {**os.environ, "TCP_NODELAY": "1"}
+def orthanc() -> str:
+    """Return Orthanc's full path."""
+    found = shutil.which("Orthanc", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
+    if found is None:
+        raise ProgramMissing("Orthanc is not installed: install the package orthanc")
+    return found
+
+
+def peer_environment(*, nagle: bool = False) -> dict[str, str]:
+    """Return the environment DCMTK runs in; without TCP_NODELAY it is as Debian ships it."""
+    plain = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
+    return plain if nagle else {**plain, "TCP_NODELAY": "1"}
 
 
 def free_port() -> int:
@@ -47,28 +56,31 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int) -> Iterator[None]:
-    """Run a server from when it listens until the end of the block."""
+def serving(command: Sequence[str], port: int, *, nagle: bool = False) -> Iterator[int]:
+    """Run a server from when it listens until the end of the block; give its process ID."""
     process = subprocess.Popen(
-        command, env=peer_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=peer_environment(nagle=nagle),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         _wait_until_listening(process, port, Path(command[0]).name)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(20)
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], port: int, name: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended at once with exit status {process.returncode}")
         if _is_listening(port):
             return
         time.sleep(0.02)
-    raise RuntimeError(f"{name} did not listen on port {port} within {_START_SECONDS:g} s")
+    raise RuntimeError(f"{name} did not listen on port {port} within {START_SECONDS:g} s")
 
 
 def _is_listening(port: int) -> bool:

@@ -1,157 +1,147 @@
-"""Reception: CT slices pushed by dcmsend into medimgd, DCMTK's storescp and pynetdicom's storescp.
+"""Reception: what medimgd, DCMTK, Orthanc and pynetdicom take from the same senders, in turns.
 
-The expectation is stated before measuring: only medimgd syncs before it answers, so one
-association of it costs what pynetdicom costs plus the sync of file and folder, the last row.
+What is reached for is stated before measuring, beside each table. Only medimgd and Orthanc sync
+files before they answer.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
-from tests.acceptance.installation import Installation
-from tests.benchmarks.figures import Table, median, timed
+from tests.benchmarks.figures import Table
 from tests.benchmarks.material import StudyFiles, Workshop, fresh_studies
-from tests.benchmarks.programs import dcmtk, free_port, peer_environment, serving
+from tests.benchmarks.receivers import (
+    WITHOUT_SYNC,
+    Receiver,
+    medimgd,
+    orthanc_archive,
+    pynetdicom,
+    storescp,
+)
+from tests.benchmarks.senders import as_sent, dcmsend
+from tests.benchmarks.trials import Trials, processor_per_gigabyte, try_out
 
 ASSOCIATIONS = (1, 2, 4)
-SLICES = 60
-OURS = "medimgd receiver"
-THEIRS = "DCMTK storescp +B --fork"
-PYNETDICOM = "pynetdicom storescp"
-CEILING = "DCMTK storescp --ignore"
-FLOOR = "write and sync alone"
+SLICES, QUICK_SLICES = 160, 40
+
+OURS = medimgd()
+UNSYNCED = medimgd("medimgd, syncs without effect", WITHOUT_SYNC)
+SHIPPED = storescp("DCMTK as shipped", nagle=True)
+FORKING = storescp("DCMTK --fork, TCP_NODELAY", "--fork")
+ORTHANC = orthanc_archive()
+PYNETDICOM = pynetdicom()
+
+STOCK, WITHOUT_NAGLE = True, False
+_SENDERS = {STOCK: "stock dcmsend (Nagle's algorithm on)", WITHOUT_NAGLE: "dcmsend, TCP_NODELAY=1"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A receiver, and what part of an association's slices it is sent so as not to take all day."""
+
+    receiver: Receiver
+    share: float = 1.0
+
+
+_CONTENDERS = (
+    Contender(OURS),
+    Contender(UNSYNCED),
+    Contender(SHIPPED, 0.1),
+    Contender(FORKING),
+    Contender(ORTHANC, 0.5),
+    Contender(PYNETDICOM, 0.5),
+)
+
+_NOTES = (
+    "receivers take turns, in every round each anew with an empty folder and a disk at rest",
+    "'medimgd is': the median of its rates over the other's, 1.0 is equal",
+    "medimgd and Orthanc sync files before Success, the others do not",
+    "medimgd runs as many receivers on its port as 'medimgd run' starts on this machine",
+    "CPU: user and system per 10^9 bytes of files over all columns, until the index is written",
+)
+
+Key = tuple[str, bool, int]
+"""Receiver, whether the sender has Nagle's algorithm on, and associations."""
+
+_REACH = {
+    STOCK: {SHIPPED.name: "20 x", FORKING.name: "3 x", ORTHANC.name: "2 x", PYNETDICOM.name: "5 x"},
+    WITHOUT_NAGLE: {
+        FORKING.name: "1 x at 2 and 4 associations, 1.2 x without syncs",
+        ORTHANC.name: "2 x",
+        PYNETDICOM.name: "5 x",
+    },
+}
 
 
 def measure(workshop: Workshop) -> Iterator[Table]:
-    """Yield one table: rows are servers, columns the number of parallel associations."""
-    slices = workshop.ct_series[: workshop.rounds(SLICES, 15)]
-    studies = list(fresh_studies(slices, max(ASSOCIATIONS) + 1, workshop.room("reception")))
-    warm_up, pushed = studies[-1], studies[:-1]
-    samples = _samples(workshop, pushed, warm_up, workshop.rounds(5))
+    """Yield the tables, those of CT slices first."""
+    trials = _slices(workshop)
+    for nagle in _SENDERS:
+        yield _slice_table(workshop, trials, nagle=nagle)
+
+
+def _slices(workshop: Workshop) -> dict[Key, Trials]:
+    slices = QUICK_SLICES if workshop.quick else SLICES
+    trials: dict[Key, Trials] = {}
+    with workshop.passing_room("slices") as folder:
+        originals = as_sent(workshop.ct_series, workshop.room("as-sent"))
+        # Every association brings what its receiver never saw; all receivers get the same.
+        count = 1 + len(_SENDERS) * sum(ASSOCIATIONS)
+        warm_up, *studies = fresh_studies(originals, count, folder, slices)
+        for number in range(workshop.rounds(5)):
+            for contender in (*_CONTENDERS[number:], *_CONTENDERS[:number]):
+                _turn(workshop, contender, warm_up, studies, trials)
+    return trials
+
+
+def _turn(
+    workshop: Workshop,
+    contender: Contender,
+    warm_up: StudyFiles,
+    studies: Sequence[StudyFiles],
+    trials: dict[Key, Trials],
+) -> None:
+    """One receiver's part of one round: started anew, warmed, then sent to in every way."""
+    name, left = contender.receiver.name, list(studies)
+    with (
+        workshop.passing_room("store") as folder,
+        contender.receiver.start(folder) as running,
+    ):
+        first = [warm_up.beginning(0.1)]
+        try_out(running, first, partial(dcmsend, running.port, first, nagle=False), name)
+        for nagle in _SENDERS:
+            for count in ASSOCIATIONS:
+                sent = [left.pop().beginning(contender.share) for _ in range(count)]
+                push = partial(dcmsend, running.port, sent, nagle=nagle)
+                trial = try_out(running, sent, push, name)
+                trials.setdefault((name, nagle, count), Trials()).rounds.append(trial)
+
+
+def _slice_table(workshop: Workshop, trials: dict[Key, Trials], *, nagle: bool) -> Table:
+    slices = QUICK_SLICES if workshop.quick else SLICES
     table = Table(
-        f"512 x 512 CT slices per second, {len(slices)} slices per association, median",
-        ["server", *(f"{count} assoc." for count in ASSOCIATIONS),
-         *(f"medimgd is, {count}" for count in ASSOCIATIONS)],
-        samples={f"{name}, {count}": each for (name, count), each in samples.items()},
-        notes=[
-            ("dcmsend with TCP_NODELAY=1, one process per association, its start included; "
-            "servers take turns in every round, each started anew with an empty folder and warmed"),
-            "'medimgd is': its rate over that server's, 1.0 is equal",
-            "only medimgd syncs file and folder and parses the header before it answers Success",
-            "--ignore stores nothing: the most this sender can deliver here",
-        ],
+        f"512 x 512 CT slices per second from {_SENDERS[nagle]}",
+        ["receiver, associations:", *map(str, ASSOCIATIONS),
+         *(f"medimgd is, {count}" for count in ASSOCIATIONS), "CPU s/GB", "sender s/GB"],
     )  # fmt: skip
-    for name in (OURS, THEIRS, PYNETDICOM, CEILING, FLOOR):
-        rates = [median(samples[name, count]) for count in ASSOCIATIONS]
-        ours = [median(samples[OURS, count]) for count in ASSOCIATIONS]
-        shares = [mine / other for mine, other in zip(ours, rates, strict=True)]
-        table.rows.append([name, *rates, *shares])
-    table.notes.append(_expectation(samples))
-    yield table
+    ours = [trials[OURS.name, nagle, count].rate for count in ASSOCIATIONS]
+    for contender in _CONTENDERS:
+        name = contender.receiver.name
+        columns = [trials[name, nagle, count] for count in ASSOCIATIONS]
+        ratios = [mine / each.rate for mine, each in zip(ours, columns, strict=True)]
+        used = processor_per_gigabyte(columns)
+        table.rows.append([name, *(each.rate for each in columns), *ratios, *used])
+        for count, column in zip(ASSOCIATIONS, columns, strict=True):
+            table.samples[f"{name}, {count}"] = column.rates
+    reach = ", ".join(f"{factor} {name}" for name, factor in _REACH[nagle].items())
+    table.notes = [f"reached for: {reach}", _slices_note(slices), *_NOTES]
+    return table
 
 
-def _expectation(samples: dict[tuple[str, int], list[float]]) -> str:
-    pynetdicom, floor = median(samples[PYNETDICOM, 1]), median(samples[FLOOR, 1])
-    expected = 1 / (1 / pynetdicom + 1 / floor)
+def _slices_note(slices: int) -> str:
     return (
-        f"expected of medimgd on one association: {expected:.0f} per second (pynetdicom's time "
-        f"plus the sync's); measured {median(samples[OURS, 1]):.0f}"
+        f"{slices} slices per association, {slices // 10} to DCMTK as shipped, {slices // 2} to "
+        "Orthanc and pynetdicom; one dcmsend per association, its start (20 to 30 ms) included"
     )
-
-
-def _samples(
-    workshop: Workshop, studies: Sequence[StudyFiles], warm_up: StudyFiles, rounds: int
-) -> dict[tuple[str, int], list[float]]:
-    samples: dict[tuple[str, int], list[float]] = {}
-    for _ in range(rounds):
-        for count in ASSOCIATIONS:
-            for name, server in _servers(workshop.room("store")).items():
-                with server as (port, stored):
-                    _push(port, [warm_up])
-                    rate = _push(port, studies[:count])
-                if name != CEILING:
-                    _check_stored(name, stored, [warm_up, *studies[:count]])
-                samples.setdefault((name, count), []).append(rate)
-            folder = workshop.room("floor")
-            samples.setdefault((FLOOR, count), []).append(_write_and_sync(studies[:count], folder))
-    return samples
-
-
-def _servers(folder: Path) -> dict[str, AbstractContextManager[tuple[int, Path]]]:
-    return {
-        OURS: _medimgd(folder / "medimgd"),
-        THEIRS: _storescp(folder / "dcmtk", dcmtk("storescp"), "-q", "+B", "--fork"),
-        PYNETDICOM: _storescp(folder / "pynetdicom", sys.executable, "-m", "pynetdicom",
-                              "storescp", "-q"),
-        CEILING: _storescp(folder / "ignore", dcmtk("storescp"), "-q", "--ignore", "--fork"),
-    }  # fmt: skip
-
-
-@contextmanager
-def _medimgd(folder: Path) -> Iterator[tuple[int, Path]]:
-    site = Installation(folder, free_port())
-    try:
-        site.start("receiver")
-        yield site.port, site.config.spool_folder / "studies"
-    finally:
-        site.stop()
-
-
-@contextmanager
-def _storescp(folder: Path, *command: str) -> Iterator[tuple[int, Path]]:
-    folder.mkdir()
-    port = free_port()
-    with serving([*command, "-od", str(folder), str(port)], port):
-        yield port, folder
-
-
-def _check_stored(name: str, folder: Path, studies: Sequence[StudyFiles]) -> None:
-    # dcmsend ends with status 0 even when instances were refused.
-    stored = sum(1 for path in folder.rglob("*") if path.is_file())
-    sent = sum(len(study.paths) for study in studies)
-    if stored != sent:
-        raise RuntimeError(f"{name} stored {stored} of {sent} instances: no rate can be stated")
-
-
-def _push(port: int, studies: Sequence[StudyFiles]) -> float:
-    """Send each study on its own association, all at once; return instances per second."""
-    started = time.perf_counter()
-    senders = [
-        subprocess.Popen(
-            [dcmtk("dcmsend"), "-aec", "MEDIMGD", "+sd", "127.0.0.1", str(port),
-             str(study.paths[0].parent)],
-            env=peer_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for study in studies
-    ]  # fmt: skip
-    said = [(sender.communicate()[0], sender.returncode) for sender in senders]
-    seconds = time.perf_counter() - started
-    for output, status in said:
-        if status != 0:
-            raise RuntimeError(f"dcmsend ended with {status}: {output.decode()[-2000:]}")
-    return sum(len(study.paths) for study in studies) / seconds
-
-
-def _write_and_sync(studies: Sequence[StudyFiles], folder: Path) -> float:
-    """Write the same files one after the other, each synced with its folder; return the rate."""
-    contents = [path.read_bytes() for study in studies for path in study.paths]
-    target = os.open(folder, os.O_RDONLY)
-
-    def write_all() -> None:
-        for number, data in enumerate(contents):
-            with (folder / f"{number}.dcm").open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.fsync(target)
-
-    try:
-        return len(contents) / timed(write_all)
-    finally:
-        os.close(target)
