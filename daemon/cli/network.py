@@ -12,6 +12,7 @@ from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from dicom_io.association import Destination
+    from dicom_io.tls import TLSCall
 
 HOST_AND_PORT = "HOST:PORT"
 DEFAULT_CALLING = "MEDIMGD"
@@ -19,6 +20,14 @@ DEFAULT_CALLING = "MEDIMGD"
 CalledAE = Annotated[str, typer.Option("--called", help="Called AE title.")]
 CallingAE = Annotated[str, typer.Option("--calling", help="Calling AE title.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.1)]
+TLSAuthority = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="Speak TLS; PEM file of what vouches for the peer."),
+]
+TLSCertificate = Annotated[
+    Path | None, typer.Option("--tls-cert", help="PEM file: the certificate we show.")
+]
+TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: its private key.")]
 
 
 def send(
@@ -27,6 +36,9 @@ def send(
     called: CalledAE = "MEDIMGD",
     calling: CallingAE = DEFAULT_CALLING,
     timeout: Timeout = 30.0,
+    tls_ca: TLSAuthority = None,
+    tls_cert: TLSCertificate = None,
+    tls_key: TLSKey = None,
     as_json: AsJSON = False,
 ) -> None:
     """Send DICOM files by C-STORE, each in its own transfer syntax, byte for byte."""
@@ -35,8 +47,9 @@ def send(
     failed: list[PathOutcome] = []
     sent = 0
     outcomes = []
+    destination = _destination(to, called, calling, timeout, _tls(tls_ca, tls_cert, tls_key))
     with failures_become_exit_codes():
-        for result in send_paths(_destination(to, called, calling, timeout), paths):
+        for result in send_paths(destination, paths):
             outcomes.append(result)
             if result.outcome.is_delivered:
                 sent += 1
@@ -57,13 +70,17 @@ def echo(
     called: CalledAE = "MEDIMGD",
     calling: CallingAE = DEFAULT_CALLING,
     timeout: Timeout = 10.0,
+    tls_ca: TLSAuthority = None,
+    tls_cert: TLSCertificate = None,
+    tls_key: TLSKey = None,
     as_json: AsJSON = False,
 ) -> None:
     """Ask a peer whether it answers on the DICOM level (C-ECHO)."""
     from dicom_io.sending import echo as ask
 
+    destination = _destination(to, called, calling, timeout, _tls(tls_ca, tls_cert, tls_key))
     with failures_become_exit_codes():
-        outcome = ask(_destination(to, called, calling, timeout))
+        outcome = ask(destination)
     if as_json:
         print_json(outcome)
     else:
@@ -72,7 +89,23 @@ def echo(
         raise typer.Exit(ExitCode.PEER)
 
 
-def _destination(to: str, called: str, calling: str, timeout: float) -> Destination:
+def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> TLSCall | None:
+    from dicom_io.tls import TLSCall, TLSFiles
+
+    if (certificate is None) != (key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key go together")
+    if ca is None:
+        if certificate is not None:
+            raise typer.BadParameter("--tls-cert needs --tls-ca: what vouches for the peer")
+        return None
+    if certificate is None or key is None:
+        return TLSCall(ca)
+    return TLSCall(ca, TLSFiles(certificate, key))
+
+
+def _destination(
+    to: str, called: str, calling: str, timeout: float, tls: TLSCall | None
+) -> Destination:
     from dicom_io.association import Destination
 
     host, colon, port = to.rpartition(":")
@@ -83,4 +116,5 @@ def _destination(to: str, called: str, calling: str, timeout: float) -> Destinat
         connect_timeout_seconds=min(timeout, 10.0),
         association_timeout_seconds=timeout,
         response_timeout_seconds=timeout,
+        tls=tls,
     )  # fmt: skip

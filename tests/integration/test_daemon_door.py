@@ -7,10 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from daemon.cli.application import app
 from daemon.config import Config
 from daemon.confirming import peer_of
 from daemon.doctor import Diagnosis, examine
+from daemon.exit_codes import ExitCode
 from daemon.passwords import hash_password
 from daemon.receiver import make_server
 from dicom_io.errors import AssociationFailed
@@ -241,3 +244,22 @@ def test_faults_of_a_call_are_said_in_words(make_config, serve, receiver, tmp_pa
     assert "answers without TLS" in echo(peer_of(to_plain.destinations[0], to_plain)).detail
     detail = echo(peer_of(without_file.destinations[0], without_file)).detail
     assert "absent.pem: No such file" in detail
+
+
+def test_the_command_line_speaks_tls(make_config, serve, authority, receiver, testdata) -> None:
+    config = make_config(receiver, tls={"ca_file": authority.certificate})
+    peer = f"127.0.0.1:{serve(config).port}"
+    ours = authority.sign("console")
+    identity = ["--tls-cert", str(ours.certificate), "--tls-key", str(ours.key)]
+    trust = ["--tls-ca", str(authority.certificate)]
+
+    def run(*arguments: str) -> int:
+        return CliRunner().invoke(app, arguments).exit_code
+
+    image = str(testdata / "single" / "ct_image.dcm")
+    assert run("echo", peer, *trust, *identity) == 0
+    assert run("send", image, "--to", peer, *trust, *identity) == 0
+    assert run("echo", peer, *trust) == ExitCode.PEER
+    assert run("echo", peer, "--timeout", "3") == ExitCode.PEER
+    assert run("echo", peer, *identity) == ExitCode.USAGE
+    assert run("echo", peer, *trust, *identity[:2]) == ExitCode.USAGE
