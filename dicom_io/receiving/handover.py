@@ -141,5 +141,9 @@ class Handover:
         return None
 
     def _is_of_our_port(self, connection: socket.socket) -> bool:
+        try:
+            connection.getpeername()
+        except OSError:  # A listening one, or the peer is gone.
+            return False
         is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
         return is_tcp and connection.getsockname()[1] == self._claim.port
