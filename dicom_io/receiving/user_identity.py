@@ -86,6 +86,9 @@ def identify(
     name, passcode = _text(item.primary_field), _passcode(item)
     if name is None or passcode is None:
         return Identification("its user name or passcode is not UTF-8 text: correct the sender")
+    if not name.isprintable():
+        # Not shown: with a wrong length in the item, the passcode runs into the name.
+        return Identification("its user name holds control characters: correct the sender")
     if not authenticates(name, passcode):
         return Identification(_not_admitted(name, bool(passcode)), name)
     return Identification(user_name=name, answer=_answer(item))

@@ -84,5 +84,13 @@ def test_bytes_that_are_no_text_are_refused():
     assert "not UTF-8" in identify(item(2, b"anna", b"\xff"), knows_anna).refusal
 
 
+def test_a_name_that_a_passcode_ran_into_is_not_repeated():
+    said = identify(item(2, b"anna\x00\x0bopen sesame"), knows_anna)
+
+    assert "control characters" in said.refusal
+    assert "anna" not in said.refusal
+    assert "sesame" not in said.refusal
+
+
 def test_an_endless_name_is_cut_in_the_refusal():
     assert len(identify(item(2, b"n" * 60_000, b"x"), knows_anna).refusal) < 500
