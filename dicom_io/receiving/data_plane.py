@@ -33,6 +33,7 @@ WINDOW_BYTES = 128 * 1024
 """What is read at once of a PDU that is longer than what we offered to take."""
 
 _P_DATA_TF = 0x04
+_PDU_TYPES = range(0x01, 0x08)
 _PDU_HEAD = struct.Struct(">BBL")
 _VALUE_HEAD = struct.Struct(">LBB")
 _CONTEXT_AND_CONTROL = 2
@@ -119,7 +120,7 @@ class DataPlane:
         self._stream.read(self._head)
         kind, _, length = _PDU_HEAD.unpack(self._head)
         if kind != _P_DATA_TF:
-            return self._other_pdu(length)
+            return self._other_pdu(kind, length)
         if length <= len(self._window):
             body = self._window[:length]
             self._stream.read(body)
@@ -134,7 +135,9 @@ class DataPlane:
             self._store[1].discard()
             self._store = None
 
-    def _other_pdu(self, length: int) -> bytes:
+    def _other_pdu(self, kind: int, length: int) -> bytes:
+        if kind not in _PDU_TYPES:
+            raise ProtocolFault(f"there is no PDU of type {kind:02X}H")
         if length > OTHER_PDU_MAX_BYTES:
             raise ProtocolFault("a PDU that is no P-DATA is longer than any can be")
         pdu = bytearray(_PDU_HEAD.size + length)
