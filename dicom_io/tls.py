@@ -267,8 +267,11 @@ def _password(files: TLSFiles) -> str:
         ) from error
 
 
+_KEY_OF_ANOTHER = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+
+
 def _identity_fault(files: TLSFiles, error: ssl.SSLError, has_password: bool) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
+    if error.reason in _KEY_OF_ANOTHER:
         return (
             f"key {files.key_file} does not belong to certificate {files.certificate_file}: "
             "name the key that this certificate was requested with"

@@ -325,11 +325,13 @@ class StorageServer:
         assoc.kill()
 
     def _tell_refusal(self, report: RefusalReport) -> None:
+        what = "a connection"
+        if report.calling_ae_title or report.called_ae_title:
+            what = f"an association as {report.calling_ae_title!r} to {report.called_ae_title!r}"
         LOGGER.warning(
-            "refused an association from %s as %r to %r: %s",
+            "refused %s from %s: %s",
+            what,
             report.address,
-            report.calling_ae_title,
-            report.called_ae_title,
             report.reason,
             extra={"action": "association refused"},
         )

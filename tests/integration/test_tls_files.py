@@ -100,11 +100,15 @@ def test_what_is_missing_is_named(authority: Authority, receiver: Identity, tmp_
             server_context(files)
 
 
-def test_a_key_of_another_certificate_is_refused(authority: Authority, receiver: Identity) -> None:
-    other = authority.sign("other")
+def test_a_key_of_another_certificate_is_refused(
+    authority: Authority, receiver: Identity, tmp_path: Path
+) -> None:
+    rsa = tmp_path / "rsa.key"
+    openssl("genpkey", "-algorithm", "RSA", "-out", rsa)
 
-    with pytest.raises(UnusableCertificate, match="does not belong to certificate"):
-        server_context(TLSFiles(receiver.certificate, other.key))
+    for key in (authority.sign("other").key, rsa):
+        with pytest.raises(UnusableCertificate, match="does not belong to certificate"):
+            server_context(TLSFiles(receiver.certificate, key))
 
 
 def test_a_key_instead_of_a_certificate_is_refused(receiver: Identity) -> None:
