@@ -28,6 +28,7 @@ from storage.commitments import (
     record_report,
 )
 from storage.database import Database
+from storage.errors import SpoolFull
 from storage.holdings import examine
 from storage.spool import Spool
 from storage.states import Actor
@@ -92,7 +93,16 @@ class CommitmentDesk:
         self._thread.start()
 
     def accept(self, request: CommitmentRequest, channel: ReportChannel) -> None:
-        """Keep a request in the database; called by the association's thread."""
+        """Keep a request in the database; called by the association's thread.
+
+        Raises
+        ------
+        StorageError
+            Nothing was kept; `SpoolFull` while C-STORE is answered A700 as well, because a request
+            may be as large as an image.
+        """
+        if not self._spool.has_room():
+            raise SpoolFull("too little disk is free to keep the request: ask again later")
         now = now_utc()
         record = accept_commitment(
             self._database, request, now, first_attempt_at=after(now, HANDOVER_SECONDS)

@@ -48,10 +48,11 @@ class Requester:
         return {str(item.ReferencedSOPInstanceUID): int(item.FailureReason) for item in items}
 
     @contextmanager
-    def listening(self, port: int = 0) -> Iterator[int]:
+    def listening(self, port: int = 0, *, answers_roles: bool = True) -> Iterator[int]:
         """Take reports on new associations meanwhile."""
         ae = AE(ae_title=self.ae_title)
-        ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+        roles = {"scu_role": False, "scp_role": True} if answers_roles else {}
+        ae.add_supported_context(StorageCommitmentPushModel, **roles)
         handlers = [*self.handlers(), (evt.EVT_REQUESTED, self._remember_roles)]
         server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
         try:

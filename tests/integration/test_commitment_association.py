@@ -284,6 +284,14 @@ def test_a_report_on_a_new_association_is_sent_in_the_role_of_the_provider(reque
     assert requester.roles == [(False, True)]
 
 
+def test_a_requester_that_says_nothing_about_roles_is_reported_to_all_the_same(requester) -> None:
+    with requester.listening(answers_roles=False) as port:
+        answer = send_report(destination(port), REPORT)
+
+    assert answer == ReportAnswer(0x0000)
+    assert requester.roles == [(False, True)]
+
+
 def test_a_requester_that_takes_no_reports_says_so(keeper) -> None:
     with StorageServer(GatheringSink(), ae_titles=("CT1",), port=0) as server:
         answer = send_report(destination(server.port), REPORT)

@@ -365,6 +365,17 @@ def test_more_reports_than_may_be_owed_are_refused_for_now(
         assoc.release()
 
 
+def test_a_full_disk_refuses_requests_for_now(open_site, hospital, requester) -> None:
+    hospital.spool.min_free_bytes = 1 << 60
+    with open_site() as site:
+        assoc = requester.associate(site.port)
+
+        assert ask(assoc, information([ct(1)])).Status == 0x0213
+
+        assert site.commitments() == ()
+        assoc.release()
+
+
 def test_status_names_a_requester_that_could_not_be_told(
     open_site, hospital, requester, tmp_path
 ) -> None:
