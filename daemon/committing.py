@@ -185,7 +185,7 @@ class CommitmentDesk:
         record = record_report(
             self._database, waiting.record.id, waiting.report, answer, receiver, now, POLICY
         )
-        log_outcome(record)
+        log_outcome(record, answer)
 
     def _give_up(self, waiting: _Waiting) -> bool:
         waiting.channel.withdraw()

@@ -16,7 +16,7 @@ from daemon.role import now_utc, where
 from dicom_io.commitment import CommitmentReport, FailedReference, ReportAnswer
 from dicom_io.committing import send_report
 from dicom_io.errors import AssociationFailed, MedimgdError
-from dicom_io.statuses import FailureReasonValues
+from dicom_io.statuses import FailureReasonValues, describe
 from storage.clock import after
 from storage.commitments import (
     CommitmentRecord,
@@ -55,14 +55,18 @@ def report_of(record: CommitmentRecord, found: Examination) -> CommitmentReport:
     return CommitmentReport(request.transaction_uid, found.committed, found.failed + unsettled)
 
 
-def log_outcome(record: CommitmentRecord) -> None:
-    """Say once that a requester was told, could not be told at first, or will never be."""
+def log_outcome(record: CommitmentRecord, answer: ReportAnswer) -> None:
+    """Say once that a requester was told, could not be told at first, or will never be.
+
+    A requester's own words may name a patient and stay out of the log; `status` shows them.
+    """
+    why = answer.comment if answer.status is None else describe(answer.status)
     fields = {
         ACTION: f"commitment_{record.state}",
         TRANSACTION: record.request.transaction_uid,
         PEER: record.request.address,
         COUNT: record.committed_count or 0,
-        REASON: record.last_answer,
+        REASON: why,
     }
     who = record.request.calling_ae_title
     if record.state is CommitmentState.REPORTED:
@@ -73,12 +77,12 @@ def log_outcome(record: CommitmentRecord) -> None:
     elif record.state is CommitmentState.FAILED:
         _logger.error(
             "%s will not be told about its request for storage commitment and keeps its images: %s",
-            who, record.last_answer, extra=fields,
+            who, why, extra=fields,
         )  # fmt: skip
     elif record.attempts == 1:
         _logger.warning(
             "%s could not be told about its request for storage commitment, it will be tried "
-            "again: %s", who, record.last_answer, extra=fields,
+            "again: %s", who, why, extra=fields,
         )  # fmt: skip
 
 
@@ -127,11 +131,9 @@ class CommitmentReporter:
             return
         report = report_of(record, found)
         answer = self._told(record, report, away)
-        log_outcome(
-            record_report(
-                self._database, record.id, report, answer, Actor.COURIER, now_utc(), POLICY
-            )
-        )
+        now, courier = now_utc(), Actor.COURIER
+        told = record_report(self._database, record.id, report, answer, courier, now, POLICY)
+        log_outcome(told, answer)
 
     def _told(
         self,

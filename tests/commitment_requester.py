@@ -25,7 +25,7 @@ class Requester:
     """A modality: asks for commitment and takes reports."""
 
     reports: list[tuple[int, Dataset]] = field(default_factory=list)
-    status: int = 0x0000
+    status: int | Dataset = 0x0000
     pause: float = 0.0
     """Before a report is answered."""
     ae_title: str = "CT1"

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
 from daemon import committing
 from daemon.committing import CommitmentDesk
 from daemon.config import Config, DestinationSection, PeerSection, ReceiverSection, SiteSection
+from daemon.doctor import examine
 from daemon.receiver import make_server
 from daemon.reporting import CommitmentReporter
 from daemon.requesters import remedy, requester_address
@@ -394,6 +396,41 @@ def test_status_names_a_requester_that_could_not_be_told(
     (sentence,) = [each for each in status.attention if "commitment" in each]
     assert "'CT1' (127.0.0.1)" in sentence
     assert "port = 104" in sentence
+
+
+def test_what_a_requester_says_is_kept_for_status_and_out_of_the_log(
+    open_site, hospital, requester, caplog
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="daemon")
+    requester.status = Dataset()
+    requester.status.Status = 0x0110
+    requester.status.ErrorComment = "unknown: Marked^Name"
+    hospital.arrive(1, now=now_utc())
+    with open_site() as site:
+        assoc = requester.associate(site.port)
+        ask(assoc, information([ct(1)]))
+
+        wait_for(lambda: site.commitments()[0].attempts)
+        assoc.release()
+
+    (record,) = site.commitments()
+    assert record.last_answer == "0110 failure: unknown: Marked^Name"
+    assert "could not be told" in caplog.text
+    assert "Marked" not in caplog.text + str([vars(each) for each in caplog.records])
+
+
+def test_the_doctor_says_what_committing_means_and_who_cannot_be_told(tmp_path) -> None:
+    config = configuration(
+        tmp_path,
+        PeerSection(ae_title="CT1", network=LOCAL, port=104),
+        PeerSection(ae_title="MR1", network=LOCAL),
+    )
+
+    (found,) = [each for each in examine(config) if each.subject == "storage commitment"]
+
+    assert found.warning
+    assert "30 days" in found.detail
+    assert found.detail.endswith("no port is known for MR1 from 127.0.0.0/8")
 
 
 # Where a requester listens
