@@ -52,7 +52,8 @@ class Diagnosis:
 def examine(config: Config) -> Iterator[Diagnosis]:
     """Yield every diagnosis; a check that breaks is itself a diagnosis."""
     checks: tuple[Callable[[Config], Iterator[Diagnosis]], ...] = (
-        _disk, _database, _certificates, _port, _peers, _users, _decoders, _models, _destinations,
+        _disk, _database, _certificates, _port, _peers, _users, _commitment,
+        _decoders, _models, _destinations,
     )  # fmt: skip
     for check in checks:
         try:
@@ -173,6 +174,25 @@ def _users(config: Config) -> Iterator[Diagnosis]:
         + (f"; without password: {', '.join(by_name_alone)}" if by_name_alone else "")
         + ("; passwords cross the network readable: set receiver.tls" if in_the_clear else ""),
         warning=in_the_clear,
+    )  # fmt: skip
+
+
+def _commitment(config: Config) -> Iterator[Diagnosis]:
+    section = config.receiver
+    if not section.storage_commitment:
+        return
+    called = {destination.ae_title for destination in config.destinations}
+    without_port = [
+        f"{peer.ae_title} from {peer.network}"
+        for peer in section.peers
+        if peer.allow and peer.port is None and peer.ae_title not in called
+    ]
+    unknown = f"; no port is known for {', '.join(without_port)}" if without_port else ""
+    yield Diagnosis(
+        "storage commitment", ok=True,
+        detail="on: senders may delete what we commit to, and we delete it "
+        f"{config.retention.days:g} days after its study ended{unknown}",
+        warning=bool(without_port),
     )  # fmt: skip
 
 

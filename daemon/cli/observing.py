@@ -95,7 +95,8 @@ def _print_counts(found: Status) -> None:
         ("storage commitments", overview.commitments),
     ):
         known = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        say(f"{name}: {known or 'none'}")
+        if known or counts is not overview.commitments:
+            say(f"{name}: {known or 'none'}")
     if overview.oldest_waiting is not None:
         oldest = overview.oldest_waiting
         say(
