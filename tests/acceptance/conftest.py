@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.installation import Archive, Installation
+from tests.receiver_lives import Site, Zygote
 from tests.tiny_models import BRIGHT, DARK, TinyModel, write_package
 
 
@@ -73,3 +74,26 @@ def _installations(
             process.terminate()
         for process in one.processes.values():
             process.wait(90)
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    """What forks receivers."""
+    with Zygote() as zygote:
+        yield zygote
+
+
+@pytest.fixture
+def make_site(
+    zygote: Zygote, tmp_path: Path, free_ports: Callable[[], int]
+) -> Iterator[Callable[..., Site]]:
+    """A function making data folders on which forked receivers live and die."""
+    made: list[Site] = []
+
+    def make(settings: str = "") -> Site:
+        made.append(Site(zygote, tmp_path / f"site-{len(made)}", free_ports(), settings))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.kill_all()

@@ -1,0 +1,127 @@
+"""Lives of a receiver on one installation, begun and ended as a test likes.
+
+Owns the conversation with ``tests.receiver_zygote``. Knows nothing of what is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from daemon.config import Config, load_config
+
+_ROOT = Path(__file__).resolve().parent.parent
+_WAIT_SECONDS = 60.0
+
+
+class Zygote:
+    """A process that has imported the receiver and forks it."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.receiver_zygote"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT,
+            # A pool of threads does not survive a fork.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self._answer() == "ready"
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(_WAIT_SECONDS)
+        self._process.stdout.close()
+
+    def ask(self, **request: Any) -> Any:
+        """Send one request and return its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps(request)}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the zygote ended; its last words are above"
+        return json.loads(line)
+
+
+@dataclass
+class Site:
+    """One installation: a data folder, a port and the receivers that live on them."""
+
+    zygote: Zygote
+    folder: Path
+    port: int
+    settings: str = ""
+    pids: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_path = self.folder / "medimgd.toml"
+        self.log_path = self.folder / "receiver.log"
+        self.config_path.write_text(
+            f"[site]\ndata_folder = {str(self.folder / 'data')!r}\nnode_id = 'test-node'\n"
+            f"[receiver]\nport = {self.port}\nminimum_free_mib = 1\n"
+            + (self.settings or "processes = 1\n")
+        )
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.config_path)
+
+    @property
+    def spool(self) -> Path:
+        return self.config.spool_folder
+
+    def begin(self, slot: str = "receiver-1", **changes: Any) -> int:
+        """Begin a life and return its process id; it does not listen yet."""
+        self.pids[slot] = self.zygote.ask(
+            config=str(self.config_path), slot=slot, log=str(self.log_path), **changes
+        )
+        return self.pids[slot]
+
+    def kill(self, slot: str = "receiver-1") -> int:
+        """End a life as the kernel does when memory runs out; return how it ended."""
+        return self.end(slot, signal.SIGKILL)
+
+    def end(self, slot: str = "receiver-1", number: int = 0) -> int:
+        """Send a signal, or none, and return how the life ended: an exit status or -signal."""
+        pid = self.pids.pop(slot)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return int(self.zygote.ask(reap=pid))
+
+    def kill_all(self) -> None:
+        """End every life that there is."""
+        for slot in list(self.pids):
+            self.kill(slot)
+
+    def await_listening(self) -> None:
+        """Return as soon as somebody accepts connections."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+                return
+            time.sleep(0.002)
+        raise AssertionError(f"nobody listens; log:\n{self.log()[-4000:]}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
