@@ -19,9 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 from daemon.demo import SAMPLES
 from tests.conftest import _BESIDE_THE_CHECKOUT, TESTDATA_SETTING
@@ -80,9 +86,14 @@ class Workshop:
         return quick if self.quick else full
 
     @cached_property
+    def testdata(self) -> Path:
+        """The folder of the real material."""
+        return _testdata()
+
+    @cached_property
     def ct_series(self) -> tuple[Path, ...]:
         """The real CT series: 60 slices of 512 x 512, 16 bit, uncompressed."""
-        archive = _testdata() / "ct-chest-60.zip"
+        archive = self.testdata / "ct-chest-60.zip"
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(self.folder / "ct")
         return tuple(sorted((self.folder / "ct").rglob("*.dcm")))
@@ -168,22 +179,35 @@ def fresh_studies(
         yield StudyFiles(study, tuple(paths))
 
 
-def write_large_film(path: Path) -> Path:
-    """Write a synthetic film of 5 megapixels, 12 of 16 bits, uncompressed."""
+def write_large_film(path: Path, rows: int = LARGE_ROWS, columns: int = LARGE_COLUMNS) -> Path:
+    """Write a synthetic film, 12 of 16 bits, uncompressed; 5 megapixels unless told otherwise."""
     # A smooth lung-like field with grain: flat values would make percentiles and caches too easy.
-    down, across = np.ogrid[-1 : 1 : LARGE_ROWS * 1j, -1 : 1 : LARGE_COLUMNS * 1j]
+    down, across = np.ogrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     field = 2000 + 1400 * np.cos(3 * across) * np.cos(2 * down)
-    grain = np.random.default_rng(1).normal(0, 40, (LARGE_ROWS, LARGE_COLUMNS))
+    grain = np.random.default_rng(1).normal(0, 40, (rows, columns))
+    return _write(path, DigitalXRayImageStorageForPresentation, "DX", field + grain)
+
+
+def write_tiny_slice(path: Path) -> Path:
+    """Write a synthetic CT slice of 60 x 60: 8 KB with its header."""
+    return _write(path, CTImageStorage, "CT", np.random.default_rng(1).normal(2000, 40, (60, 60)))
+
+
+def _write(path: Path, sop_class_uid: str, modality: str, pixels: NDArray[np.float64]) -> Path:
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = sop_class_uid
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = generate_uid(), generate_uid(), "DX"
-    ds.Rows, ds.Columns, ds.SamplesPerPixel = LARGE_ROWS, LARGE_COLUMNS, 1
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = (
+        generate_uid(),
+        generate_uid(),
+        modality,
+    )
+    (ds.Rows, ds.Columns), ds.SamplesPerPixel = pixels.shape, 1
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
     ds.PhotometricInterpretation = "MONOCHROME2"
     ds.RescaleSlope, ds.RescaleIntercept = 1, 0
-    ds.PixelData = np.clip(field + grain, 0, 4095).astype("<u2").tobytes()
+    ds.PixelData = np.clip(pixels, 0, 4095).astype("<u2").tobytes()
     ds.save_as(path, enforce_file_format=True)
     return path

@@ -72,6 +72,11 @@ def orthanc_archive(name: str = "Orthanc") -> Receiver:
     return Receiver(name, _orthanc)
 
 
+def raw_copy(name: str, *options: str) -> Receiver:
+    """Return the program that copies from sockets to files and knows no DICOM."""
+    return Receiver(name, partial(_raw_copy, options))
+
+
 @contextmanager
 def _medimgd(module: str, settings: str, processes: int, folder: Path) -> Iterator[Running]:
     site = Installation(folder, free_port(), settings=settings)
@@ -129,6 +134,15 @@ def _storescp(options: tuple[str, ...], nagle: bool, folder: Path) -> Iterator[R
 def _pynetdicom(folder: Path) -> Iterator[Running]:
     port = free_port()
     command = [sys.executable, "-m", "pynetdicom", "storescp", "-q", "-od", str(folder), str(port)]
+    with serving(command, port) as pid:
+        yield Running(port, (pid,), partial(_files_in, folder))
+
+
+@contextmanager
+def _raw_copy(options: tuple[str, ...], folder: Path) -> Iterator[Running]:
+    port = free_port()
+    module = "tests.benchmarks.raw_copy"
+    command = [sys.executable, "-m", module, "serve", str(port), str(folder), *options]
     with serving(command, port) as pid:
         yield Running(port, (pid,), partial(_files_in, folder))
 

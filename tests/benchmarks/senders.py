@@ -1,4 +1,4 @@
-"""DCMTK's senders, one process for each association, and what a round of sending took.
+"""The senders, one process for each association, and what a round of sending took.
 
 Owns their options and their environment. Must not know who receives.
 """
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.material import StudyFiles
+from tests.benchmarks.multi_frame import MultiFrame
 from tests.benchmarks.programs import dcmtk, peer_environment
+from tests.benchmarks.starting_signal import Together, run_together
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def as_sent(sources: Sequence[Path], folder: Path) -> list[Path]:
     """Write files as DCMTK sends them, all lengths stated, so that bytes can be compared."""
     copies = [folder / f"{number:04d}.dcm" for number in range(len(sources))]
     for source, copy in zip(sources, copies, strict=True):
-        subprocess.run([dcmtk("dcmconv"), source, copy], check=True)
+        subprocess.run([dcmtk("dcmconv"), "-q", source, copy], check=True)
     return copies
 
 
@@ -42,10 +44,40 @@ def dcmsend(port: int, studies: Sequence[StudyFiles], *, nagle: bool) -> Sent:
     return send(command, studies, peer_environment(nagle=nagle))
 
 
-def storescu(port: int, studies: Sequence[StudyFiles], *options: str) -> Sent:
+def storescu(port: int, studies: Sequence[StudyFiles], *, options: Sequence[str]) -> Sent:
     """The same by storescu, which speaks TLS where dcmsend does not."""
-    command = [dcmtk("storescu"), "-aec", "MEDIMGD", *options, "127.0.0.1", str(port)]
+    command = [dcmtk("storescu"), "-R", "-aec", "MEDIMGD", *options, "127.0.0.1", str(port)]
     return send(command, studies, peer_environment())
+
+
+def lean(port: int, studies: Sequence[StudyFiles]) -> Sent:
+    """The same by our own lean sender; its start is not included."""
+    return _together("tests.benchmarks.lean_sender", [str(port)], studies)
+
+
+def raw(port: int, studies: Sequence[StudyFiles]) -> Sent:
+    """Send the same files without DICOM, to the bare copy."""
+    return _together("tests.benchmarks.raw_copy", ["send", str(port)], studies)
+
+
+def multi_frame(port: int, made: MultiFrame) -> Sent:
+    """Send one object that is made on the way."""
+    return _sent(
+        run_together("tests.benchmarks.lean_sender", [[str(port), "multi-frame", made.argument]])
+    )
+
+
+def _together(module: str, arguments: list[str], studies: Sequence[StudyFiles]) -> Sent:
+    return _sent(run_together(module, [[*arguments, *map(str, study.paths)] for study in studies]))
+
+
+def _sent(done: Together) -> Sent:
+    return Sent(
+        round(done.total("instances")),
+        round(done.total("size")),
+        done.seconds,
+        done.total("processor_seconds"),
+    )
 
 
 def send(
