@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ ASSOCIATION_TIMEOUT_SECONDS = 30.0
 
 RESPONSE_TIMEOUT_SECONDS = 120.0
 """For the answer to one message; a busy PACS may take a minute to file an instance."""
+
+_HOLD_SECONDS = 0.02
+"""Many rounds of pynetdicom's thread, which looks for messages every millisecond."""
 
 MAXIMUM_CONTEXTS = 128
 """Presentation contexts of one association: odd identifiers from 1 to 255 (PS3.8 9.3.2.2)."""
@@ -106,6 +110,23 @@ def accepts(assoc: Association, context: Context) -> bool:
         == (context.sop_class_uid, context.transfer_syntax_uid)
         for cx in assoc.accepted_contexts
     )
+
+
+def hold_reactor(assoc: Association) -> None:
+    """Make sure that the response to what is sent next reaches the sender.
+
+    pynetdicom's own thread looks for messages beside the thread that sends. Its ``send_*`` methods
+    ask it to stand aside, but take it for standing aside when it has just passed the gate: then it
+    takes the response away, and the sender waits for its timeout. Call this before each of them.
+    """
+    assoc._reactor_checkpoint.clear()  # noqa: SLF001 - there is no public way
+    assoc._is_paused = False  # noqa: SLF001
+    deadline = time.monotonic() + _HOLD_SECONDS
+    # From here on it can only come to the gate anew and wait there; if it waits already, the
+    # time runs out.
+    while not assoc._is_paused and assoc.is_alive() and time.monotonic() < deadline:  # noqa: SLF001
+        time.sleep(_HOLD_SECONDS / 40)
+    assoc._is_paused = True  # noqa: SLF001
 
 
 class _OutgoingSocket(AssociationSocket):

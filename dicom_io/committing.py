@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.association import Association
 
-from dicom_io.association import Context, Destination, open_association
+from dicom_io.association import Context, Destination, hold_reactor, open_association
 from dicom_io.commitment import (
     STORAGE_COMMITMENT_CLASS_UID,
     STORAGE_COMMITMENT_INSTANCE_UID,
@@ -46,6 +46,7 @@ def send_report(destination: Destination, report: CommitmentReport) -> ReportAns
 
 def _sent(assoc: Association, report: CommitmentReport) -> ReportAnswer:
     try:
+        hold_reactor(assoc)
         answer, _ = assoc.send_n_event_report(
             event_information(report),
             report.event_type,

@@ -12,7 +12,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from dicom_io.association import Context, Destination, open_association
+from dicom_io.association import Context, Destination, hold_reactor, open_association
 
 _PENDING = frozenset({0xFF00, 0xFF01})
 _SUCCESS = 0x0000
@@ -61,6 +61,7 @@ def _identifier(
 def _is_found(assoc: Association, identifier: Dataset) -> bool | None:
     is_found = False
     final: int | None = None
+    hold_reactor(assoc)
     for status, match in assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
         final = int(status.Status) if "Status" in status else None
         # A peer that ignores a key answers with other instances: only ours is evidence.

@@ -26,6 +26,7 @@ from dicom_io.association import (
     Context,
     Destination,
     accepts,
+    hold_reactor,
     open_association,
 )
 from dicom_io.errors import AssociationFailed, InstanceUnavailable, UnreadableInstance
@@ -209,6 +210,7 @@ def _send_one(
 ) -> SendOutcome:
     try:
         with _path_of(source) as path:
+            hold_reactor(assoc)
             answer = assoc.send_c_store(path, msg_id=message_id)
     except RuntimeError:  # What pynetdicom raises on an association that has ended.
         answer = Dataset()
@@ -243,6 +245,7 @@ def _path_of(source: OutgoingInstance | _StoredFile) -> Iterator[Path]:
 def _echo_problem(assoc: Association | None) -> str:
     if assoc is None:
         return "the peer accepts associations but not the Verification service"
+    hold_reactor(assoc)
     answer = assoc.send_c_echo()
     if "Status" not in answer:
         return "the peer accepted the association but did not answer the C-ECHO"

@@ -17,6 +17,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from dicom_io.association import Destination
@@ -409,3 +410,35 @@ def test_a_folder_sink_plays_the_pacs(receiver, tmp_path, ct_and_sr, run_dcmtk):
     assert [path.name for path in sink.paths()] == names
     assert {path.name for path in sink.folder.iterdir()} == set(names)
     assert run_dcmtk("dcmdump", "-q", "+fo", *sink.paths()).returncode == 0
+
+
+def test_no_response_is_taken_away_from_the_thread_that_waits_for_it(
+    receiver, ct_and_sr, monkeypatch
+):
+    # given a reactor thread of pynetdicom that dawdles each time it has passed its gate
+    class SlowGate(threading.Event):
+        def wait(self, timeout=None):
+            passed = super().wait(timeout)
+            time.sleep(0.004)
+            return passed
+
+    request = Association.request
+
+    def slow_request(assoc):
+        assoc._reactor_checkpoint = SlowGate()
+        assoc._reactor_checkpoint.set()
+        request(assoc)
+
+    monkeypatch.setattr(Association, "request", slow_request)
+    destination = replace(receiver(Keeper()), response_timeout_seconds=1)
+
+    # when many instances are sent on one association, each after a moment's pause
+    def unhurried():
+        for _ in range(15):
+            time.sleep(0.003)
+            yield from ct_and_sr
+
+    statuses = [outcome.status for outcome in send(destination, list(unhurried()))]
+
+    # then the sender has seen the response to each
+    assert statuses == [0] * len(statuses)
