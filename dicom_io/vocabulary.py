@@ -153,3 +153,35 @@ class ModelIdentity:
     def at_version(self) -> str:
         """``name@version``, as shown in the worklist and the logs."""
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where in its input a model saw what speaks for one finding, or why that cannot be said.
+
+    Says where the model looked; never where a disease ends.
+    """
+
+    label: str
+    """The finding's label."""
+    method: str = ""
+    """``Grad-CAM`` or ``HiResCAM``; empty when there is no map."""
+    layers: tuple[str, ...] = ()
+    """The network's layers it was taken from, several when networks were averaged."""
+    values: npt.NDArray[np.float32] | None = None
+    """(rows, columns) or (slices, rows, columns), float32 in [0, 1], 1 where the finding is spoken
+    for most: cells that divide the model's input evenly, coarser than it. None without a map."""
+    strength: float = 0.0
+    """What 1 stands for, in units of the network's score."""
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Top, left, bottom and right of the source image as parts of the model's input plane; beyond
+    0 and 1 lies what the model was not shown."""
+    source_slices: int = 1
+    """Slices of the source series; 1 for an image."""
+    reason: str = ""
+    """Why there is no map, as a sentence; empty when there is one."""
+
+    @property
+    def is_available(self) -> bool:
+        """True when there is a map."""
+        return self.values is not None

@@ -17,11 +17,12 @@ from sqlalchemy import (
 )
 
 from dicom_io.errors import RefusalReason
-from dicom_io.vocabulary import Finding
+from dicom_io.vocabulary import Explanation, Finding
 from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
 from storage.errors import LeaseLost
+from storage.explanations import write_explanations
 from storage.jobs import (
     NEWER_SET,
     ClaimedJob,
@@ -45,6 +46,8 @@ class Analysed:
     job: ClaimedJob
     findings: tuple[Finding, ...]
     analysis_started_at: datetime
+    explanations: tuple[Explanation, ...] = ()
+    """Of findings that have one, or that should and cannot; see ``model.explain``."""
 
 
 def finish_job(database: Database, analysed: Analysed, now: datetime) -> JobState:
@@ -94,13 +97,14 @@ def _finish_within(connection: Connection, analysed: Analysed, now: datetime) ->
         return _supersede_running(connection, job, Actor.WORKER, now)
     move_job(connection, job, JobState.DONE, Actor.WORKER, now, finished_at=now)
     drop_tensor(connection, job.id)
-    write_result(
+    result_id = write_result(
         connection,
         result_of(
             job, ResultKind.FINDING, analysed.analysis_started_at, findings=analysed.findings
         ),
         now,
     )
+    write_explanations(connection, result_id, analysed.explanations)
     return JobState.DONE
 
 

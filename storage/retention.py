@@ -18,6 +18,7 @@ from storage.clock import after
 from storage.commitments import forget_commitments
 from storage.database import Database
 from storage.errors import StorageError
+from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
 from storage.spool import Spool
 from storage.states import (
@@ -124,6 +125,7 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
     jobs = select(job.c.id).where(job.c.study_instance_uid == uid)
     connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(jobs)))
     documents = _forget_documents(connection, uid)
+    forget_explanations_within(connection, uid)
     study = schema.study
     most = func.max(study.c.instance_count, func.coalesce(study.c.purged_instance_count, 0))
     connection.execute(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -316,6 +317,23 @@ result = Table(
     UniqueConstraint("study_instance_uid", "model_name", "version_number"),
     Index("ix_result_state", "state"),
     sqlite_autoincrement=True,
+)
+
+explanation = Table(
+    "explanation",
+    metadata,
+    Column("result_id", Integer, ForeignKey("result.id"), primary_key=True),
+    Column("label", String(64), primary_key=True),
+    _text("method"),
+    Column("layers", JSON, nullable=False),
+    Column("region", JSON, nullable=False),
+    Column("source_slices", Integer, nullable=False),
+    # What the largest value stands for; the map holds 0 to 255 for 0 to it.
+    Column("strength", Float, nullable=False),
+    Column("shape", JSON, nullable=False),
+    # uint8 in C order, compressed with zlib; empty when there is no map, and `reason` says why.
+    Column("data", LargeBinary, nullable=False),
+    _text("reason"),
 )
 
 document = Table(
