@@ -9,7 +9,8 @@ Owns the branch below ``ModelError``:
     ├── RuntimeFault                weights do not load, or do not do what the manifest says
     ├── UnusableOutput              a prediction holds NaN or infinity; never a finding
     ├── DeviceOutOfMemory           the device cannot hold even the smallest batch
-    └── TrainingDataFault           films for training are absent, unreadable or leak
+    ├── TrainingDataFault           films for training are absent, unreadable or leak
+    └── DataGateFault               labelled data fail checks that nobody passed over
 
 Every class says whether doing the same again later can help.
 """
@@ -99,5 +100,11 @@ class DeviceOutOfMemory(ModelError):
 
 class TrainingDataFault(ModelError):
     """Films for training are absent, unreadable, or the same patient is in two splits."""
+
+    retryable = False
+
+
+class DataGateFault(_ListedFaults):
+    """Labelled data fail checks of the gate that nobody passed over by name."""
 
     retryable = False

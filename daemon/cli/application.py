@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import typer
 
-from daemon.cli import configuration, maintaining, models, network, observing, serving, studies
+from daemon.cli import (
+    configuration,
+    data,
+    maintaining,
+    models,
+    network,
+    observing,
+    serving,
+    studies,
+)
 
 app = typer.Typer(
     name="medimgd",
@@ -29,4 +38,5 @@ app.command("version")(maintaining.version)
 app.command("send")(network.send)
 app.command("echo")(network.echo)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
 app.add_typer(configuration.app, name="config")

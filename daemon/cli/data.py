@@ -1,0 +1,85 @@
+"""``medimgd data``: labelled images, before anything learns from them or is measured on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.output import AsJSON, failures_become_exit_codes, print_json, print_table, say
+from daemon.cli.progress import counted
+from daemon.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from model.training.gate import GateReport
+
+MOST_FINDINGS_SHOWN = 5
+"""Of each check; ``--json`` lists all."""
+
+app = typer.Typer(help="Check labelled images.", no_args_is_help=True)
+
+DataPath = Annotated[
+    Path,
+    typer.Argument(help="Folder or zip with <split>/<class>/, or a CSV manifest.", exists=True),
+]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="CHECK", help="Pass over a check, by its name; repeatable."),
+]
+
+
+@app.callback()
+def group() -> None:
+    """Check labelled images."""
+
+
+@app.command("check")
+def check(
+    data: DataPath,
+    allow: Allowed = None,
+    smallest_edge: Annotated[
+        int, typer.Option(help="Images with a shorter edge, in pixels, are tiny.", min=1)
+    ] = 64,
+    smallest_class: Annotated[
+        float, typer.Option(help="Smallest share of a class in a split.", min=0.0, max=1.0)
+    ] = 0.05,
+    as_json: AsJSON = False,
+) -> None:
+    """List what is wrong with labelled images: leaks, copies, label conflicts, broken files."""
+    from model.training.gate import GateLimits, check_data, checks_named
+    from model.training.sources import open_dataset
+
+    with failures_become_exit_codes(), open_dataset(data) as dataset:
+        allowed = checks_named(allow or ())
+        limits = GateLimits(smallest_edge, smallest_class)
+        with counted("checking", len(dataset.images)) as done:
+            report = check_data(dataset, limits=limits, allowed=allowed, on_image=done)
+    if as_json:
+        print_json(report.as_mapping())
+    else:
+        print_gate(report)
+    if not report.passed:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def print_gate(report: GateReport) -> None:
+    """Print what was counted and what was found, worst check first."""
+    from model.training.gate import ADVICE
+
+    classes = [name for name in next(iter(report.counts.values())) if name != "images"]
+    print_table(
+        ("split", "images", *classes),
+        [(split, *counts.values()) for split, counts in report.counts.items()],
+    )
+    for check_name, findings in report.by_check(report.findings):
+        state = "allowed" if check_name in report.allowed else "FAILED"
+        say(f"{check_name}: {len(findings)} found, {state}. To do: {ADVICE[check_name]}")
+        for finding in findings[:MOST_FINDINGS_SHOWN]:
+            say(f"    {finding.sentence}")
+        if len(findings) > MOST_FINDINGS_SHOWN:
+            say(f"    and {len(findings) - MOST_FINDINGS_SHOWN} more; --json lists all")
+    if report.passed:
+        say("the data pass" + (", with what was allowed" if report.findings else ""))
+    else:
+        say("the data do not pass; --allow NAME passes over a check")
