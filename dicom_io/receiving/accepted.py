@@ -20,6 +20,7 @@ from typing import Any, cast
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE, DimseServiceType
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_io.network import close
@@ -96,6 +97,8 @@ class LendingDUL(DULServiceProvider):
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             super().run()
+        except Exception as error:  # noqa: BLE001 - a thread's loop: the peer's bytes provoked it
+            self._give_up(error)
         finally:
             with self._bell_lock:
                 os.close(self._bell)
@@ -125,6 +128,19 @@ class LendingDUL(DULServiceProvider):
             return
         self._recv_pdu.put(decoded)
         self.event_queue.put(event)
+
+    def _give_up(self, error: Exception) -> None:
+        """Abort at once, bypassing the state machine, whose action failed."""
+        LOGGER.warning(
+            "a PDU could not be served (%s): the association is aborted",
+            type(error).__name__,
+            extra={"action": "association aborted"},
+        )
+        self._send(_provider_abort())
+        self.assoc.is_aborted = True
+        self.assoc.is_established = False
+        # Whoever waits for the request or for a message must not wait for its timeout.
+        self.to_user_queue.put(cast("Any", None))
 
     def _is_transport_event(self) -> bool:
         if self._should_park():
@@ -159,6 +175,13 @@ class LendingDUL(DULServiceProvider):
     def _should_park(self) -> bool:
         established = self.state_machine.current_state == _ESTABLISHED
         return self.may_lend and established and not self._wanted_back.is_set()
+
+
+def _provider_abort() -> A_ABORT_RQ:
+    pdu = A_ABORT_RQ()
+    pdu.source = 2
+    pdu.reason_diagnostic = 0
+    return pdu
 
 
 class AcceptedAssociation(Association):
@@ -302,27 +325,31 @@ class AcceptedAssociation(Association):
         try:
             self._serve_pdus(plane)
         except PeerSilent:
-            LOGGER.warning(
-                "nothing came from %r (%s) for %.0f s: the association is aborted",
-                self.calling_ae_title, self.address, self.silence_seconds,
-                extra={"action": "association aborted", "association_id": self.association_id},
-            )  # fmt: skip
+            self._tell_abort(f"nothing came for {self.silence_seconds:.0f} s")
             self.abort(block=False)
         except ProtocolFault as fault:
-            LOGGER.warning(
-                "%r (%s) broke the upper layer protocol, the association is aborted: %s",
-                self.calling_ae_title, self.address, fault,
-                extra={"action": "association aborted", "association_id": self.association_id},
-            )  # fmt: skip
+            self._tell_abort(f"it broke the upper layer protocol: {fault}")
             self.dul.event_queue.put(_INVALID_PDU)
         except PeerGone:
             self.dul.event_queue.put(_CONNECTION_CLOSED)
         except ReadingEnded:
             pass  # Whoever took the connection back ends the association.
+        except Exception as error:  # noqa: BLE001 - the association's loop: only it may end
+            self._tell_abort(f"unexpected {type(error).__name__}")
+            self.abort(block=False)
         finally:
             plane.discard()
             stream.give_back()
             self._lending.take_back()
+
+    def _tell_abort(self, reason: str) -> None:
+        LOGGER.warning(
+            "the association of %r (%s) is aborted: %s",
+            self.calling_ae_title,
+            self.address,
+            reason,
+            extra={"action": "association aborted", "association_id": self.association_id},
+        )
 
     def _serve_pdus(self, plane: DataPlane) -> None:
         while self._goes_on():

@@ -22,6 +22,7 @@ from dicom_io.receiving.limits import ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.statuses import StoreStatusValues
 from tests.sinks import GatheringSink
+from tests.upper_layer import Context, associate_request
 
 AE_TITLE = "MEDIMGD"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -668,3 +669,29 @@ def _received(client: socket.socket) -> bytes:
         return client.recv(4096)
     except ConnectionError:
         return b""
+
+
+def test_a_user_identity_of_no_known_type_ends_its_connection_at_once(serve, connect, caplog):
+    # given a request whose last item asks for an identity of a type that does not exist
+    server = serve()
+    request = bytearray(associate_request([Context(1, CT_IMAGE_STORAGE, ("1.2.840.10008.1.2",))]))
+    identity = b"\x58\x00\x00\x09" + b"\x09\x00\x00\x03abc\x00\x00"
+    user_information = request.rindex(b"\x50\x00")
+    length = int.from_bytes(request[user_information + 2 : user_information + 4], "big")
+    request[user_information + 2 : user_information + 4] = (length + len(identity)).to_bytes(
+        2, "big"
+    )
+    request += identity
+    request[2:6] = (len(request) - 6).to_bytes(4, "big")
+
+    # when it arrives
+    client = connect(server)
+    client.socket.sendall(request)
+
+    # then the peer is told, not left to its timeout, and the next one is served
+    client.socket.settimeout(5)
+    assert client.read_to_end()[:1] == b"\x07"
+    assert "abc" not in caplog.text
+    other = connect(server)
+    other.associate(CT_IMAGE_STORAGE)
+    assert other.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
