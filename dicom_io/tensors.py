@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from dicom_io.attention import source_region
 from dicom_io.attributes import numbers
 from dicom_io.decoding import StoredImage, instance_uid, iter_frames, open_image
 from dicom_io.errors import OutsideContract
@@ -129,16 +130,20 @@ def _image_tensor(path: Path, recipe: TensorRecipe, timings: Timings | None) -> 
     with timed(timings, "modality"):
         frame = grey_frame(stored, transform)
     source = frame.values.shape
+    placement = _placement(recipe, (source[0], source[1]), spacing)
     values, facts = _plane_tensor(frame, transform, recipe, spacing, timings)
     return ImageTensor(
         values=values,
         axes=("rows", "columns", "channels"),
-        spacing_mm=_spacing_after(
-            spacing, _placement(recipe, (source[0], source[1]), spacing), source
-        ),
+        spacing_mm=_spacing_after(spacing, placement, source),
         sop_instance_uids=(instance_uid(image),),
         preprocessing_digest=recipe.digest,
-        notes={**_notes(image, transform), "source_shape": source, **facts},
+        notes={
+            **_notes(image, transform),
+            "source_shape": source,
+            "source_region": source_region(placement, recipe.rows, recipe.columns),
+            **facts,
+        },
     )
 
 
@@ -249,6 +254,7 @@ def _volume_record(
             **_notes(first, series.transforms[0]),
             **series.stack.notes,
             "source_shape": (len(slices), *source),
+            "source_region": source_region(placement, recipe.rows, recipe.columns),
             "source_spacing_mm": series.stack.spacing_mm,
             "scaling": _described(scaling),
         },
