@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class Site:
     port: int
     settings: str = ""
     pids: dict[str, int] = field(default_factory=dict)
+    _log_at: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,7 @@ class Site:
 
     def begin(self, slot: str = "receiver-1", **changes: Any) -> int:
         """Begin a life and return its process id; it does not listen yet."""
+        self._log_at[slot] = len(self.log())
         self.pids[slot] = self.zygote.ask(
             config=str(self.config_path), slot=slot, log=str(self.log_path), **changes
         )
@@ -109,6 +112,18 @@ class Site:
             os.kill(pid, number)
         return int(self.zygote.ask(reap=pid))
 
+    def await_death(self, slot: str = "receiver-1") -> int:
+        """Wait until a life has ended by itself and return how; fail if it goes on."""
+        state = Path(f"/proc/{self.pids[slot]}/stat")
+        self._await(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "die")
+        return self.end(slot)
+
+    def stop(self, slot: str = "receiver-1") -> int:
+        """Ask for an orderly end and return how it came."""
+        # Signals are heeded from then on; a receiver listens a moment earlier.
+        self._await(lambda: f"{slot} is ready" in self.log()[self._log_at[slot] :], "be ready")
+        return self.end(slot, signal.SIGTERM)
+
     def kill_all(self) -> None:
         """End every life that there is."""
         for slot in list(self.pids):
@@ -116,12 +131,18 @@ class Site:
 
     def await_listening(self) -> None:
         """Return as soon as somebody accepts connections."""
+        self._await(self._is_listening, "listen")
+
+    def _is_listening(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _WAIT_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
-                return
+        while not condition():
+            assert time.monotonic() < deadline, f"nobody came to {what}:\n{self.log()[-4000:]}"
             time.sleep(0.002)
-        raise AssertionError(f"nobody listens; log:\n{self.log()[-4000:]}")
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypedDict
 
 import daemon.indexing
@@ -23,6 +24,7 @@ from dicom_io.receiving.peer_stream import PeerStream
 from storage.arrivals import Arrival
 
 _P_DATA_TF = 4
+_transaction = threading.local()
 
 
 class Watch(TypedDict, total=False):
@@ -76,7 +78,7 @@ class _Steps:
 
 
 def _is_part(target: object, *_: object) -> bool:
-    path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)  # type: ignore[call-overload]
+    path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target
     return str(path).endswith(".part")
 
 
@@ -90,6 +92,15 @@ def _is_answer(_: object, data: bytes) -> bool:
 
 def _has_instances(_: object, reports: list[object], *__: object) -> bool:
     return any(isinstance(each, Arrival) for each in reports)
+
+
+def _records_instances(_: object, arrivals: list[object], *__: object) -> bool:
+    _transaction.has_instances = bool(arrivals)
+    return bool(arrivals)
+
+
+def _follows_instances(*_: object) -> bool:
+    return getattr(_transaction, "has_instances", False)
 
 
 def _always(*_: object) -> bool:
@@ -107,7 +118,8 @@ _STEPS: tuple[tuple[Any, str, str, Callable[..., bool]], ...] = (
     (storage.durable, "sync_folder", "sync new folder", _is_below_studies),
     (PeerStream, "send", "answer", _is_answer),
     (daemon.indexing, "record_reports", "index", _has_instances),
-    (storage.reception, "close_within", "commit the index", lambda _, ids, *__: not ids),
+    (storage.reception, "record_within", "insert rows", _records_instances),
+    (storage.reception, "close_within", "commit rows", _follows_instances),
     (daemon.settling, "close_associations_of", "close associations", _always),
     (storage.reindexing, "record_instances", "index again", _always),
 )

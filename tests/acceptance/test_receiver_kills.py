@@ -70,7 +70,7 @@ class Campaign:
         self._begin(slot)
         self.site.await_listening()
         self._await(lambda: self._rows() == self._files(), "the index to know every file")
-        assert self.site.end(slot, signal.SIGTERM) == 0
+        assert self.site.stop(slot) == 0
         self.ledger.judge(self.site.spool, again=True)
         left = temporary_files(self.site.spool)
         assert not left, f"{len(left)} temporary files are left"
