@@ -19,11 +19,11 @@ from typing import Any, cast
 
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE, DimseServiceType
-from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_io.network import close
+from dicom_io.receiving.bounded_reading import BoundedDUL
 from dicom_io.receiving.commands import StoreCommand
 from dicom_io.receiving.data_plane import DataPlane, ProtocolFault
 from dicom_io.receiving.peer_stream import PeerGone, PeerSilent, PeerStream, ReadingEnded
@@ -46,7 +46,7 @@ BeginStore = Callable[["AcceptedAssociation", StoreCommand, str], StoreInProgres
 """Starts the instance of a request in a transfer syntax."""
 
 
-class LendingDUL(DULServiceProvider):
+class LendingDUL(BoundedDUL):
     """The upper layer provider, which lends its connection while an association is established.
 
     Instances come from `AcceptedAssociation.make` alone.
@@ -118,16 +118,6 @@ class LendingDUL(DULServiceProvider):
     def is_undisturbed(self) -> bool:
         """True while nothing has happened that pynetdicom's own loop must see."""
         return not self.event_queue.queue and self.state_machine.current_state == _ESTABLISHED
-
-    def receive(self, pdu: bytes) -> None:
-        """Queue a PDU read elsewhere as if it had been read here."""
-        try:
-            decoded, event = self._decode_pdu(bytearray(pdu))
-        except Exception:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
-            self.event_queue.put(_INVALID_PDU)
-            return
-        self._recv_pdu.put(decoded)
-        self.event_queue.put(event)
 
     def _give_up(self, error: Exception) -> None:
         """Abort at once, bypassing the state machine, whose action failed."""

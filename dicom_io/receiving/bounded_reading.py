@@ -1,0 +1,95 @@
+"""PDUs outside the data plane, read with a bound to what one peer may make us hold or do.
+
+Owns reading before an association is established and after it was ended. Must not know what the
+PDUs mean; pynetdicom's own reading takes any length into memory, and parses and answers whatever
+still comes after an abort.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from pynetdicom.dul import DULServiceProvider
+
+from dicom_io.receiving.data_plane import OTHER_PDU_MAX_BYTES
+
+_AWAITING_CLOSE = "Sta13"
+_ESTABLISHED = "Sta6"
+_CONNECTION_CLOSED = "Evt17"
+_ARTIM_EXPIRED = "Evt18"
+_INVALID_PDU = "Evt19"
+
+_HEAD_BYTES = 6
+_P_DATA_TF = 0x04
+_PDU_TYPES = range(0x01, 0x08)
+_DROPPED_AT_ONCE = 256 * 1024
+_DROPPING_SECONDS = 5.0
+"""How long a peer that does not stop sending is listened to after the end of its association, so
+that it may read our A-ABORT before the connection is reset."""
+_LOOK_UP_SECONDS = 0.25
+
+
+class BoundedDUL(DULServiceProvider):
+    """The upper layer provider, reading no PDU that is longer than any can be."""
+
+    _dropping_until: float | None = None
+
+    def receive(self, pdu: bytes) -> None:
+        """Queue a PDU that has been read as a whole."""
+        try:
+            decoded, event = self._decode_pdu(bytearray(pdu))
+        except Exception:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
+            self.event_queue.put(_INVALID_PDU)
+            return
+        self._recv_pdu.put(decoded)
+        self.event_queue.put(event)
+
+    def _read_pdu_data(self) -> None:
+        wrapper = self.socket
+        if wrapper is None or wrapper.socket is None:
+            self.event_queue.put(_CONNECTION_CLOSED)
+        elif self.state_machine.current_state == _AWAITING_CLOSE:
+            self._drop(wrapper.socket)
+        else:
+            self._read_pdu()
+
+    def _read_pdu(self) -> None:
+        try:
+            head = self._exactly(_HEAD_BYTES)
+            length = int.from_bytes(head[2:], "big")
+            if not self._may_be(head[0], length):
+                self.event_queue.put(_INVALID_PDU)
+                return
+            self.receive(head + self._exactly(length))
+        except OSError:
+            self.event_queue.put(_CONNECTION_CLOSED)
+
+    def _exactly(self, count: int) -> bytes:
+        """Read that many bytes, or raise `OSError`."""
+        assert self.socket is not None  # noqa: S101 - asked by the caller
+        data = bytes(self.socket.recv(count))
+        if len(data) < count:
+            raise ConnectionError("closed within a PDU")
+        return data
+
+    def _may_be(self, kind: int, length: int) -> bool:
+        if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
+            return True
+        return kind in _PDU_TYPES and length <= OTHER_PDU_MAX_BYTES
+
+    def _drop(self, connection: socket.socket) -> None:
+        """Read past what comes after the end; PS3.8 9.2 only waits for the peer to close."""
+        if self._dropping_until is None:
+            self._dropping_until = time.monotonic() + _DROPPING_SECONDS
+        try:
+            connection.settimeout(_LOOK_UP_SECONDS)
+            is_closed = not connection.recv(_DROPPED_AT_ONCE)
+        except TimeoutError:
+            is_closed = False
+        except OSError:
+            is_closed = True
+        if is_closed:
+            self.event_queue.put(_CONNECTION_CLOSED)
+        elif time.monotonic() > self._dropping_until:
+            self.event_queue.put(_ARTIM_EXPIRED)
