@@ -16,6 +16,9 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL})
+"""What a folder says that we may not open, or whose file system has nothing to sync."""
+
 _renameat2_call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
@@ -29,6 +32,22 @@ def make_folders(folder: Path) -> None:
         with suppress(FileExistsError):
             each.mkdir()
         sync_folder(each.parent)
+
+
+def sync_way_to(folder: Path) -> None:
+    """Make every folder on the way to this one survive, whoever made it and when.
+
+    A predecessor may have been killed between making a folder and syncing its name. The way ends
+    at the mount point; folders that are not ours to open were there before us.
+    """
+    for parent in folder.resolve().parents:
+        try:
+            sync_folder(parent)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+        if parent.is_mount():
+            break
 
 
 def sync_folder(folder: str | Path) -> None:

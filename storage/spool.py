@@ -21,7 +21,7 @@ from dicom_io.errors import InvalidUID, UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.vocabulary import InstanceHeader, checked_uid
 from storage.arrivals import Stored, StoreOutcome
-from storage.durable import make_folders, move_without_replacing, sync_folder
+from storage.durable import make_folders, move_without_replacing, sync_folder, sync_way_to
 from storage.errors import SpoolFailure, SpoolFull, translated_file_error
 from storage.incoming import IncomingFile
 
@@ -32,6 +32,8 @@ _STUDIES = "studies"
 _CHUNK_BYTES = 1024 * 1024
 _MOVE_ATTEMPTS = 8
 """Retention may remove an empty folder between its making and the move into it."""
+_MOST_REMEMBERED = 4096
+"""Series whose folders are known to be synced; forgetting one costs two syncs."""
 
 _FILE_PATTERN = re.compile(r"(?P<uid>[0-9.]+)(?:\.conflict-(?P<digest>[0-9a-f]{12}))?\.dcm")
 _PART_PATTERN = re.compile(
@@ -75,9 +77,11 @@ class Spool:
         self._life = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._studies = folder / _STUDIES
+        self._synced_folders: set[str] = set()
         try:
             for each in (self._incoming, self._studies):
                 make_folders(each)
+            sync_way_to(self._studies)
         except OSError as error:
             raise translated_file_error(error, f"create the spool {folder}") from error
 
@@ -156,17 +160,22 @@ class Spool:
         name = f"{instance}.dcm"
         if self._move(part, folder, name):
             outcome = StoreOutcome.NEW
-        elif content_digest(self.folder / folder / name) == sha256:
+        elif _holds(self.folder / folder / name, sha256):
             # Its writer may not have come to sync the folder yet, and we answer Success first.
-            sync_folder(self.folder / folder)
+            self._sync(f"{self.folder}/{folder}")
             outcome = StoreOutcome.IDENTICAL
         else:
             name = f"{instance}.conflict-{sha256[:12]}.dcm"
             if not self._move(part, folder, name):
-                sync_folder(self.folder / folder)
+                self._confirm_conflict(self.folder / folder / name, sha256)
             outcome = StoreOutcome.CONFLICT
         relative = f"{folder}/{name}"
         return Stored(self.folder / relative, relative, header, outcome, sha256, size)
+
+    def _confirm_conflict(self, path: Path, sha256: str) -> None:
+        if not _holds(path, sha256):
+            raise SpoolFailure(f"{path} is damaged: move it away, then it can be received again")
+        self._sync(str(path.parent))
 
     def _move(self, part: str, folder: str, name: str) -> bool:
         """Give `part` its final name; False when the name is taken. Never overwrites."""
@@ -177,11 +186,27 @@ class Spool:
             except FileExistsError:
                 return False
             except FileNotFoundError:
-                make_folders(Path(target))
+                self._synced_folders.discard(target)
+                Path(target).mkdir(parents=True, exist_ok=True)
                 continue
-            sync_folder(target)
+            self._sync(target)
             return True
         raise SpoolFailure(f"the folder {target} vanishes as soon as it is made")
+
+    def _sync(self, series_folder: str) -> None:
+        """Make the names in a series' folder survive, and those of the folder and its study.
+
+        Who made a folder may not have come to sync its name yet, or never will: that a folder is
+        there says nothing. So each series is synced with its way once by every process.
+        """
+        sync_folder(series_folder)
+        if series_folder in self._synced_folders:
+            return
+        sync_folder(Path(series_folder).parent)
+        sync_folder(self._studies)
+        if len(self._synced_folders) >= _MOST_REMEMBERED:
+            self._synced_folders.clear()
+        self._synced_folders.add(series_folder)
 
     def stored_instances(self) -> Iterator[Path]:
         """Yield every stored file, study by study; conflicts after the file they contradict."""
@@ -259,6 +284,14 @@ def is_conflict(path: Path) -> bool:
     """True for a file kept beside another of the same UID."""
     match = _FILE_PATTERN.fullmatch(path.name)
     return match is not None and match["digest"] is not None
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """True when a stored file has this content; one that its disk damaged has no content."""
+    try:
+        return content_digest(path) == sha256
+    except UnreadableInstance:
+        return False
 
 
 def content_digest(path: Path) -> str:

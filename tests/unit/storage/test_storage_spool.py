@@ -107,6 +107,22 @@ def test_a_uid_that_is_none_never_becomes_a_path(spool: Spool, which: str, uid: 
     assert sorted(path.name for path in spool.folder.parent.iterdir()) == ["spool"]
 
 
+def test_what_the_disk_damaged_is_kept_and_does_not_bar_the_instance_that_comes_again(
+    spool: Spool,
+) -> None:
+    damaged = spool.store(make_prefix(SOP), make_data_set(SOP)).path
+    damaged.write_bytes(b"")
+
+    again = spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert again.outcome is StoreOutcome.CONFLICT
+    assert again.path.read_bytes() == make_prefix(SOP) + make_data_set(SOP)
+    assert damaged.read_bytes() == b""
+    again.path.write_bytes(again.path.read_bytes()[:-1])
+    with pytest.raises(SpoolFailure, match="damaged: move it away"):
+        spool.store(make_prefix(SOP), make_data_set(SOP))
+
+
 def test_an_unreadable_data_set_leaves_nothing_behind(spool: Spool) -> None:
     with pytest.raises(UnreadableInstance):
         spool.store(make_prefix(SOP), b"\xff\xff not DICOM")
@@ -134,7 +150,7 @@ def test_a_size_that_would_pass_the_watermark_is_refused_beforehand(spool: Spool
     ("number", "error"), [(errno.ENOSPC, SpoolFull), (errno.EIO, SpoolFailure)]
 )
 @pytest.mark.parametrize(
-    "call", ["os.write", "os.fdatasync", "os.fsync", "storage.spool.move_without_replacing"]
+    "call", ["os.write", "os.fdatasync", "storage.spool.move_without_replacing"]
 )
 def test_a_disk_that_fails_is_reported_as_retryable_and_leaves_nothing(
     spool: Spool, monkeypatch, call, number, error
@@ -149,6 +165,26 @@ def test_a_disk_that_fails_is_reported_as_retryable_and_leaves_nothing(
     assert caught.value.retryable
     assert "Marked" not in str(caught.value)
     assert _files(spool) == []
+
+
+def test_a_folder_that_cannot_be_synced_is_reported_and_the_next_try_makes_it_good(
+    spool: Spool, monkeypatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(SpoolFailure, match="EIO"):
+            spool.store(make_prefix(SOP), make_data_set(SOP))
+        with pytest.raises(SpoolFailure, match="EIO"):
+            spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    again = spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert again.outcome is StoreOutcome.IDENTICAL
+    assert again.path.read_bytes() == make_prefix(SOP) + make_data_set(SOP)
+    assert _files(spool) == [again.relative_path]
 
 
 def test_everything_is_synced_before_store_returns(spool: Spool, monkeypatch) -> None:
@@ -170,11 +206,10 @@ def test_everything_is_synced_before_store_returns(spool: Spool, monkeypatch) ->
     spool.store(make_prefix(SOP), make_data_set(SOP))
 
     assert steps[0].startswith("sync incoming/receiver.")
-    # Each folder that was made is synced into its parent, then the name into its folder.
-    # The first try finds no folder; the second is made when all of them are durable.
-    made = ["sync studies", f"sync studies/{STUDY}"[:29]]
-    assert steps[1:] == ["move", *made, "move", steps[-1]]
-    assert steps[-1].startswith(f"sync studies/{STUDY}"[:24])
+    # The first try finds no folder. After the second the name is synced into its folder, and the
+    # folders that were made into their parents.
+    way = [f"sync studies/{STUDY}"[:29], f"sync studies/{STUDY}"[:29], "sync studies"]
+    assert steps[1:] == ["move", "move", *way]
 
 
 @pytest.mark.parametrize("name", ["renameat2", None])
