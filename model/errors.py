@@ -9,8 +9,10 @@ Owns the branch below ``ModelError``:
     ├── RuntimeFault                weights do not load, or do not do what the manifest says
     ├── UnusableOutput              a prediction holds NaN or infinity; never a finding
     ├── DeviceOutOfMemory           the device cannot hold even the smallest batch
+    ├── CannotExplain               no attention map can be had; findings are true without one
     ├── TrainingDataFault           films for training are absent, unreadable or leak
-    └── DataGateFault               labelled data fail checks that nobody passed over
+    ├── DataGateFault               labelled data fail checks that nobody passed over
+    └── EvaluationFault             package, data and question do not fit each other
 
 Every class says whether doing the same again later can help.
 """
@@ -98,6 +100,12 @@ class DeviceOutOfMemory(ModelError):
     retryable = True
 
 
+class CannotExplain(ModelError):
+    """No attention map can be had of this network or on this device; the message says why."""
+
+    retryable = False
+
+
 class TrainingDataFault(ModelError):
     """Films for training are absent, unreadable, or the same patient is in two splits."""
 
@@ -106,5 +114,11 @@ class TrainingDataFault(ModelError):
 
 class DataGateFault(_ListedFaults):
     """Labelled data fail checks of the gate that nobody passed over by name."""
+
+    retryable = False
+
+
+class EvaluationFault(ModelError):
+    """An evaluation cannot be done as asked: package, data and question do not fit."""
 
     retryable = False

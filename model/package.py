@@ -18,6 +18,7 @@ from dicom_io.vocabulary import Code, ModelIdentity
 from model.condition_reading import read_condition
 from model.conditions import Condition, keywords
 from model.errors import PackageFault
+from model.explanation_plan import ExplanationPlan, read_explanation_plan
 from model.manifest import ManifestTable, read_manifest
 
 MANIFEST_FORMAT = 1
@@ -120,6 +121,7 @@ class ModelPackage:
     weights_path: Path
     runtime: str
     preprocessing_digest: str
+    explanation: ExplanationPlan = field(default_factory=ExplanationPlan)
     limits: tuple[str, ...] = ()
     metrics: Mapping[str, object] = field(default_factory=dict)
     training: Mapping[str, object] = field(default_factory=dict)
@@ -190,6 +192,7 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
             weights_path=weights_path,
             runtime=weights.text("runtime", "keras", "must be keras", default="keras"),
             preprocessing_digest=preprocessing_digest,
+            explanation=read_explanation_plan(manifest.table("explanation", required=False)),
             limits=manifest.texts("limits"),
             metrics=manifest.table("metrics", required=False).plain(),
             training=manifest.table("training", required=False).plain(),

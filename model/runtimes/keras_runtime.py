@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from dicom_io.tensors import TensorRecipe
-from model.errors import DeviceOutOfMemory, RuntimeFault
+from model.errors import CannotExplain, DeviceOutOfMemory, RuntimeFault
+from model.explanation_plan import MethodValues
 from model.findings import probabilities
 from model.package import ModelPackage, OutputKindValues
-from model.runtimes.port import FloatArray, PredictorDescription, planned_batches
+from model.runtimes.keras_attention import KerasAttention
+from model.runtimes.port import Attention, FloatArray, PredictorDescription, planned_batches
 from model.runtimes.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class KerasPredictor:
         self._tf_device = ""
         self._network: Any = None
         self._compiled: Any = None
+        self._attention: KerasAttention | CannotExplain | None = None
+        """What computes maps, or why nothing does; None before it was asked for."""
         self._out_of_memory: type[Exception] = DeviceOutOfMemory
         self._description: PredictorDescription | None = None
 
@@ -138,20 +142,17 @@ class KerasPredictor:
     def warm_up(self) -> float:
         """Compute every batch size once, so that no study waits for it; return the seconds."""
         started = time.perf_counter()
+        shape = probe_shape(self._package.recipe)
         for size in self._sizes:
-            self.predict(np.zeros((size, *probe_shape(self._package.recipe)), np.float32))
+            self.predict(np.zeros((size, *shape), np.float32))
+        if self._package.explanation.method is not MethodValues.NONE:
+            with contextlib.suppress(CannotExplain):  # said with every finding that misses it
+                self.explain(np.zeros((1, *shape), np.float32), [self._package.labels[0].index])
         return time.perf_counter() - started
 
     def predict(self, batch: FloatArray) -> FloatArray:
         """Return probabilities, (batch, labels); see ``Predictor.predict``."""
-        shape = self._package.recipe.shape
-        if not _fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
-            raise RuntimeFault(
-                f"{self._package.at_version}: batch must be float32 with inputs of shape "
-                f"{shape}, received {batch.dtype} {batch.shape}"
-            )
-        if self._compiled is None:
-            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
+        self._check(batch)
         outputs = np.empty((len(batch), self._package.output.size), np.float32)
         done = 0
         while done < len(batch):
@@ -164,6 +165,35 @@ class KerasPredictor:
                 continue
             done += used
         return probabilities(outputs, self._package.output, self._package.labels)
+
+    def explain(self, batch: FloatArray, outputs: Sequence[int]) -> Attention:
+        """Return where each input speaks for one output; see ``Explainer.explain``.
+
+        The way there is compiled when it is first asked for, which ``warm_up`` does.
+        """
+        self._check(batch)
+        if self._attention is None:
+            self._attention = self._open_attention()
+        if isinstance(self._attention, CannotExplain):
+            raise CannotExplain(str(self._attention))
+        return self._attention.maps(batch, outputs)
+
+    def _open_attention(self) -> KerasAttention | CannotExplain:
+        tf, _ = _import_libraries()
+        try:
+            return KerasAttention(tf, self._network, self._package.explanation, self._tf_device)
+        except CannotExplain as error:
+            return error
+
+    def _check(self, batch: FloatArray) -> None:
+        shape = self._package.recipe.shape
+        if not _fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
+            raise RuntimeFault(
+                f"{self._package.at_version}: batch must be float32 with inputs of shape "
+                f"{shape}, received {batch.dtype} {batch.shape}"
+            )
+        if self._compiled is None:
+            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch of a compiled size; (size, outputs)."""

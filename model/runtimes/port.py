@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,45 @@ class Predictor(Protocol):
     @property
     def description(self) -> PredictorDescription:
         """What computes; only after ``load``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Where a network saw what speaks for one of its outputs, for every input of a batch."""
+
+    values: FloatArray
+    """(batch, rows, columns) or (batch, slices, rows, columns), float32, 0 or more: cells that
+    divide the input evenly, in units of the score."""
+    method: str
+    """``Grad-CAM`` or ``HiResCAM``."""
+    layers: tuple[str, ...]
+    """The layers it was taken from."""
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """What a predictor may also be able to do; one without this method explains nothing."""
+
+    def explain(self, batch: FloatArray, outputs: Sequence[int]) -> Attention | None:
+        """Return what speaks for one output of each input.
+
+        Parameters
+        ----------
+        batch : ndarray
+            As for ``Predictor.predict``.
+        outputs : sequence of int
+            For each input the number of the network's output that is to be explained.
+
+        Returns
+        -------
+        Attention or None
+            None when this runtime cannot look into the network.
+
+        Raises
+        ------
+        CannotExplain
+            With the reason; predictions are not touched by it.
+        """
 
 
 def planned_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:

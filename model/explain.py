@@ -1,0 +1,153 @@
+"""Where a model saw what it found: asked for positive findings, never allowed to cost a result.
+
+Owns which findings are explained and what is said when a map cannot be had. How a map is computed
+is the runtime's business, how it is laid on the image ``dicom_io.attention``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dicom_io.vocabulary import Explanation, Finding, ImageTensor, PresenceValues
+from model.errors import CannotExplain, ModelError
+from model.explanation_plan import MethodValues
+from model.package import ModelPackage
+from model.runtimes.port import Attention, Explainer, FloatArray, Predictor
+
+_logger = logging.getLogger(__name__)
+
+MOST_EXPLAINED = 4
+"""Findings of one input; a picture with more maps than that is not looked at."""
+
+_TOO_MANY = f"only the {MOST_EXPLAINED} most certain findings are explained"
+_OTHER_RUNTIME = "the runtime that serves this model computes none"
+_SWITCHED_OFF = "the model package asks for none"
+_NO_GEOMETRY = "the images were prepared by a version that did not note where they lie in the input"
+_EMPTY = "no part of the image speaks for the finding more than another"
+
+
+@dataclass(frozen=True, slots=True)
+class Explicable:
+    """One analysed input."""
+
+    tensor: ImageTensor
+    findings: tuple[Finding, ...]
+
+
+def explained_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the findings that get an explanation, or a word on why not: those present."""
+    present = [each for each in findings if each.presence is PresenceValues.PRESENT]
+    return tuple(sorted(present, key=lambda each: -each.probability))
+
+
+def unexplained(findings: Sequence[Finding], reason: str) -> tuple[Explanation, ...]:
+    """Return, for every finding that should be explained, that it is not, and why."""
+    return tuple(Explanation(each.label, reason=reason) for each in explained_findings(findings))
+
+
+def explain(
+    package: ModelPackage, predictor: Predictor, inputs: Sequence[Explicable]
+) -> list[tuple[Explanation, ...]]:
+    """Explain the positive findings of inputs of one shape.
+
+    Whatever fails here becomes the reason why there is no map: findings are true without one.
+
+    Parameters
+    ----------
+    package : ModelPackage
+        Whose findings they are.
+    predictor : Predictor
+        Loaded, and asked only if it is an ``Explainer``.
+    inputs : sequence of Explicable
+
+    Returns
+    -------
+    list of tuple of Explanation
+        In the order of `inputs`; one explanation per positive finding, the most certain first.
+    """
+    wanted = [explained_findings(each.findings) for each in inputs]
+    asked = [
+        (each.tensor, finding)
+        for each, found in zip(inputs, wanted, strict=True)
+        for finding in found[:MOST_EXPLAINED]
+    ]
+    if not asked:
+        return [() for _ in inputs]
+    answers = iter(_answers(package, predictor, asked))
+    return [
+        tuple(next(answers) for _ in found[:MOST_EXPLAINED])
+        + tuple(Explanation(each.label, reason=_TOO_MANY) for each in found[MOST_EXPLAINED:])
+        for found in wanted
+    ]
+
+
+def _answers(
+    package: ModelPackage, predictor: Predictor, asked: Sequence[tuple[ImageTensor, Finding]]
+) -> list[Explanation]:
+    try:
+        attention = _attention(package, predictor, asked)
+    except ModelError as error:
+        _logger.warning(
+            "%s explains nothing: %s", package.at_version, error, extra={"action": "unexplained"}
+        )
+        return [Explanation(finding.label, reason=str(error)) for _, finding in asked]
+    return [
+        _explanation(tensor, finding, values, attention)
+        for (tensor, finding), values in zip(asked, attention.values, strict=True)
+    ]
+
+
+def _attention(
+    package: ModelPackage, predictor: Predictor, asked: Sequence[tuple[ImageTensor, Finding]]
+) -> Attention:
+    if package.explanation.method is MethodValues.NONE:
+        raise CannotExplain(_SWITCHED_OFF)
+    if not isinstance(predictor, Explainer):
+        raise CannotExplain(_OTHER_RUNTIME)
+    outputs = {label.name: label.index for label in package.labels}
+    attention = predictor.explain(
+        np.stack([tensor.values for tensor, _ in asked]),
+        [outputs[finding.label] for _, finding in asked],
+    )
+    if attention is None:
+        raise CannotExplain(_OTHER_RUNTIME)
+    return attention
+
+
+def _explanation(
+    tensor: ImageTensor, finding: Finding, values: FloatArray, attention: Attention
+) -> Explanation:
+    region = _region(tensor.notes)
+    strength = float(values.max())
+    if not math.isfinite(strength) or strength <= 0:
+        return Explanation(finding.label, reason=_EMPTY)
+    if region is None:
+        return Explanation(finding.label, reason=_NO_GEOMETRY)
+    return Explanation(
+        label=finding.label,
+        method=attention.method,
+        layers=attention.layers,
+        values=np.ascontiguousarray(values / np.float32(strength), dtype=np.float32),
+        strength=strength,
+        region=region,
+        source_slices=_source_slices(tensor),
+    )
+
+
+def _region(notes: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    stated = notes.get("source_region")
+    if stated is None:
+        return None
+    top, left, bottom, right = (float(edge) for edge in stated)
+    return top, left, bottom, right
+
+
+def _source_slices(tensor: ImageTensor) -> int:
+    shape: Any = tensor.notes.get("source_shape")
+    return int(shape[0]) if shape is not None and len(shape) == 3 else 1

@@ -1,0 +1,290 @@
+"""Grad-CAM and HiResCAM for Keras networks: which layer is looked at, and the compiled gradient.
+
+Owns the walk through a network's layers. Imports neither Keras nor TensorFlow: it is handed the
+loaded network and the library by ``keras_runtime``.
+
+References
+----------
+Selvaraju et al., Grad-CAM, ICCV 2017; Draelos and Carin, HiResCAM, arXiv:2011.08891.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import zoom
+
+from model.errors import CannotExplain
+from model.explanation_plan import ExplanationPlan, MethodValues
+from model.runtimes.port import Attention, FloatArray
+
+MOST_INPUTS = 8
+"""Inputs of one computation: the features of every layer are held for the way back."""
+
+_SQUASHING = frozenset({"sigmoid", "softmax"})
+_SMALLEST_GRID = 2
+
+
+class KerasAttention:
+    """Computes attention maps of one loaded network.
+
+    Parameters
+    ----------
+    tf : module
+        TensorFlow.
+    network : keras.Model
+        One input, one output.
+    plan : ExplanationPlan
+        Method and layers.
+    device : str
+        Where to compute, as TensorFlow names it.
+
+    Raises
+    ------
+    CannotExplain
+        The network has no layer whose map could be shown.
+    """
+
+    def __init__(self, tf: Any, network: Any, plan: ExplanationPlan, device: str) -> None:
+        self._layers = attention_layers(network, plan)
+        self._method = plan.method
+        self._outputs = int(network.outputs[0].shape[-1])
+        self._out_of_memory = tf.errors.ResourceExhaustedError
+        self._most = MOST_INPUTS if len(network.inputs[0].shape) == 4 else 1
+        self._compute = _compiled(tf, network, self._layers, plan.method, device)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers looked at."""
+        return tuple(str(layer.name) for layer in self._layers)
+
+    def maps(self, batch: FloatArray, outputs: Sequence[int]) -> Attention:
+        """Return what speaks for one output of each input, cell by cell.
+
+        Raises
+        ------
+        CannotExplain
+            The device has no memory for it, or the gradient is not finite.
+        """
+        targets = np.eye(self._outputs, dtype=np.float32)[list(outputs)]
+        try:
+            parts = [
+                self._part(batch[start : start + self._most], targets[start : start + self._most])
+                for start in range(0, len(batch), self._most)
+            ]
+        except self._out_of_memory as error:
+            raise CannotExplain("the device has no memory left to compute one") from error
+        values = np.concatenate(parts)
+        if not np.isfinite(values).all():
+            raise CannotExplain("the gradient of the score is not a finite number")
+        return Attention(values, self._method.title, self.layer_names)
+
+    def _part(self, batch: FloatArray, targets: FloatArray) -> FloatArray:
+        """Return the sum over the layers: their gradients are those of the mean already."""
+        maps = [each.numpy() for each in self._compute(batch, targets)]
+        finest = tuple(np.max([each.shape[1:] for each in maps], axis=0))
+        total = np.sum([_on_grid(each, finest) for each in maps], axis=0)
+        positive: FloatArray = np.maximum(total, 0).astype(np.float32)
+        return positive
+
+
+def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
+    """Return the layers to look at: the named ones, or one chosen in each averaged network.
+
+    A network that joins the answers of networks is looked at inside each of them. Only layers that
+    everything passes through are chosen: one branch of several would tell half of the reasons.
+
+    Raises
+    ------
+    CannotExplain
+        A named layer does not exist, or no layer keeps rows and columns behind a convolution.
+    """
+    if plan.layers:
+        return _named_layers(network, plan.layers)
+    return [_deepest(part, plan.cells) for part in _answering_networks(network)]
+
+
+def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
+    known = {layer.name: layer for layer in _all_layers(network)}
+    absent = [name for name in names if name not in known]
+    if absent:
+        raise CannotExplain(f"the network has no layer named {', '.join(absent)}")
+    layers = [known[name] for name in names]
+    flat = [layer.name for layer in layers if not _is_spatial(layer)]
+    if flat:
+        raise CannotExplain(f"the layer {', '.join(flat)} keeps no rows and columns")
+    return layers
+
+
+def _all_layers(network: Any) -> Iterator[Any]:
+    for layer in network.layers:
+        yield layer
+        if _is_network(layer):
+            yield from _all_layers(layer)
+
+
+def _answering_networks(network: Any) -> list[Any]:
+    """Return the networks inside that answer by themselves, or the network when there is none."""
+    members = [each for each in network.layers if _is_network(each) and not _is_spatial(each)]
+    return [part for each in members for part in _answering_networks(each)] or [network]
+
+
+def _deepest(network: Any, cells: int) -> Any:
+    candidates = [layer for layer in _passages(network) if _is_spatial(layer)]
+    convolved = _behind_convolution(candidates)
+    if not convolved:
+        raise CannotExplain("the network has no convolution that everything passes through")
+    fine = [layer for layer in convolved if _edge(layer) >= cells]
+    return (fine or convolved)[-1]
+
+
+def _behind_convolution(layers: Sequence[Any]) -> Sequence[Any]:
+    for number, layer in enumerate(layers):
+        if _is_network(layer) or "Conv" in type(layer).__name__:
+            return layers[number:]
+    return ()
+
+
+def _passages(network: Any) -> Iterator[Any]:
+    """Yield the layers that every path from input to output passes through, in order.
+
+    Operations come sorted by depth, so a layer is passed by all unless an edge leads over it.
+    """
+    operations = list(getattr(network, "operations", network.layers))
+    places = {id(each): place for place, each in enumerate(operations)}
+    furthest = 0
+    for place, operation in enumerate(operations):
+        if furthest <= place and hasattr(operation, "output"):
+            if _is_network(operation):
+                yield from _passages(operation)
+            yield operation
+        furthest = max(furthest, _last_reader(operation, places))
+
+
+def _last_reader(operation: Any, places: dict[int, int]) -> int:
+    """Return the place of the last operation that reads what this one gives; 0 without any."""
+    nodes = operation._outbound_nodes  # noqa: SLF001  Keras has no public edges
+    readers = [places[id(each.operation)] for each in nodes if id(each.operation) in places]
+    return max(readers, default=0)
+
+
+def _is_network(layer: Any) -> bool:
+    return hasattr(layer, "layers") and hasattr(layer, "inputs")
+
+
+def _is_spatial(layer: Any) -> bool:
+    """True when the output still has rows and columns, more than one of them."""
+    try:
+        shape = tuple(layer.output.shape)
+    except (AttributeError, ValueError):  # several outputs, or used more than once
+        return False
+    edges = shape[1:-1]
+    return len(shape) in (4, 5) and all(e is None or e >= _SMALLEST_GRID for e in edges[-2:])
+
+
+def _edge(layer: Any) -> int:
+    """Return the smaller of a layer's rows and columns; an open edge counts as fine enough."""
+    return min(edge if edge is not None else 2**31 for edge in layer.output.shape[-3:-1])
+
+
+def _compiled(
+    tf: Any, network: Any, layers: Sequence[Any], method: MethodValues, device: str
+) -> Any:
+    """Return a function of (batch, targets) that gives one map per layer, compiled once."""
+    shape = (None, *network.inputs[0].shape[1:])
+    signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None, None), tf.float32)]
+
+    @tf.function(input_signature=signature, jit_compile=False)  # type: ignore[untyped-decorator]
+    def compute(batch: Any, targets: Any) -> Any:
+        with tf.device(device), recorded(layers) as seen, linear_ends(network):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(batch)
+                scores = tf.cast(network(batch, training=False), tf.float32)
+                target = tf.reduce_sum(scores * targets)
+            features = [_only(seen, layer) for layer in layers]
+            gradients = tape.gradient(target, features, unconnected_gradients="zero")
+            return [
+                _weighed(tf, tf.cast(f, tf.float32), tf.cast(g, tf.float32), method)
+                for f, g in zip(features, gradients, strict=True)
+            ]
+
+    return compute
+
+
+def _weighed(tf: Any, features: Any, gradient: Any, method: MethodValues) -> Any:
+    """Return (batch, *cells): the features weighed by the gradient, summed over the channels."""
+    if method is MethodValues.GRAD_CAM:
+        axes = list(range(1, len(features.shape) - 1))
+        gradient = tf.reduce_mean(gradient, axes, keepdims=True)
+    return tf.reduce_sum(features * gradient, -1)
+
+
+def _only(seen: dict[str, list[Any]], layer: Any) -> Any:
+    outputs = seen[layer.name]
+    if len(outputs) != 1:
+        raise CannotExplain(f"the network uses the layer {layer.name} {len(outputs)} times")
+    return outputs[0]
+
+
+@contextmanager
+def recorded(layers: Sequence[Any]) -> Iterator[dict[str, list[Any]]]:
+    """Note what these layers give while the network is called, however deep they lie in it."""
+    seen: dict[str, list[Any]] = {layer.name: [] for layer in layers}
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_listening(layer, seen[layer.name]))
+        yield seen
+
+
+@contextmanager
+def _listening(layer: Any, outputs: list[Any]) -> Iterator[None]:
+    call = layer.call
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        outputs.append(call(*arguments, **options))
+        return outputs[-1]
+
+    layer.call = noted
+    try:
+        yield
+    finally:
+        del layer.call
+
+
+@contextmanager
+def linear_ends(network: Any) -> Iterator[None]:
+    """Let the last layers give their score before sigmoid or softmax.
+
+    Where a probability is close to 1 its gradient vanishes, and the surest findings would have
+    no map.
+    """
+    ends = [
+        (part.layers[-1], part.layers[-1].activation)
+        for part in {id(each): each for each in (network, *_answering_networks(network))}.values()
+        if getattr(getattr(part.layers[-1], "activation", None), "__name__", "") in _SQUASHING
+    ]
+    for layer, _ in ends:
+        layer.activation = _unchanged
+    try:
+        yield
+    finally:
+        for layer, activation in ends:
+            layer.activation = activation
+
+
+def _unchanged(values: Any) -> Any:
+    return values
+
+
+def _on_grid(maps: FloatArray, grid: tuple[int, ...]) -> FloatArray:
+    """Return (batch, *grid): coarser maps of other layers interpolated between cell centres."""
+    if maps.shape[1:] == grid:
+        return maps
+    factors = (1.0, *(wanted / edge for wanted, edge in zip(grid, maps.shape[1:], strict=True)))
+    # Sums over cells keep their meaning: a coarse cell's share is spread over the fine ones.
+    spread = zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
+    result: FloatArray = (spread / np.prod(factors)).astype(np.float32)
+    return result
