@@ -28,7 +28,7 @@ class MethodValues(StrEnum):
     """No map; the picture says so."""
 
     @property
-    def title(self) -> str:
+    def spoken_name(self) -> str:
         """The method's name as its authors write it; empty for none."""
         return {"hires-cam": "HiResCAM", "grad-cam": "Grad-CAM"}.get(self.value, "")
 

@@ -80,7 +80,7 @@ class KerasAttention:
         values = np.concatenate(parts)
         if not np.isfinite(values).all():
             raise CannotExplain("the gradient of the score is not a finite number")
-        return Attention(values, self._method.title, self.layer_names)
+        return Attention(values, self._method.spoken_name, self.layer_names)
 
     def _part(self, batch: FloatArray, targets: FloatArray) -> FloatArray:
         """Return the sum over the layers: their gradients are those of the mean already."""

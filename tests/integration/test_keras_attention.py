@@ -1,0 +1,269 @@
+"""Maps of small networks whose reasons a reader can work out: they light up where the reason is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from model.errors import CannotExplain
+from model.explanation_plan import ExplanationPlan, MethodValues
+from model.package import load_package
+from model.runtimes.keras_attention import attention_layers
+from model.runtimes.keras_runtime import KerasPredictor
+from model.training.networks import compact_network, mean_of
+from tests.tiny_models import BRIGHT, DARK, write_package
+
+layers = keras.layers
+SIDE = 32
+Written = Callable[..., KerasPredictor]
+
+
+def detector(weight: float, *, name: str = "looks", channels: int = 1, shape: Any = None) -> Any:
+    """A network that sums what is brighter than one half, in a grid of 8 by 8 cells."""
+    image = keras.Input(shape or (SIDE, SIDE, 1))
+    volume = len(image.shape) == 5
+    kind, pool = layers.Conv2D, layers.GlobalAveragePooling2D
+    if volume:
+        kind, pool = layers.Conv3D, layers.GlobalAveragePooling3D
+    looks = kind(channels, 4, 4, activation="relu", name=name)
+    dense = layers.Dense(1, name=f"{name}_score")
+    network = keras.Model(image, dense(pool()(looks(image))))
+    kernel = np.full(looks.get_weights()[0].shape, 1 / 4 ** (3 if volume else 2), np.float32)
+    looks.set_weights([kernel, np.full(channels, -0.5, np.float32)])
+    dense.set_weights([np.full((channels, 1), weight, np.float32), np.zeros(1, np.float32)])
+    return network
+
+
+def saved(network: Any, folder: Path) -> bytes:
+    path = folder / "network.keras"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Keras 3.15 under NumPy 2
+        network.save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Write a network as a package and return its loaded predictor."""
+
+    def write(network: Any, **package: Any) -> KerasPredictor:
+        package = {"rows": SIDE, "columns": SIDE, **package}
+        write_package(tmp_path / "package", weights=saved(network, tmp_path), **package)
+        predictor = KerasPredictor(
+            load_package(tmp_path / "package"), device="cpu", batch_sizes=(1, 4)
+        )
+        predictor.load()
+        return predictor
+
+    return write
+
+
+def film_with(*squares: tuple[int, int]) -> np.ndarray:
+    """A dark film with bright squares of 8 by 8 pixels at these rows and columns."""
+    film = np.full((SIDE, SIDE, 1), 0.1, np.float32)
+    for row, column in squares:
+        film[row : row + 8, column : column + 8] = 1.0
+    return film
+
+
+def brightest(values: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(int(i) for i in cell) for cell in np.argwhere(values > 0.9 * values.max())}
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "hires-cam"])
+def test_a_map_lights_up_where_the_reason_is(written: Written, method: str) -> None:
+    predictor = written(detector(6.0), changes={"explanation": {"method": method}})
+
+    found = predictor.explain(np.stack([film_with((8, 16)), film_with((24, 0))]), [0, 0])
+
+    assert found.values.shape == (2, 8, 8)
+    assert found.layers == ("looks",)
+    assert found.method == {"grad-cam": "Grad-CAM", "hires-cam": "HiResCAM"}[method]
+    assert brightest(found.values[0]) == {(2, 4), (2, 5), (3, 4), (3, 5)}
+    assert brightest(found.values[1]) == {(6, 0), (6, 1), (7, 0), (7, 1)}
+
+
+def test_a_map_speaks_in_units_of_the_score(written: Written) -> None:
+    # Four of 64 cells hold 1.0 - 0.5; the score is 6 times the mean over the cells.
+    predictor = written(detector(6.0))
+
+    found = predictor.explain(film_with((8, 16))[None], [0])
+
+    assert found.values.sum() == pytest.approx(6.0 * 4 * 0.5 / 64, rel=1e-5)
+
+
+def test_the_maps_of_averaged_networks_are_averaged(written: Written) -> None:
+    # One member looks at everything bright, the other does the same with three times the weight.
+    one, other = detector(2.0, name="first"), detector(6.0, name="second")
+    predictor = written(mean_of([one, other]))
+
+    found = predictor.explain(film_with((0, 0))[None], [0])
+
+    assert found.layers == ("first", "second")
+    assert found.values.sum() == pytest.approx((2.0 + 6.0) / 2 * 4 * 0.5 / 64, rel=1e-5)
+
+
+def test_members_that_disagree_cancel_out(written: Written) -> None:
+    predictor = written(mean_of([detector(4.0, name="first"), detector(-4.0, name="second")]))
+
+    assert not predictor.explain(film_with((0, 0))[None], [0]).values.any()
+
+
+def test_each_output_has_its_own_map(written: Written) -> None:
+    image = keras.Input((SIDE, SIDE, 1))
+    looks = layers.Conv2D(2, 4, 4, name="looks")
+    network = keras.Model(
+        image, layers.Dense(2, name="scores")(layers.GlobalAveragePooling2D()(looks(image)))
+    )
+    kernel = np.zeros((4, 4, 1, 2), np.float32)
+    kernel[..., 0], kernel[..., 1] = 1 / 16, -1 / 16
+    looks.set_weights([kernel, np.array([0, 1], np.float32)])
+    network.get_layer("scores").set_weights([np.eye(2, dtype=np.float32) * 5, np.zeros(2)])
+    predictor = written(network, labels=(BRIGHT, DARK))
+    film = film_with((8, 16))
+
+    bright, dark = predictor.explain(np.stack([film, film]), [0, 1]).values
+
+    assert brightest(bright) == {(2, 4), (2, 5), (3, 4), (3, 5)}
+    assert not brightest(dark) & brightest(bright)
+
+
+def test_the_surest_probability_still_has_a_map(written: Written) -> None:
+    # The sigmoid of 600 is 1 in float32 and its gradient 0.
+    network = detector(600.0)
+    network.layers[-1].activation = keras.activations.sigmoid
+    predictor = written(network, output="probability")
+    film = film_with((8, 16), (16, 16), (24, 16), (0, 16))[None]
+
+    found = predictor.explain(film, [0])
+
+    assert predictor.predict(film)[0, 0] == 1.0
+    assert found.values.max() > 0
+    assert predictor.predict(film)[0, 0] == 1.0
+
+
+def test_explaining_does_not_touch_predictions(written: Written) -> None:
+    predictor = written(detector(6.0))
+    films = np.stack([film_with((8, 8)), film_with((0, 0), (16, 16))])
+    before = predictor.predict(films)
+
+    predictor.explain(films, [0, 0])
+
+    assert np.array_equal(predictor.predict(films), before)
+
+
+def test_more_inputs_than_one_computation_holds_are_all_explained(written: Written) -> None:
+    predictor = written(detector(6.0))
+    films = np.stack([film_with((8 * (n % 4), 8 * (n // 8))) for n in range(21)])
+
+    maps = predictor.explain(films, [0] * 21).values
+
+    alone = [predictor.explain(film[None], [0]).values[0] for film in films]
+    assert np.allclose(maps, alone, atol=1e-6)
+
+
+def test_a_volume_has_a_map_of_three_axes(written: Written) -> None:
+    predictor = written(
+        detector(6.0, shape=(16, SIDE, SIDE, 1)), kind="volume", slices=16,
+    )  # fmt: skip
+    volume = np.full((1, 16, SIDE, SIDE, 1), 0.1, np.float32)
+    volume[0, 4:8, 8:16, 16:24] = 1.0
+
+    found = predictor.explain(volume, [0])
+
+    assert found.values.shape == (1, 4, 8, 8)
+    assert brightest(found.values[0]) == {(1, 2, 4), (1, 2, 5), (1, 3, 4), (1, 3, 5)}
+
+
+def test_a_network_without_convolution_says_so_and_predicts(written: Written) -> None:
+    image = keras.Input((SIDE, SIDE, 1))
+    network = keras.Model(image, layers.Dense(1)(layers.GlobalAveragePooling2D()(image)))
+    predictor = written(network)
+
+    predictor.warm_up()
+
+    with pytest.raises(CannotExplain, match="no convolution"):
+        predictor.explain(film_with((0, 0))[None], [0])
+    assert predictor.predict(film_with((0, 0))[None]).shape == (1, 1)
+
+
+def test_a_layer_that_does_not_exist_is_named(written: Written) -> None:
+    predictor = written(detector(6.0), changes={"explanation": {"layers": ["lokks"]}})
+
+    with pytest.raises(CannotExplain, match="no layer named lokks"):
+        predictor.explain(film_with((0, 0))[None], [0])
+
+
+def test_warm_up_leaves_nothing_to_compile(written: Written) -> None:
+    predictor = written(detector(6.0))
+    predictor.warm_up()
+    attention = predictor._attention
+
+    predictor.explain(film_with((0, 0))[None], [0])
+
+    assert attention is not None
+    assert predictor._attention is attention
+    assert attention._compute.experimental_get_tracing_count() == 1
+
+
+def chosen(network: Any, **plan: Any) -> list[str]:
+    return [layer.name for layer in attention_layers(network, ExplanationPlan(**plan))]
+
+
+def test_no_branch_is_taken_for_the_whole() -> None:
+    # The convolution in the branch comes after the place where the paths part.
+    image = keras.Input((32, 32, 1))
+    stem = layers.Conv2D(4, 3, 2, "same", name="stem")(image)
+    branch = layers.Conv2D(4, 3, 1, "same", name="branch")(stem)
+    branch = layers.MaxPooling2D(2, name="branch_pool")(branch)
+    joined = layers.Add(name="joined")([branch, layers.AveragePooling2D(2)(stem)])
+    network = keras.Model(image, layers.Dense(1)(layers.Flatten()(joined)))
+
+    assert chosen(network, cells=8) == ["joined"]
+    assert chosen(network, cells=9) == ["stem"]
+    assert chosen(network, cells=100) == ["joined"]
+
+
+def test_the_backbone_inside_a_network_is_looked_into() -> None:
+    backbone_input = keras.Input((32, 32, 1))
+    fine = layers.Conv2D(4, 3, 2, "same", name="fine")(backbone_input)
+    backbone = keras.Model(
+        backbone_input, layers.Conv2D(4, 3, 4, "same", name="coarse")(fine), name="backbone"
+    )
+    image = keras.Input((32, 32, 1))
+    features = backbone(layers.Rescaling(2.0, -1.0)(image))
+    network = keras.Model(image, layers.Dense(1)(layers.GlobalAveragePooling2D()(features)))
+
+    assert chosen(network, cells=4) == ["backbone"]
+    assert chosen(network, cells=16) == ["fine"]
+
+
+def test_a_sequential_network_is_looked_into() -> None:
+    network = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(4, 3, activation="relu", name="first"),
+            layers.MaxPooling2D(name="halved"),
+            layers.Conv2D(4, 3, activation="relu", name="second"),
+            layers.MaxPooling2D(name="quartered"),
+            layers.Flatten(),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+
+    assert chosen(network, cells=6) == ["quartered"]
+    assert chosen(network, cells=7) == ["second"]
+
+
+def test_the_compact_network_is_seen_in_ten_by_ten_cells() -> None:
+    network = mean_of([compact_network(160, 160, dropout=0.0) for _ in range(2)])
+
+    found = attention_layers(network, ExplanationPlan(MethodValues.HIRES_CAM))
+
+    assert [tuple(layer.output.shape[1:3]) for layer in found] == [(10, 10), (10, 10)]
