@@ -17,10 +17,12 @@ import numpy as np
 
 from daemon.catalogue import Serving, serving
 from daemon.config import Config
+from daemon.explaining import with_explanations
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc
 from dicom_io.errors import MedimgdError, RefusalReason
 from model.errors import DeviceOutOfMemory, ModelError, UnusableOutput
+from model.explain import explained_findings
 from model.findings import judge
 from model.package import ModelPackage
 from model.runtimes.port import FloatArray, Predictor
@@ -211,7 +213,7 @@ class Worker:
         except ModelError as error:
             self._predict_apart(package, predictor, jobs, error)
             return
-        self._finish(package, jobs, scores, started_at)
+        self._finish(package, predictor, jobs, scores, started_at)
         _logger.info(
             "%s analysed %d inputs", package.at_version, len(jobs),
             extra={ACTION: "analysed", MODEL: package.at_version, COUNT: len(jobs),
@@ -240,19 +242,29 @@ class Worker:
     def _finish(
         self,
         package: ModelPackage,
+        predictor: Predictor,
         jobs: Sequence[ClaimedJob],
         scores: FloatArray,
         started_at: datetime,
     ) -> None:
-        batch = [
+        judged = [
             Analysed(job, judge(row, package.labels), started_at)
             for job, row in zip(jobs, scores, strict=True)
         ]
-        for job, state in zip(jobs, finish_batch(self._database, batch, now_utc()), strict=True):
+        # What needs no explanation does not wait for one.
+        self._record(package, [each for each in judged if not explained_findings(each.findings)])
+        positive = [each for each in judged if explained_findings(each.findings)]
+        self._record(package, with_explanations(package, predictor, positive))
+
+    def _record(self, package: ModelPackage, batch: Sequence[Analysed]) -> None:
+        if not batch:
+            return
+        states = finish_batch(self._database, batch, now_utc())
+        for analysed, state in zip(batch, states, strict=True):
             _logger.info(
                 "job %s", state or "given to another worker",
-                extra={ACTION: "job_finished", JOB: job.id, STUDY: job.study_instance_uid,
-                       MODEL: package.at_version},
+                extra={ACTION: "job_finished", JOB: analysed.job.id, MODEL: package.at_version,
+                       STUDY: analysed.job.study_instance_uid},
             )  # fmt: skip
 
     def _fail(self, job: ClaimedJob, reason: str, *, retryable: bool) -> None:

@@ -26,6 +26,9 @@ MOST_INPUTS = 8
 
 _SQUASHING = frozenset({"sigmoid", "softmax"})
 _SMALLEST_GRID = 2
+_LIBRARY_FAULTS = (
+    ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 class KerasAttention:
@@ -49,10 +52,11 @@ class KerasAttention:
     """
 
     def __init__(self, tf: Any, network: Any, plan: ExplanationPlan, device: str) -> None:
-        self._layers = attention_layers(network, plan)
+        self._tf = tf
+        with _faults_as_reasons(tf):
+            self._layers = attention_layers(network, plan)
         self._method = plan.method
         self._outputs = int(network.outputs[0].shape[-1])
-        self._out_of_memory = tf.errors.ResourceExhaustedError
         self._most = MOST_INPUTS if len(network.inputs[0].shape) == 4 else 1
         self._compute = _compiled(tf, network, self._layers, plan.method, device)
 
@@ -70,13 +74,11 @@ class KerasAttention:
             The device has no memory for it, or the gradient is not finite.
         """
         targets = np.eye(self._outputs, dtype=np.float32)[list(outputs)]
-        try:
+        with _faults_as_reasons(self._tf):
             parts = [
                 self._part(batch[start : start + self._most], targets[start : start + self._most])
                 for start in range(0, len(batch), self._most)
             ]
-        except self._out_of_memory as error:
-            raise CannotExplain("the device has no memory left to compute one") from error
         values = np.concatenate(parts)
         if not np.isfinite(values).all():
             raise CannotExplain("the gradient of the score is not a finite number")
@@ -89,6 +91,17 @@ class KerasAttention:
         total = np.sum([_on_grid(each, finest) for each in maps], axis=0)
         positive: FloatArray = np.maximum(total, 0).astype(np.float32)
         return positive
+
+
+@contextmanager
+def _faults_as_reasons(tf: Any) -> Iterator[None]:
+    """Turn what the libraries raise over an unusual network into the reason why there is no map."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise CannotExplain("the device has no memory left to compute one") from error
+    except (tf.errors.OpError, *_LIBRARY_FAULTS) as error:
+        raise CannotExplain(f"this network allows none ({type(error).__name__})") from error
 
 
 def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:

@@ -1,0 +1,33 @@
+"""Explanations of what a worker found, asked of the predictor that found it.
+
+Owns the rule that a job which took a worker down is not explained: its finding matters more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from model.explain import Explicable, explain, unexplained
+from model.package import ModelPackage
+from model.runtimes.port import Predictor
+from storage.endings import Analysed
+
+_AFTER_CRASH = "a worker died over this analysis before; it was repeated without an explanation"
+
+
+def with_explanations(
+    package: ModelPackage, predictor: Predictor, batch: Sequence[Analysed]
+) -> list[Analysed]:
+    """Return analysed jobs of inputs of one shape, with the explanations of their findings."""
+    sound = [each for each in batch if not each.job.crashes]
+    explicable = [Explicable(each.job.tensor, each.findings) for each in sound]
+    explanations = explain(package, predictor, explicable)
+    explained = [
+        replace(each, explanations=found) for each, found in zip(sound, explanations, strict=True)
+    ]
+    return explained + [
+        replace(each, explanations=unexplained(each.findings, _AFTER_CRASH))
+        for each in batch
+        if each.job.crashes
+    ]
