@@ -16,7 +16,6 @@ from typing import Any, TypedDict
 
 import daemon.indexing
 import daemon.settling
-import storage.durable
 import storage.reception
 import storage.reindexing
 import storage.spool
@@ -115,7 +114,6 @@ _STEPS: tuple[tuple[Any, str, str, Callable[..., bool]], ...] = (
     (os, "mkdir", "make folder", _is_below_studies),
     (storage.spool, "move_without_replacing", "move", _always),
     (storage.spool, "sync_folder", "sync folder", _is_below_studies),
-    (storage.durable, "sync_folder", "sync new folder", _is_below_studies),
     (PeerStream, "send", "answer", _is_answer),
     (daemon.indexing, "record_reports", "index", _has_instances),
     (storage.reception, "record_within", "insert rows", _records_instances),

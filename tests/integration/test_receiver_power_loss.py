@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import storage.incoming
 import storage.spool
-from daemon.config import ReceiverSection
-from daemon.indexing import IndexWriter
-from daemon.receiver import IndexedAssociations, SpoolSink, make_server
-from storage.database import migrate, open_database
+from storage.database import migrate
 from storage.durable import sync_folder
-from storage.spool import Spool
 from tests.power_loss import Disk
+from tests.reception_here import ReceptionHere
 from tests.senders import SUCCESS, Modality, Outgoing, instance
 
 STUDY = "1.2.826.0.1.3680043.10.8"
@@ -44,37 +40,17 @@ def begin(tmp_path: Path, free_port: int) -> Iterator[Begin]:
     """Begin a receiver's life on the data folder and return its port; the one before ends."""
     (tmp_path / "data").mkdir()  # As the lock of the slot makes it: not synced.
     migrate(tmp_path / "data" / "medimgd.db")
-    lives: list[Life] = []
+    lives: list[ReceptionHere] = []
 
     def begin() -> int:
         for life in lives:
             life.end()
-        lives.append(Life(tmp_path / "data", free_port))
+        lives.append(ReceptionHere(tmp_path / "data", free_port))
         return free_port
 
     yield begin
     for life in lives:
         life.end()
-
-
-class Life:
-    """The parts of a receiver that answer a C-STORE, in this process."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self._database = open_database(folder / "medimgd.db")
-        self._index = IndexWriter(self._database, "receiver-1")
-        sink = SpoolSink(Spool(folder / "spool", 0), self._index, self._database)
-        section = ReceiverSection(port=port)
-        self._server = make_server(section, sink, IndexedAssociations(self._index))
-        self._server.start()
-        self._is_over = False
-
-    def end(self) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
-        with closing(self._database), closing(self._index):
-            self._server.stop()
 
 
 def send(port: int, *outgoing: Outgoing) -> None:
