@@ -23,7 +23,9 @@ _INVALID_PDU = "Evt19"
 _HEAD_BYTES = 6
 _P_DATA_TF = 0x04
 _PDU_TYPES = range(0x01, 0x08)
+_READ_AT_ONCE = 64 * 1024
 _DROPPED_AT_ONCE = 256 * 1024
+_SHORTEST_WAIT_SECONDS = 0.001
 _DROPPING_SECONDS = 5.0
 """How long a peer that does not stop sending is listened to after the end of its association, so
 that it may read our A-ABORT before the connection is reset."""
@@ -52,26 +54,21 @@ class BoundedDUL(DULServiceProvider):
         elif self.state_machine.current_state == _AWAITING_CLOSE:
             self._drop(wrapper.socket)
         else:
-            self._read_pdu()
+            self._read_pdu(wrapper.socket)
 
-    def _read_pdu(self) -> None:
+    def _read_pdu(self, connection: socket.socket) -> None:
+        patience = connection.gettimeout()
+        deadline = None if patience is None else time.monotonic() + patience
         try:
-            head = self._exactly(_HEAD_BYTES)
+            head = _exactly(connection, _HEAD_BYTES, deadline)
             length = int.from_bytes(head[2:], "big")
-            if not self._may_be(head[0], length):
+            if self._may_be(head[0], length):
+                self.receive(head + _exactly(connection, length, deadline))
+            else:
                 self.event_queue.put(_INVALID_PDU)
-                return
-            self.receive(head + self._exactly(length))
+            connection.settimeout(patience)
         except OSError:
             self.event_queue.put(_CONNECTION_CLOSED)
-
-    def _exactly(self, count: int) -> bytes:
-        """Read that many bytes, or raise `OSError`."""
-        assert self.socket is not None  # noqa: S101 - asked by the caller
-        data = bytes(self.socket.recv(count))
-        if len(data) < count:
-            raise ConnectionError("closed within a PDU")
-        return data
 
     def _may_be(self, kind: int, length: int) -> bool:
         if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
@@ -93,3 +90,18 @@ class BoundedDUL(DULServiceProvider):
             self.event_queue.put(_CONNECTION_CLOSED)
         elif time.monotonic() > self._dropping_until:
             self.event_queue.put(_ARTIM_EXPIRED)
+
+
+def _exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
+    """Read that many bytes, or raise `OSError`; a byte now and then does not move the deadline."""
+    data = bytearray()
+    while len(data) < count:
+        if deadline is not None:
+            connection.settimeout(max(deadline - time.monotonic(), _SHORTEST_WAIT_SECONDS))
+        piece = connection.recv(min(count - len(data), _READ_AT_ONCE))
+        if not piece:
+            raise ConnectionError("closed within a PDU")
+        data += piece
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError("a PDU took too long")
+    return bytes(data)

@@ -29,8 +29,9 @@ from dicom_io.tls import HANDSHAKE_TIMEOUT_SECONDS, HandshakeFailed, secure, sha
 
 LOGGER = logging.getLogger(__name__)
 
-BACKLOG = 128
-"""Connections the kernel holds for us while all threads are busy."""
+BACKLOG = 512
+"""Connections the kernel holds for us while all threads are busy. One more is not answered, and
+its peer tries again after a whole second; 500 are accepted in about that time."""
 
 _POLL_SECONDS = 0.2
 _FAREWELL_SECONDS = 1.0
