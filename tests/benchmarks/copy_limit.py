@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.benchmarks.contenders import FORKING, OURS, UNSYNCED
+from tests.benchmarks.contenders import OURS, TUNED, UNSYNCED
 from tests.benchmarks.figures import Table
 from tests.benchmarks.material import Workshop, fresh_studies
 from tests.benchmarks.receivers import raw_copy
@@ -18,13 +18,13 @@ from tests.benchmarks.senders import lean, raw
 _SYNCED = raw_copy("bare copy with the same syncs", "--sync")
 _UNSYNCED = raw_copy("bare copy")
 _ASSOCIATIONS = (1, 2, 4)
-_SLICES, _QUICK_SLICES = 120, 30
+_SLICES, _QUICK_SLICES = 100, 30
 _CONTENDERS = (
     Contender(OURS),
     Contender(_SYNCED, push=raw),
     Contender(UNSYNCED),
     Contender(_UNSYNCED, push=raw),
-    Contender(FORKING),
+    Contender(TUNED),
 )
 
 

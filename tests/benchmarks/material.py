@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,14 +71,18 @@ class Workshop:
         """Give a new folder for the block, on a disk that is at rest.
 
         What others left in the page cache would be written during the block, and what is written
-        in it during the next one.
+        in it during the next one. Its files are emptied at the end and removed only with the whole
+        workshop: ext4 spends a quarter of a receiver's time on looking for new inodes while those
+        of files just deleted lie among them.
         """
         room = self.room(name)
         os.sync()
         try:
             yield room
         finally:
-            shutil.rmtree(room)
+            for path in room.rglob("*"):
+                if path.is_file():
+                    os.truncate(path, 0)
 
     def rounds(self, full: int, quick: int = 1) -> int:
         """Return how often to repeat."""

@@ -10,22 +10,31 @@ from collections.abc import Iterator
 from functools import partial
 
 from tests.benchmarks import association_setups, copy_limit, large_object, objects
-from tests.benchmarks.contenders import FORKING, ORTHANC, OURS, PYNETDICOM, SHIPPED, UNSYNCED
+from tests.benchmarks.contenders import (
+    FORKING,
+    ORTHANC,
+    OURS,
+    PYNETDICOM,
+    SHIPPED,
+    TUNED,
+    UNSYNCED,
+)
 from tests.benchmarks.figures import Table
 from tests.benchmarks.material import Workshop, fresh_studies
 from tests.benchmarks.rounds import Column, Contender, compare, rate_table
 from tests.benchmarks.senders import as_sent, dcmsend
 
 ASSOCIATIONS = (1, 2, 4)
-SLICES, QUICK_SLICES = 160, 40
+SLICES, QUICK_SLICES = 120, 40
 
 _CONTENDERS = (
     Contender(OURS),
     Contender(UNSYNCED),
     Contender(SHIPPED, 0.1),
     Contender(FORKING),
-    Contender(ORTHANC, 0.5),
-    Contender(PYNETDICOM, 0.5),
+    Contender(TUNED),
+    Contender(ORTHANC, 0.25),
+    Contender(PYNETDICOM, 0.25),
 )
 _STOCK, _WITHOUT_NAGLE = "stock", "no delay"
 _SENDERS = {
@@ -85,6 +94,6 @@ def _slice_tables(workshop: Workshop) -> Iterator[Table]:
 
 def _slices_note(slices: int) -> str:
     return (
-        f"{slices} slices per association, {slices // 10} to DCMTK as shipped, {slices // 2} to "
+        f"{slices} slices per association, {slices // 10} to DCMTK as shipped, {slices // 4} to "
         "Orthanc and pynetdicom; one dcmsend per association, its start (20 to 30 ms) included"
     )

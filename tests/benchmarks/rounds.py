@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from tests.benchmarks.figures import Cell, Table
 from tests.benchmarks.material import StudyFiles, Workshop
@@ -16,6 +17,8 @@ from tests.benchmarks.senders import Sent
 from tests.benchmarks.trials import Trial, Trials, processor_per_gigabyte, try_out
 
 ROUNDS = 5
+
+T = TypeVar("T")
 
 Push = Callable[[int, Sequence[StudyFiles]], Sent]
 """Sends each study on its own association to a port, all at once."""
@@ -55,11 +58,16 @@ def compare(
     """Return what each contender did in each column, over all rounds."""
     results: Results = {}
     for number in range(workshop.rounds(ROUNDS)):
-        first = number % len(contenders)
-        for contender in (*contenders[first:], *contenders[:first]):
+        for contender in in_turn(contenders, number):
             for title, trial in _turn(workshop, contender, columns, warm_up).items():
                 results.setdefault((contender.receiver.name, title), Trials()).rounds.append(trial)
     return results
+
+
+def in_turn(all_of_them: Sequence[T], number: int) -> Sequence[T]:
+    """Return them in the order of this round: each comes first once."""
+    first = number % len(all_of_them)
+    return (*all_of_them[first:], *all_of_them[:first])
 
 
 def _turn(
