@@ -115,13 +115,17 @@ class Site:
     def await_death(self, slot: str = "receiver-1") -> int:
         """Wait until a life has ended by itself and return how; fail if it goes on."""
         state = Path(f"/proc/{self.pids[slot]}/stat")
-        self._await(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "die")
+        self.await_that(
+            lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", f"{slot} to die"
+        )
         return self.end(slot)
 
     def stop(self, slot: str = "receiver-1") -> int:
         """Ask for an orderly end and return how it came."""
         # Signals are heeded from then on; a receiver listens a moment earlier.
-        self._await(lambda: f"{slot} is ready" in self.log()[self._log_at[slot] :], "be ready")
+        self.await_that(
+            lambda: f"{slot} is ready" in self.log()[self._log_at[slot] :], f"{slot} to be ready"
+        )
         return self.end(slot, signal.SIGTERM)
 
     def kill_all(self) -> None:
@@ -131,17 +135,18 @@ class Site:
 
     def await_listening(self) -> None:
         """Return as soon as somebody accepts connections."""
-        self._await(self._is_listening, "listen")
+        self.await_that(self._is_listening, "somebody to listen")
 
     def _is_listening(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
             return True
         return False
 
-    def _await(self, condition: Callable[[], bool], what: str) -> None:
+    def await_that(self, condition: Callable[[], bool], what: str) -> None:
+        """Poll until a condition holds; fail with the log otherwise."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"nobody came to {what}:\n{self.log()[-4000:]}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.log()[-4000:]}"
             time.sleep(0.002)
 
     def log(self) -> str:
