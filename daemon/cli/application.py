@@ -10,6 +10,7 @@ import typer
 from daemon.cli import (
     configuration,
     data,
+    evaluating,
     maintaining,
     models,
     network,
@@ -37,6 +38,7 @@ app.command("doctor")(maintaining.doctor)
 app.command("version")(maintaining.version)
 app.command("send")(network.send)
 app.command("echo")(network.echo)
+app.command("evaluate")(evaluating.evaluate)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(configuration.app, name="config")

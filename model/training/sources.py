@@ -64,6 +64,20 @@ def _unpacked(source: Path) -> Iterator[Path]:
         yield folder
 
 
+def split_named(name: str) -> SplitValues:
+    """Return the split that a person means by a name.
+
+    Raises
+    ------
+    TrainingDataFault
+        It names none.
+    """
+    split = SPLIT_NAMES.get(name.strip().casefold())
+    if split is None:
+        raise TrainingDataFault(f"split: must be one of {', '.join(SplitValues)}; got {name!r}")
+    return split
+
+
 def _from_folders(root: Path) -> Dataset:
     found = [
         (path, split, place.name)

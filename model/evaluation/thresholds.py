@@ -1,0 +1,124 @@
+"""A threshold chosen by a rule that is written down, on validation only.
+
+Owns the rules and the choice. Chosen on the images it is judged on, a threshold would flatter
+itself: the test split is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import EvaluationFault
+from model.training.dataset import SplitValues
+
+Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_RULE = re.compile(r"(youden)|(sensitivity|specificity)=(0?\.\d+|1(?:\.0*)?|0)")
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    """What a threshold has to achieve."""
+
+    kind: str
+    """``youden``, ``sensitivity`` or ``specificity``."""
+    target: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The rule as a sentence."""
+        if self.kind == "youden":
+            return "the threshold with the largest sum of sensitivity and specificity"
+        end = "highest" if self.kind == "sensitivity" else "lowest"
+        return f"the {end} threshold with a {self.kind} of at least {self.target:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenThreshold:
+    """A threshold and what it achieves on the images it was chosen on."""
+
+    label: str
+    rule: str
+    threshold: float
+    sensitivity: float
+    specificity: float
+    images: int
+
+
+def parse_rule(words: str) -> ThresholdRule:
+    """Read ``youden``, ``sensitivity=0.95`` or ``specificity=0.9``.
+
+    Raises
+    ------
+    EvaluationFault
+        It is none of them.
+    """
+    match = _RULE.fullmatch(words.strip().lower())
+    if match is None:
+        raise EvaluationFault(
+            f"choose-threshold: must be youden, sensitivity=0.95 or specificity=0.9 (any number "
+            f"from 0 to 1); received {words!r}"
+        )
+    if match[1]:
+        return ThresholdRule("youden")
+    return ThresholdRule(match[2], float(match[3]))
+
+
+def require_validation(split: SplitValues) -> None:
+    """Refuse to choose a threshold on any split but validation.
+
+    Raises
+    ------
+    EvaluationFault
+        Another split was asked for.
+    """
+    if split is not SplitValues.VALIDATION:
+        raise EvaluationFault(
+            f"choose-threshold: a threshold is chosen on validation only, the split is {split}; "
+            f"run with --split validation, put the threshold into a new version of the package, "
+            f"and measure that on {SplitValues.TEST}"
+        )
+
+
+def choose_threshold(
+    label: str, truth: BoolArray, scores: Array, rule: ThresholdRule
+) -> ChosenThreshold:
+    """Choose among the middles between neighbouring scores, so that rounding moves no image.
+
+    Raises
+    ------
+    EvaluationFault
+        A class is missing, so that the rule cannot be judged.
+    """
+    if truth.all() or not truth.any():
+        raise EvaluationFault(f"choose-threshold: {label} needs images with and without it")
+    values = np.unique(scores)
+    candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
+    judged = scores[np.newaxis, :] >= candidates[:, np.newaxis]
+    sensitivity = judged[:, truth].mean(axis=1)
+    specificity = 1 - judged[:, ~truth].mean(axis=1)
+    number = _chosen(rule, sensitivity, specificity)
+    return ChosenThreshold(
+        label,
+        rule.words,
+        float(candidates[number]),
+        float(sensitivity[number]),
+        float(specificity[number]),
+        len(scores),
+    )
+
+
+def _chosen(rule: ThresholdRule, sensitivity: Array, specificity: Array) -> int:
+    """Return the place of the threshold; candidates ascend."""
+    if rule.kind == "youden":
+        # Of equal ones the lowest: a missed finding weighs more than a needless flag.
+        return int(np.argmax(sensitivity + specificity))
+    target = float(rule.target or 0.0)
+    if rule.kind == "sensitivity":
+        return int(np.flatnonzero(sensitivity >= target)[-1])
+    return int(np.flatnonzero(specificity >= target)[0]) if (specificity >= target).any() else -1
