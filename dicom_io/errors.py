@@ -73,6 +73,7 @@ class RefusalReason(StrEnum):
     OUTSIDE_CONTRACT = "outside the model's input contract"
     QUALITY = "insufficient quality"
     SOFTWARE_FAILURE = "software failure"
+    WITHDRAWN = "model withdrawn"
 
 
 class Refusal(MedimgdError):

@@ -33,6 +33,7 @@ from storage.jobs import (
     result_of,
 )
 from storage.results import ResultKind, write_result
+from storage.standings import withdrawal_within
 from storage.states import Actor, JobState
 from storage.studies import require_study
 
@@ -56,8 +57,8 @@ def finish_job(database: Database, analysed: Analysed, now: datetime) -> JobStat
     Returns
     -------
     JobState
-        ``done``, or ``superseded`` when a newer instance set was finished first: its report
-        stays the latest, and this one is not made.
+        ``done``; ``superseded`` when a newer instance set was finished first: its report stays
+        the latest, and this one is not made; or ``refused`` when the model was retired meanwhile.
 
     Raises
     ------
@@ -95,6 +96,12 @@ def _finish_within(connection: Connection, analysed: Analysed, now: datetime) ->
     job = require_held(connection, analysed.job)
     if _overtaken(connection, job):
         return _supersede_running(connection, job, Actor.WORKER, now)
+    withdrawn = withdrawal_within(connection, job.model.name, job.model.version)
+    if withdrawn:
+        # Retired while it was computing: what a person has stopped says nothing any more.
+        return _refuse_within(
+            connection, job, RefusalReason.WITHDRAWN, withdrawn, analysed.analysis_started_at, now
+        )
     move_job(connection, job, JobState.DONE, Actor.WORKER, now, finished_at=now)
     drop_tensor(connection, job.id)
     result_id = write_result(
@@ -122,16 +129,22 @@ def refuse_job(
         held = require_held(connection, job)
         if _overtaken(connection, held):
             return _supersede_running(connection, held, Actor.WORKER, now)
-        move_job(
-            connection, held, JobState.REFUSED, Actor.WORKER, now, reason=message, finished_at=now
-        )
-        write_result(
-            connection,
-            result_of(
-                held, ResultKind.REFUSAL, analysis_started_at, reason=reason, message=message
-            ),
-            now,
-        )
+        return _refuse_within(connection, held, reason, message, analysis_started_at, now)
+
+
+def _refuse_within(
+    connection: Connection,
+    held: JobRecord,
+    reason: RefusalReason,
+    message: str,
+    analysis_started_at: datetime,
+    now: datetime,
+) -> JobState:
+    move_job(connection, held, JobState.REFUSED, Actor.WORKER, now, reason=message, finished_at=now)
+    result = result_of(
+        held, ResultKind.REFUSAL, analysis_started_at, reason=reason, message=message
+    )
+    write_result(connection, result, now)
     return JobState.REFUSED
 
 

@@ -20,6 +20,7 @@ from storage.database import Database
 from storage.errors import StorageError
 from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
+from storage.shadows import forget_shadow_pixels_within
 from storage.spool import Spool
 from storage.states import (
     Actor,
@@ -126,6 +127,7 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
     connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(jobs)))
     documents = _forget_documents(connection, uid)
     forget_explanations_within(connection, uid)
+    forget_shadow_pixels_within(connection, uid, now)
     study = schema.study
     most = func.max(study.c.instance_count, func.coalesce(study.c.purged_instance_count, 0))
     connection.execute(

@@ -160,6 +160,7 @@ study = Table(
     Index("ix_study_state", "state", "state_since"),
     Index("ix_study_last_instance_at", "last_instance_at"),
     Index("ix_study_accession_number", "accession_number"),
+    Index("ix_study_prepared_at", "prepared_at"),
 )
 
 series = Table(
@@ -412,6 +413,73 @@ commitment = Table(
     Index("ix_commitment_state", "state", "next_attempt_at"),
     Index("ix_commitment_transaction", "transaction_uid"),
     sqlite_autoincrement=True,
+)
+
+# What a person decided about a version of a model; no row means that nobody did.
+model_standing = Table(
+    "model_standing",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("state", _STATE, nullable=False),
+    _when("state_since", required=True),
+    # Of the package as it was when a person decided; another one under its version is not meant.
+    Column("manifest_sha256", _SHA256, nullable=False),
+    Column("weights_sha256", _SHA256, nullable=False),
+    _text("decided_by"),
+    _text("reason"),
+)
+Index(
+    "ix_model_standing_admitted",
+    model_standing.c.name,
+    unique=True,
+    sqlite_where=model_standing.c.state == "admitted",
+)
+
+# A shadow's runs have tables of their own: no query about jobs or results can find one.
+shadow_run = Table(
+    "shadow_run",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _study_key(),
+    Column("instance_set_digest", _SHA256, nullable=False),
+    Column("model_name", String(128), nullable=False),
+    Column("model_version", String(64), nullable=False),
+    Column("weights_sha256", _SHA256, nullable=False),
+    Column("preprocessing_digest", _SHA256, nullable=False),
+    Column("series_instance_uid", _UID, nullable=False, default="", server_default=""),
+    Column("sop_instance_uids", JSON, nullable=False),
+    Column("state", _STATE, nullable=False),
+    _when("state_since", required=True),
+    _count("attempts"),
+    _when("available_at", required=True),
+    Column("lease_owner", String(128)),
+    _when("lease_until"),
+    Column("findings", JSON, nullable=False),
+    _text("reason"),
+    _when("claimed_at", required=True),
+    _when("finished_at"),
+    UniqueConstraint(
+        "study_instance_uid",
+        "model_name",
+        "model_version",
+        "instance_set_digest",
+        name="uq_shadow_run_key",
+    ),
+    Index("ix_shadow_run_state", "state", "model_name", "model_version"),
+    sqlite_autoincrement=True,
+)
+
+shadow_tensor = Table(
+    "shadow_tensor",
+    metadata,
+    Column("run_id", Integer, ForeignKey("shadow_run.id"), primary_key=True),
+    Column("dtype", String(16), nullable=False),
+    Column("shape", JSON, nullable=False),
+    Column("axes", JSON, nullable=False),
+    Column("spacing_mm", JSON),
+    Column("notes", JSON, nullable=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 audit = Table(

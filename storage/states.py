@@ -1,4 +1,4 @@
-"""The state machines of study, job, result, delivery and commitment: tables of who may move what.
+"""The state machines of all that moves, from studies to model versions: who may move what.
 
 Owns the allowed moves and the refusal of all others; knows nothing of rows or SQL.
 """
@@ -92,7 +92,49 @@ class CommitmentState(StrEnum):
     """Too old, or refused by the requester: nobody will be told any more."""
 
 
-StateT = TypeVar("StateT", StudyState, JobState, ResultState, DeliveryState, CommitmentState)
+class ModelState(StrEnum):
+    """Where one version of a model stands with this site, once a person has decided about it."""
+
+    INSTALLED = "installed"
+    """Here, and asked nothing until it is admitted."""
+    SHADOW = "shadow"
+    """Runs on live studies beside the version that serves; what it says goes nowhere."""
+    ADMITTED = "admitted"
+    """Serves. At most one version of a name."""
+    SUPERSEDED = "superseded"
+    """Another version was admitted in its place: it finishes what waits for it, and no more."""
+    RETIRED = "retired"
+    """Must not speak any more: what waits for it is refused."""
+
+
+class ShadowState(StrEnum):
+    """Where the run of a shadow on one study stands."""
+
+    PREPARING = "preparing"
+    """Leased to a preparer."""
+    WAITING = "waiting"
+    RUNNING = "running"
+    """Leased to a worker."""
+    DONE = "done"
+    REFUSED = "refused"
+    """It abstains, with a reason."""
+    UNMATCHED = "unmatched"
+    """It does not read this study."""
+    FAILED = "failed"
+    DROPPED = "dropped"
+    """The shadow ended, or retention removed the pixels, before it was asked."""
+
+
+StateT = TypeVar(
+    "StateT",
+    StudyState,
+    JobState,
+    ResultState,
+    DeliveryState,
+    CommitmentState,
+    ModelState,
+    ShadowState,
+)
 Moves = Mapping[tuple[StateT, StateT], frozenset[Actor]]
 
 
@@ -101,6 +143,7 @@ def _moves(table: dict[tuple[StateT, StateT], set[Actor]]) -> Moves[StateT]:
 
 
 _S, _J, _R, _D, _C = StudyState, JobState, ResultState, DeliveryState, CommitmentState
+_M, _X = ModelState, ShadowState
 
 STUDY_MOVES: Moves[StudyState] = _moves(
     {
@@ -129,8 +172,9 @@ JOB_MOVES: Moves[JobState] = _moves(
     {
         (_J.WAITING, _J.RUNNING): {Actor.WORKER},
         (_J.WAITING, _J.SUPERSEDED): {Actor.PREPARER},
-        # Prepared again after the model's manifest changed.
-        (_J.WAITING, _J.REFUSED): {Actor.PREPARER},
+        # Prepared again after the model's manifest changed; or the model was retired, just now or
+        # between the preparation and now.
+        (_J.WAITING, _J.REFUSED): {Actor.PREPARER, Actor.OPERATOR, Actor.SCHEDULER},
         (_J.RUNNING, _J.DONE): {Actor.WORKER},
         (_J.RUNNING, _J.REFUSED): {Actor.WORKER},
         (_J.RUNNING, _J.FAILED): {Actor.WORKER, Actor.SCHEDULER},
@@ -177,6 +221,44 @@ COMMITMENT_MOVES: Moves[CommitmentState] = _moves(
         # On the association of the request, or later on one of our own.
         (_C.PENDING, _C.REPORTED): {Actor.RECEIVER, Actor.COURIER},
         (_C.PENDING, _C.FAILED): {Actor.RECEIVER, Actor.COURIER},
+    }
+)
+
+MODEL_MOVES: Moves[ModelState] = _moves(
+    {
+        (_M.INSTALLED, _M.SHADOW): {Actor.OPERATOR},
+        (_M.INSTALLED, _M.ADMITTED): {Actor.OPERATOR},
+        # A version that served without admission makes room for the one that is admitted.
+        (_M.INSTALLED, _M.SUPERSEDED): {Actor.OPERATOR},
+        (_M.INSTALLED, _M.RETIRED): {Actor.OPERATOR},
+        (_M.SHADOW, _M.INSTALLED): {Actor.OPERATOR},
+        (_M.SHADOW, _M.ADMITTED): {Actor.OPERATOR},
+        (_M.SHADOW, _M.RETIRED): {Actor.OPERATOR},
+        # What serves is never made a shadow: nothing would serve in its place.
+        (_M.ADMITTED, _M.SUPERSEDED): {Actor.OPERATOR},
+        (_M.ADMITTED, _M.RETIRED): {Actor.OPERATOR},
+        # Back to an earlier version.
+        (_M.SUPERSEDED, _M.ADMITTED): {Actor.OPERATOR},
+        (_M.SUPERSEDED, _M.SHADOW): {Actor.OPERATOR},
+        (_M.SUPERSEDED, _M.RETIRED): {Actor.OPERATOR},
+        (_M.RETIRED, _M.ADMITTED): {Actor.OPERATOR},
+        (_M.RETIRED, _M.SHADOW): {Actor.OPERATOR},
+    }
+)
+
+SHADOW_MOVES: Moves[ShadowState] = _moves(
+    {
+        (_X.PREPARING, _X.WAITING): {Actor.PREPARER},
+        (_X.PREPARING, _X.REFUSED): {Actor.PREPARER},
+        (_X.PREPARING, _X.UNMATCHED): {Actor.PREPARER},
+        (_X.PREPARING, _X.FAILED): {Actor.PREPARER, Actor.SCHEDULER},
+        (_X.PREPARING, _X.DROPPED): {Actor.OPERATOR, Actor.SCHEDULER},
+        (_X.WAITING, _X.RUNNING): {Actor.WORKER},
+        (_X.WAITING, _X.DROPPED): {Actor.OPERATOR, Actor.SCHEDULER},
+        (_X.RUNNING, _X.DONE): {Actor.WORKER},
+        (_X.RUNNING, _X.REFUSED): {Actor.WORKER},
+        (_X.RUNNING, _X.FAILED): {Actor.WORKER, Actor.SCHEDULER},
+        (_X.RUNNING, _X.WAITING): {Actor.WORKER, Actor.SCHEDULER},
     }
 )
 

@@ -85,6 +85,7 @@ REFUSAL_REASONS = MappingProxyType(
         ),
         RefusalReason.QUALITY: Code("110531", "DCM", "Insufficient quality for interpretation"),
         RefusalReason.SOFTWARE_FAILURE: Code("111218", "DCM", "Software failure"),
+        RefusalReason.WITHDRAWN: Code("MODEL-WITHDRAWN", PRIVATE_SCHEME, "Model withdrawn"),
     }
 )
 """Why nothing is said; the standard has codes for half of the reasons only."""

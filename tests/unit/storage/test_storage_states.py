@@ -11,13 +11,17 @@ from storage.states import (
     COMMITMENT_MOVES,
     DELIVERY_MOVES,
     JOB_MOVES,
+    MODEL_MOVES,
     RESULT_MOVES,
+    SHADOW_MOVES,
     STUDY_MOVES,
     Actor,
     CommitmentState,
     DeliveryState,
     JobState,
+    ModelState,
     ResultState,
+    ShadowState,
     StudyState,
     check_move,
 )
@@ -50,7 +54,7 @@ _MACHINES = {
         """
         waiting     running     worker
         waiting     superseded  preparer
-        waiting     refused     preparer
+        waiting     refused     preparer operator scheduler
         running     done        worker
         running     refused     worker
         running     failed      worker scheduler
@@ -95,6 +99,43 @@ _MACHINES = {
         """
         pending  reported  receiver courier
         pending  failed    receiver courier
+        """,
+    ),
+    "model": (
+        ModelState,
+        MODEL_MOVES,
+        """
+        installed   shadow      operator
+        installed   admitted    operator
+        installed   superseded  operator
+        installed   retired     operator
+        shadow      installed   operator
+        shadow      admitted    operator
+        shadow      retired     operator
+        admitted    superseded  operator
+        admitted    retired     operator
+        superseded  admitted    operator
+        superseded  shadow      operator
+        superseded  retired     operator
+        retired     admitted    operator
+        retired     shadow      operator
+        """,
+    ),
+    "shadow": (
+        ShadowState,
+        SHADOW_MOVES,
+        """
+        preparing  waiting    preparer
+        preparing  refused    preparer
+        preparing  unmatched  preparer
+        preparing  failed     preparer scheduler
+        preparing  dropped    operator scheduler
+        waiting    running    worker
+        waiting    dropped    operator scheduler
+        running    done       worker
+        running    refused    worker
+        running    failed     worker scheduler
+        running    waiting    worker scheduler
         """,
     ),
 }
