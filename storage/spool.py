@@ -267,10 +267,12 @@ class Spool:
         if match["host"] != self._host:
             return time.time() - written_at > _ABANDONED_SECONDS
         pid = int(match["pid"])
-        if match["slot"] == self._slot or pid == os.getpid():
-            # In a container a successor has its predecessor's process id: only the time tells.
-            return written_at < self._opened_at
-        return not _is_alive(pid)
+        if not _is_alive(pid):
+            return True
+        # In a container a successor has its predecessor's process id, and elsewhere another program
+        # may have it: only the time tells.
+        is_ours = match["slot"] == self._slot or pid == os.getpid()
+        return is_ours and written_at < self._opened_at
 
     def inside(self, relative_path: str) -> Path:
         """Return where a stored file lies; ``SpoolFailure`` for a path that leaves the studies."""

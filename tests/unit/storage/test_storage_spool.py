@@ -315,6 +315,8 @@ def test_sweeping_removes_what_dead_receivers_left_and_nothing_else(tmp_path: Pa
         part(f"receiver-0.{here}.1.aa.part", 60),
         part(f"receiver-0.{here}.{os.getpid()}.ab.part", 60),
         part(f"receiver-1.{here}.999999999.bb.part", -60),
+        # The clock was set back since its process died.
+        part(f"receiver-0.{here}.999999999.bc.part", -60),
         part("receiver-0.elsewhere.999999999.cc.part", 90_000),
     }
     spool = Spool(tmp_path / "spool", min_free_bytes=0, slot="receiver-0")
