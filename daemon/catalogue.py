@@ -1,25 +1,46 @@
 """The model packages of this installation, as every process sees them.
 
-Owns the site's rule of versions: of several versions of one model the highest serves, so that two
-never answer for the same study. To go back, disable the newer one by ``name@version``.
+Owns the site's rule of which version serves, which runs as a shadow, and which may finish what
+waits for it. Whether a version may be admitted is ``daemon.admission``'s question.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from daemon.config import Config
 from model.catalogue import Catalogue, InstalledPackage, read_catalogue, version_order
 from model.package import ModelPackage
+from storage.standings import Standing, VersionDigests
+from storage.states import ModelState
+
+_DECIDED = (ModelState.ADMITTED, ModelState.SUPERSEDED, ModelState.RETIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A package that runs beside the one that serves, and since when."""
+
+    package: ModelPackage
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The catalogue at one moment, and the packages in it that studies are shown to."""
+    """The catalogue at one moment, and what each usable package in it may do."""
 
     catalogue: Catalogue
     packages: tuple[ModelPackage, ...]
+    """Studies are shown to these: at most one version of each name."""
+    shadows: tuple[Shadow, ...] = ()
+    """Studies are shown to these too, and what they say goes nowhere."""
+    finishing: tuple[ModelPackage, ...] = ()
+    """Other versions that nobody retired: they finish what waits for them, and no more."""
+    out_of_order: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Versions that should serve or run and cannot, each with the reason."""
 
 
 _cached: dict[tuple[object, ...], Serving] = {}
@@ -37,20 +58,100 @@ def installed_catalogue(config: Config) -> Catalogue:
     )
 
 
-def serving(config: Config) -> Serving:
-    """Return what serves; the very same object until a package folder has changed."""
-    key = _state_of(config)
+def serving(config: Config, standings: Sequence[Standing] = ()) -> Serving:
+    """Return what serves; the very same object until a package folder or a standing has changed."""
+    key = (*_state_of(config), *standings)
     if key not in _cached:
         catalogue = installed_catalogue(config)
         _cached.clear()
-        _cached[key] = Serving(catalogue, highest_versions(catalogue))
+        _cached[key] = serving_of(
+            catalogue, standings, admission_required=config.models.admission.required
+        )
     return _cached[key]
 
 
-def highest_versions(catalogue: Catalogue) -> tuple[ModelPackage, ...]:
-    """Return the usable packages, of each name the highest version only."""
-    highest: dict[str, ModelPackage] = {}
+def serving_of(
+    catalogue: Catalogue, standings: Iterable[Standing], *, admission_required: bool = False
+) -> Serving:
+    """Apply the site's rule; a pure function.
+
+    The version that was admitted serves. Where a person has admitted or retired no version of a
+    name, the highest serves by itself, unless `admission_required`; but never one that a person
+    has put aside: as a shadow, or as one that was only installed.
+
+    A standing is for the package a person looked at: one with another manifest under the same
+    version neither serves nor runs.
+    """
+    known = {(each.name, each.version): each for each in standings}
+    decided = {each.name for each in known.values() if each.state in _DECIDED}
+    unchanged, faults = _as_decided(catalogue, known)
+    by_itself = [
+        package
+        for package in unchanged
+        if package.identity.name not in decided
+        and _key(package) not in known
+        and not admission_required
+    ]
+    in_state = {state: [p for p in unchanged if _state(p, known) is state] for state in ModelState}
+    packages = (*in_state[ModelState.ADMITTED], *highest_versions(by_itself))
+    return Serving(
+        catalogue=catalogue,
+        packages=tuple(sorted(packages, key=lambda each: each.identity.name)),
+        shadows=tuple(Shadow(p, known[_key(p)]) for p in in_state[ModelState.SHADOW]),
+        finishing=tuple(
+            package
+            for package in unchanged
+            if package not in packages
+            and _state(package, known) in (None, ModelState.SUPERSEDED, ModelState.INSTALLED)
+        ),
+        out_of_order=MappingProxyType(faults),
+    )
+
+
+def _as_decided(
+    catalogue: Catalogue, known: Mapping[tuple[str, str], Standing]
+) -> tuple[list[ModelPackage], dict[str, str]]:
+    """Return the usable packages that are as a person saw them, and what is wrong with others."""
+    faults = {item.title: "; ".join(item.faults) for item in catalogue.broken}
+    unchanged = []
     for package in catalogue.packages:
+        standing = known.get(_key(package))
+        if standing is None or standing.manifest_sha256 == package.manifest_sha256:
+            unchanged.append(package)
+        elif standing.state in (ModelState.ADMITTED, ModelState.SHADOW):
+            faults[package.at_version] = (
+                f"its manifest was changed since it became {standing.state}: install the package "
+                f"again as it was, or retire it and admit what is there now"
+            )
+    present = {item.title for item in catalogue.installed}
+    for standing in known.values():
+        wanted = standing.state in (ModelState.ADMITTED, ModelState.SHADOW)
+        if wanted and standing.at_version not in present:
+            faults[standing.at_version] = f"is {standing.state}, but no longer installed"
+    return unchanged, faults
+
+
+def _key(package: ModelPackage) -> tuple[str, str]:
+    return package.identity.name, package.identity.version
+
+
+def _state(package: ModelPackage, known: Mapping[tuple[str, str], Standing]) -> ModelState | None:
+    standing = known.get(_key(package))
+    return None if standing is None else standing.state
+
+
+def digests_of(package: ModelPackage) -> VersionDigests:
+    """Return what a decision about a package is about."""
+    identity = package.identity
+    return VersionDigests(
+        identity.name, identity.version, package.manifest_sha256, identity.weights_sha256
+    )
+
+
+def highest_versions(packages: Iterable[ModelPackage]) -> tuple[ModelPackage, ...]:
+    """Return of each name the highest version only."""
+    highest: dict[str, ModelPackage] = {}
+    for package in packages:
         name = package.identity.name
         known = highest.get(name)
         if known is None or _version(known) < _version(package):
@@ -58,11 +159,34 @@ def highest_versions(catalogue: Catalogue) -> tuple[ModelPackage, ...]:
     return tuple(highest.values())
 
 
-def state_of(item: InstalledPackage, catalogue: Catalogue) -> str:
-    """Return ``ready``, ``disabled``, ``broken``, or ``older`` where a higher version serves."""
-    if item.usable and item.package not in highest_versions(catalogue):
+def state_of(item: InstalledPackage, now: Serving, standings: Iterable[Standing] = ()) -> str:
+    """Return in one word where a package stands.
+
+    ``broken``, ``disabled``, what a person decided (``admitted``, ``shadow``, ...), ``ready`` for
+    what serves by itself, ``older`` where a higher version does, else ``waits for admission``.
+    """
+    package = item.package
+    if package is None or not item.usable:
+        return item.state
+    if package.at_version in now.out_of_order:
+        return "changed"
+    for standing in standings:
+        if standing.at_version == package.at_version:
+            return str(standing.state)
+    if package in now.packages:
+        return "ready"
+    name = package.identity.name
+    if any(each.identity.name == name for each in now.packages) and not _is_higher(package, now):
         return "older"
-    return item.state
+    return "waits for admission"
+
+
+def _is_higher(package: ModelPackage, now: Serving) -> bool:
+    return all(
+        _version(package) > _version(each)
+        for each in now.packages
+        if each.identity.name == package.identity.name
+    )
 
 
 def _version(package: ModelPackage) -> tuple[tuple[int, ...], bool, str]:
@@ -75,4 +199,5 @@ def _state_of(config: Config) -> tuple[object, ...]:
     for folder in package_folders(config):
         files = sorted(path for path in folder.glob("*/*") if path.is_file())
         entries.extend((str(path), path.stat().st_mtime_ns) for path in files)
-    return (config.models.bundled, config.models.disabled, *entries)
+    models = config.models
+    return (models.bundled, models.disabled, models.admission.required, *entries)

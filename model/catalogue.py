@@ -8,6 +8,7 @@ told by the caller.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
@@ -20,6 +21,9 @@ from model.package import ModelPackage, load_package
 
 BUNDLED_FOLDER = Path(__file__).resolve().parent / "packages"
 """The packages that come with medimgd."""
+
+VersionOrder = tuple[tuple[int, ...], bool, str, str]
+"""Numbers, whether it is no candidate, the candidate's name, the build's name."""
 
 LARGEST_PACKAGE_BYTES = 4 << 30
 MOST_PACKAGE_FILES = 1000
@@ -167,18 +171,21 @@ def _without_twins(items: Sequence[InstalledPackage]) -> list[InstalledPackage]:
     return result
 
 
-def _order(item: InstalledPackage) -> tuple[str, tuple[tuple[int, ...], bool, str], str]:
+def _order(item: InstalledPackage) -> tuple[str, VersionOrder, str]:
     if item.package is None:
-        return (item.folder.name, ((), False, ""), str(item.folder))
+        return (item.folder.name, ((), False, "", ""), str(item.folder))
     identity = item.package.identity
     return (identity.name, version_order(identity.version), str(item.folder))
 
 
-def version_order(version: str) -> tuple[tuple[int, ...], bool, str]:
-    """Return what sorts versions: ``1.9.0`` before ``1.10.0-rc1`` before ``1.10.0``."""
-    numbers, _, suffix = version.partition("-")
-    main = numbers.partition("+")[0]
-    return (tuple(int(part) for part in main.split(".")), not suffix, suffix)
+def version_order(version: str) -> VersionOrder:
+    """Return what sorts versions: ``1.10.0-rc1`` before ``1.10.0`` before ``1.10.0+onnx``.
+
+    What follows a plus says how the same weights were converted; the converted form comes later.
+    """
+    numbers, mark, suffix = re.fullmatch(r"([\d.]+)([-+]?)(.*)", version, re.DOTALL).groups()  # type: ignore[union-attr]
+    early, build = (suffix, "") if mark == "-" else ("", suffix)
+    return (tuple(int(part) for part in numbers.split(".")), mark != "-", early, build)
 
 
 def add_package(source: Path, folder: Path) -> ModelPackage:

@@ -9,6 +9,8 @@ Owns the branch below ``ModelError``:
     ├── RuntimeFault                weights do not load, or do not do what the manifest says
     ├── UnusableOutput              a prediction holds NaN or infinity; never a finding
     ├── DeviceOutOfMemory           the device cannot hold even the smallest batch
+    ├── RemoteUnavailable           the server that computes does not answer, or not yet
+    ├── ConversionFault             a package cannot be converted, or answers otherwise afterwards
     ├── CannotExplain               no attention map can be had; findings are true without one
     ├── TrainingDataFault           films for training are absent, unreadable or leak
     ├── DataGateFault               labelled data fail checks that nobody passed over
@@ -98,6 +100,21 @@ class DeviceOutOfMemory(ModelError):
     """The device has no memory left for even the smallest batch; it may have later."""
 
     retryable = True
+
+
+class RemoteUnavailable(ModelError):
+    """The server that computes a model does not answer, is not ready or does not let us in.
+
+    Nothing is wrong with the input: it may be sent again, as often as it takes.
+    """
+
+    retryable = True
+
+
+class ConversionFault(ModelError):
+    """A package cannot be converted, or its converted form does not answer as it does itself."""
+
+    retryable = False
 
 
 class CannotExplain(ModelError):

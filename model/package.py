@@ -19,10 +19,14 @@ from model.condition_reading import read_condition
 from model.conditions import Condition, keywords
 from model.errors import PackageFault
 from model.explanation_plan import ExplanationPlan, read_explanation_plan
-from model.manifest import ManifestTable, read_manifest
+from model.manifest import MANIFEST_NAME, ManifestTable, read_manifest
+from model.runtime_plan import RuntimePlan, RuntimeValues, read_runtime_plan
 
 MANIFEST_FORMAT = 1
 MOST_LABELS = 1000
+MOST_PROBES = 64
+LARGEST_TOLERANCE = 0.05
+"""Scores that differ by more are those of another model."""
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?"
 VERSION_PATTERN = r"\d{1,6}\.\d{1,6}\.\d{1,6}(?:[-+][0-9A-Za-z.-]{1,24})?"
 _DIGEST_PATTERN = r"[0-9a-f]{64}"
@@ -108,6 +112,29 @@ class ContractClause:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationFiles:
+    """The report of ``medimgd evaluate`` that comes with a package."""
+
+    path: Path
+    """JSON, as ``model.evaluation_report`` reads it."""
+    page: Path | None
+    """The same for people, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFile:
+    """A few real inputs and the scores they had when the package was made."""
+
+    path: Path
+    scores: tuple[tuple[float, ...], ...]
+    """(probes, labels)."""
+    tolerance: float
+    """How far a score may be from the recorded one."""
+    runtime: str
+    """What computed the recorded scores."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPackage:
     """Everything a manifest says, checked."""
 
@@ -119,12 +146,19 @@ class ModelPackage:
     selection: SelectionRule
     contract: tuple[ContractClause, ...]
     weights_path: Path
-    runtime: str
+    """The manifest itself where a remote server holds the weights."""
+    runtime: RuntimePlan
     preprocessing_digest: str
     explanation: ExplanationPlan = field(default_factory=ExplanationPlan)
+    manifest_sha256: str = ""
+    """Stands for the whole package: the manifest names the digests of all other files."""
+    evaluation: EvaluationFiles | None = None
+    probes: ProbeFile | None = None
     limits: tuple[str, ...] = ()
     metrics: Mapping[str, object] = field(default_factory=dict)
     training: Mapping[str, object] = field(default_factory=dict)
+    conversion: Mapping[str, object] = field(default_factory=dict)
+    """Which package it was converted from, by what, and how far the answers differ."""
 
     @property
     def at_version(self) -> str:
@@ -168,7 +202,8 @@ def sha256_of(path: Path) -> str:
 def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
     manifest.whole_number("format", MANIFEST_FORMAT, MANIFEST_FORMAT)
     weights = manifest.table("weights")
-    weights_path, digest = _read_weights(folder, weights)
+    runtime = read_runtime_plan(manifest, weights)
+    weights_path, digest = _read_weights(folder, weights, runtime)
     identity = _read_identity(manifest, digest)
     labels, output = _read_labels(manifest)
     recipe = _read_recipe(manifest)
@@ -190,12 +225,13 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
             selection=selection,
             contract=contract,
             weights_path=weights_path,
-            runtime=weights.text("runtime", "keras", "must be keras", default="keras"),
+            runtime=runtime,
             preprocessing_digest=preprocessing_digest,
             explanation=read_explanation_plan(manifest.table("explanation", required=False)),
             limits=manifest.texts("limits"),
             metrics=manifest.table("metrics", required=False).plain(),
             training=manifest.table("training", required=False).plain(),
+            conversion=manifest.table("conversion", required=False).plain(),
         )
         weights.refuse_unknown()
         manifest.refuse_unknown()
@@ -217,8 +253,15 @@ def _read_identity(manifest: ManifestTable, weights_sha256: str) -> ModelIdentit
     )
 
 
-def _read_weights(folder: Path, weights: ManifestTable) -> tuple[Path, str]:
-    """Check that the file is inside the folder and is the one the manifest means."""
+def _read_weights(folder: Path, weights: ManifestTable, runtime: RuntimePlan) -> tuple[Path, str]:
+    """Check that the file is inside the folder and is the one the manifest means.
+
+    Weights that a remote server holds are stated by their digest only: it names the model in
+    reports, and nobody can check it from here.
+    """
+    if runtime.kind is RuntimeValues.REMOTE and not weights.has("file"):
+        rule = "must be 64 hexadecimal digits, lower case: those of the weights the server holds"
+        return folder / MANIFEST_NAME, weights.text("sha256", _DIGEST_PATTERN, rule)
     name = weights.text(
         "file", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", "must be a plain file name in the folder"
     )
@@ -235,6 +278,55 @@ def _read_weights(folder: Path, weights: ManifestTable) -> tuple[Path, str]:
                 f"install the package again",
             )
     return path, stated
+
+
+def _read_evaluation(folder: Path, manifest: ManifestTable) -> EvaluationFiles | None:
+    if not manifest.has("evaluation"):
+        return None
+    table = manifest.table("evaluation")
+    path, _ = _read_file(folder, table, "file", "sha256")
+    page = None
+    if table.has("page"):
+        page, _ = _read_file(folder, table, "page", "page_sha256")
+    table.refuse_unknown()
+    return EvaluationFiles(path, page)
+
+
+def _read_probes(folder: Path, manifest: ManifestTable, label_count: int) -> ProbeFile | None:
+    if not manifest.has("probes"):
+        return None
+    table = manifest.table("probes")
+    path, _ = _read_file(folder, table, "file", "sha256")
+    probes = ProbeFile(
+        path,
+        _read_scores(table, label_count),
+        table.number("tolerance", 0.0, LARGEST_TOLERANCE),
+        table.text("runtime", default=""),
+    )
+    table.refuse_unknown()
+    return probes
+
+
+def _read_scores(table: ManifestTable, label_count: int) -> tuple[tuple[float, ...], ...]:
+    """Return the recorded scores, a row per probe."""
+    rows = table.raw("scores")
+    usable = isinstance(rows, list) and 0 < len(rows) <= MOST_PROBES
+    if usable and all(_is_score_row(row, label_count) for row in rows):  # type: ignore[union-attr]
+        return tuple(tuple(float(v) for v in row) for row in rows)  # type: ignore[union-attr]
+    table.add_fault(
+        "scores",
+        f"must be 1 to {MOST_PROBES} lists of {label_count} numbers between 0 and 1, one list "
+        f"for each probe and one number for each label",
+    )
+    return ()
+
+
+def _is_score_row(row: object, label_count: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == label_count
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in row)
+    )
 
 
 def _read_recipe(manifest: ManifestTable) -> TensorRecipe | None:

@@ -30,6 +30,7 @@ def test_packages_come_in_order_of_name_and_version(tmp_path):
 
 def test_release_comes_after_its_candidates():
     assert version_order("1.0.0-rc1") < version_order("1.0.0") < version_order("1.0.1-a")
+    assert version_order("1.0.0") < version_order("1.0.0+onnx") < version_order("1.0.1")
 
 
 def test_broken_package_is_listed_with_its_faults_and_stops_no_other(tmp_path):

@@ -20,9 +20,10 @@ def test_every_class_says_for_itself_whether_it_is_retryable():
     assert silent == []
 
 
-def test_only_a_full_device_is_worth_another_try():
+def test_only_a_full_device_and_an_absent_server_are_worth_another_try():
     assert {kind.__name__ for kind in descendants(ModelError) if kind.retryable} == {
-        "DeviceOutOfMemory"
+        "DeviceOutOfMemory",
+        "RemoteUnavailable",
     }
 
 

@@ -99,7 +99,7 @@ def test_softmax_may_have_classes_nobody_reports(tmp_path):
         ({"weights": {"file": "other.keras"}}, "weights.file: there is no such file"),
         ({"weights": {"sha256": "0" * 64}}, "the file was changed or copied badly"),
         ({"weights": {"sha256": "abc"}}, "weights.sha256: must be 64 hexadecimal digits"),
-        ({"weights": {"runtime": "torch"}}, "weights.runtime: must be keras"),
+        ({"weights": {"runtime": "torch"}}, "weights.runtime: must be one of keras"),
         ({"weights": 5}, "weights: must be a table; received 5"),
         ({"output": {"kind": "score"}}, "output.kind: must be one of probability, logit, softmax"),
         ({"output": {"size": 0}}, "output.size: must be a whole number"),
