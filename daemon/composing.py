@@ -15,6 +15,7 @@ import numpy.typing as npt
 from daemon import __version__
 from daemon.config import Config
 from daemon.logs import ACTION, RESULT
+from daemon.picturing import PicturedExplanation, pictured_explanations
 from dicom_io.display import display_image
 from dicom_io.errors import CannotCompose, MedimgdError, RefusalReason
 from dicom_io.results.capture import compose_capture
@@ -30,6 +31,7 @@ from dicom_io.results.request import (
 )
 from dicom_io.results.study_report import compose_study_report
 from storage.database import Database
+from storage.explanations import read_explanations
 from storage.installation import Installation
 from storage.results import ResultKind, ResultRecord, predecessor_documents
 from storage.spool import Spool
@@ -76,9 +78,15 @@ class Composer:
         CannotCompose
             The reference header cannot carry a valid object, or its files are gone.
         """
-        request = self._request(result)
-        capture = compose_capture(request, self._picture(result, request.cited))
-        return capture, _report(request, sr_class, capture)
+        evidence = self._paths(result)
+        pictured = self._pictured(result, evidence)
+        cited = tuple(dict.fromkeys(each.path for each in pictured if each.path is not None))
+        request = self._request(result, evidence, cited or (evidence[len(evidence) // 2],))
+        shown = [each.shown for each in pictured]
+        explained = [each.label for each in shown if each.is_available]
+        picture = None if explained else self._picture(result, request.cited)
+        capture = compose_capture(request, picture, explanations=shown)
+        return capture, _report(request, sr_class, capture, explained)
 
     def compose_report(self, result: ResultRecord, sr_class: SRClassValues) -> EncodedDocument:
         """Return the report alone in another SOP class, referring to the same picture.
@@ -92,11 +100,18 @@ class Composer:
         """
         return self.compose(result, sr_class)[1]
 
-    def _request(self, result: ResultRecord) -> ReportRequest:
-        evidence = self._paths(result)
+    def _pictured(
+        self, result: ResultRecord, evidence: Sequence[Path]
+    ) -> tuple[PicturedExplanation, ...]:
+        stored = read_explanations(self._database, result.id)
+        return pictured_explanations(result, stored, evidence)
+
+    def _request(
+        self, result: ResultRecord, evidence: tuple[Path, ...], cited: tuple[Path, ...]
+    ) -> ReportRequest:
         return ReportRequest(
             evidence=evidence,
-            cited=(evidence[len(evidence) // 2],),
+            cited=cited,
             model=result.model,
             # Times without an offset are read in the hospital's zone: this host's.
             analysis_started=result.analysis_started_at.astimezone(),
@@ -151,11 +166,14 @@ class Composer:
 
 
 def _report(
-    request: ReportRequest, sr_class: SRClassValues, capture: EncodedDocument
+    request: ReportRequest,
+    sr_class: SRClassValues,
+    capture: EncodedDocument,
+    explained: Sequence[str],
 ) -> EncodedDocument:
     if request.refusal is not None:
         return compose_refusal_report(request, sr_class, capture)
-    return compose_study_report(request, sr_class, capture)
+    return compose_study_report(request, sr_class, capture, explained=explained)
 
 
 def _refusal_of(result: ResultRecord) -> RefusalDetail | None:

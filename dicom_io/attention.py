@@ -43,8 +43,9 @@ def source_region(placement: Placement, rows: int, columns: int) -> Region:
 def aligned_map(cells: Values, region: Region, rows: int, columns: int) -> Values:
     """Return a map on the pixels of the source image.
 
-    Between the centres of cells values are interpolated linearly, beyond the outermost centres
-    they are held. Intensity plays no part: the map of an inverted image is the same.
+    Between the centres of cells values are interpolated smoothly and never exceed those of the
+    cells; beyond the outermost centres they are held. Intensity plays no part: the map of an
+    inverted image is the same.
 
     Parameters
     ----------
@@ -63,7 +64,9 @@ def aligned_map(cells: Values, region: Region, rows: int, columns: int) -> Value
     top, left, bottom, right = region
     down = _weights(_positions(top, bottom, rows), cells.shape[0])
     across = _weights(_positions(left, right, columns), cells.shape[1])
-    aligned: Values = (down @ cells @ across.T).astype(np.float32)
+    # Cubic interpolation swings below the smallest value beside a steep rise.
+    smallest = min(float(cells.min()), 0.0) if _sees_beyond(region) else float(cells.min())
+    aligned: Values = np.clip(down @ cells @ across.T, smallest, cells.max()).astype(np.float32)
     return aligned
 
 
@@ -94,7 +97,12 @@ def slice_of(cells: Values, number: int, source_slices: int) -> Values:
     """Return the cells of the map at one slice of the source series, (rows, columns) float32."""
     weights = _weights(_positions(0.0, 1.0, source_slices)[number : number + 1], cells.shape[0])
     plane: Values = np.tensordot(weights[0], cells, axes=1).astype(np.float32)
-    return plane
+    return np.clip(plane, cells.min(), cells.max())
+
+
+def _sees_beyond(region: Region) -> bool:
+    """True when part of the source image lies outside the model's plane."""
+    return min(region) < 0 or max(region) > 1
 
 
 def _positions(start: float, end: float, count: int) -> npt.NDArray[np.float64]:
@@ -103,9 +111,23 @@ def _positions(start: float, end: float, count: int) -> npt.NDArray[np.float64]:
 
 
 def _weights(positions: npt.NDArray[np.float64], cells: int) -> npt.NDArray[np.float64]:
-    """Return (positions, cells): each cell's share in the value at a position."""
+    """Return (positions, cells): each cell's share in the value at a position.
+
+    Cubic convolution (Keys, 1981): smooth, and at the centre of a cell exactly its value.
+    """
     centred = np.clip(positions * cells - 0.5, 0, cells - 1)
-    shares = np.clip(1 - np.abs(centred[:, None] - np.arange(cells)), 0, None)
-    inside = (positions >= 0) & (positions <= 1)
-    weights: npt.NDArray[np.float64] = shares * inside[:, None]
+    first = np.floor(centred).astype(int) - 1
+    weights = np.zeros((len(positions), cells))
+    inside = ((positions >= 0) & (positions <= 1)).astype(float)
+    for number in range(4):
+        place = first + number
+        share = _keys(np.abs(centred - place)) * inside
+        np.add.at(weights, (np.arange(len(positions)), np.clip(place, 0, cells - 1)), share)
     return weights
+
+
+def _keys(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    kernel: npt.NDArray[np.float64] = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    return kernel

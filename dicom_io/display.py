@@ -21,8 +21,10 @@ LONGEST_EDGE = 1024
 """Enough for a result card; the source image stays in the archive."""
 
 
-def display_image(path: Path, longest_edge: int = LONGEST_EDGE) -> npt.NDArray[np.float32]:
-    """Return the middle frame of a stored image, ready to be shown.
+def display_image(
+    path: Path, longest_edge: int = LONGEST_EDGE, frame_number: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Return a frame of a stored image, ready to be shown.
 
     The first VOI window or table of the header decides the contrast; where there is none, the
     percentiles of the image do. MONOCHROME1 is inverted, colour becomes luminance, padding black.
@@ -33,6 +35,8 @@ def display_image(path: Path, longest_edge: int = LONGEST_EDGE) -> npt.NDArray[n
         A stored instance.
     longest_edge : int
         Larger images are shrunk to it, smaller ones stay as they are.
+    frame_number : int, optional
+        From 0; the middle one when None.
 
     Returns
     -------
@@ -51,12 +55,12 @@ def display_image(path: Path, longest_edge: int = LONGEST_EDGE) -> npt.NDArray[n
     PS3.3 C.11.1, C.11.2, C.7.6.3.1.2.
     """
     with machine_faults(path):
-        return _shown(path, longest_edge)
+        return _shown(path, longest_edge, frame_number)
 
 
-def _shown(path: Path, longest_edge: int) -> npt.NDArray[np.float32]:
+def _shown(path: Path, longest_edge: int, wanted: int | None) -> npt.NDArray[np.float32]:
     image = open_image(path)
-    frame_number = image.pixel.frames // 2
+    frame_number = image.pixel.frames // 2 if wanted is None else wanted
     transform = grey_transform(image, frame_number)
     (stored,) = iter_frames(image, [frame_number])
     frame = grey_frame(stored, transform)

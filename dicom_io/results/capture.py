@@ -6,6 +6,8 @@ original, never a substitute: no pixel spacing, so nothing can be measured on it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
@@ -20,6 +22,7 @@ from dicom_io.results.document import (
     new_document,
     reference_item,
 )
+from dicom_io.results.heat import ShownExplanation
 from dicom_io.results.reference import (
     Evidence,
     InstanceReference,
@@ -33,6 +36,7 @@ from dicom_io.results.request import (
     EncodedDocument,
     ReportRequest,
 )
+from dicom_io.vocabulary import PresenceValues
 
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
@@ -41,6 +45,7 @@ def compose_capture(
     request: ReportRequest,
     picture: npt.NDArray[np.float32] | None,
     evidence: Evidence | None = None,
+    explanations: Sequence[ShownExplanation] = (),
 ) -> EncodedDocument:
     """Return the result card of a result, findings or refusal, as an RGB Secondary Capture.
 
@@ -51,6 +56,8 @@ def compose_capture(
         black; of a volume, the slice to show. None where no pixels can be shown.
     evidence : Evidence, optional
         What `read_evidence` returned for this request, to read the headers only once.
+    explanations : sequence of ShownExplanation
+        Where the model saw what it found, or why that cannot be shown; of present findings only.
 
     Raises
     ------
@@ -65,16 +72,24 @@ def compose_capture(
         raise CannotCompose(
             f"picture must have the axes (rows, columns): received shape {picture.shape}"
         )
+    present = {each.label for each in request.findings if each.presence is PresenceValues.PRESENT}
+    if not {each.label for each in explanations} <= present:
+        raise CannotCompose(
+            "explanations must be of findings that are present: received "
+            f"{len(explanations)} for {len(present)} findings"
+        )
     evidence = evidence or read_evidence(request)
     with composing("the result card"):
         started = analysis_time(request, evidence)
-        pixels = draw_card(request, picture, started.strftime("%Y-%m-%d %H:%M %Z").strip())
+        pixels = draw_card(
+            request, picture, started.strftime("%Y-%m-%d %H:%M %Z").strip(), explanations
+        )
         ds = new_document(request, evidence, DocumentRole.CAPTURE, SECONDARY_CAPTURE_CLASS_UID)
         ds.ConversionType = "WSD"
         ds.DateOfSecondaryCapture = ds.ContentDate
         ds.TimeOfSecondaryCapture = ds.ContentTime
         _add_anatomy(ds, request, evidence.header)
-        _add_image(ds, request, evidence)
+        _add_image(ds, request, evidence, explanations)
         _add_pixels(ds, pixels)
         return encode(ds, request, DocumentRole.CAPTURE)
 
@@ -104,9 +119,19 @@ def _body_part(request: ReportRequest, header: Dataset) -> str:
     return codes.body_part_for_region(sites.pop()) if len(sites) == 1 else ""
 
 
-def _add_image(ds: Dataset, request: ReportRequest, evidence: Evidence) -> None:
+def _add_image(
+    ds: Dataset,
+    request: ReportRequest,
+    evidence: Evidence,
+    explanations: Sequence[ShownExplanation],
+) -> None:
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     ds.DerivationDescription = f"AI result card by {request.model.at_version}, not for measurement"
+    methods = sorted({each.method for each in explanations if each.is_available})
+    if methods:
+        ds.DerivationDescription += (
+            f"; colours show {' and '.join(methods)} attention, an explanation and no segmentation"
+        )
     if sources := [_source(cited) for cited in evidence.cited if cited.is_image]:
         ds.SourceImageSequence = sources
     # The attribute asks for text that identifies the patient. The card prints none of its own,

@@ -1,49 +1,54 @@
 """The result card as a picture: what was analysed on the left, what the model says on the right.
 
-Owns layout, colours and wording of the drawing. Knows no DICOM; text in, RGB pixels out.
+Owns layout, colours and wording of the drawing; ``explained_rows`` draws the maps of findings.
+Knows no DICOM; text in, RGB pixels out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from dicom_io.results.explained_rows import draw_rows
+from dicom_io.results.heat import ShownExplanation
+from dicom_io.results.lettering import (
+    AMBER,
+    BACKGROUND,
+    MUTED,
+    RED,
+    WHITE,
+    Colour,
+    font,
+    grey_square,
+    wrapped,
+)
 from dicom_io.results.request import OutcomeValues, ReportRequest, one_line, operating_point
 from dicom_io.vocabulary import Finding, PresenceValues
-
-Colour = tuple[int, int, int]
 
 PICTURE_SIDE = 544
 PANEL_WIDTH = 360
 """Together 1.5 MB uncompressed, as every result is kept and sent: the source holds the detail."""
 _MARGIN = 18
 
-_BACKGROUND: Colour = (16, 18, 22)
-_WHITE: Colour = (240, 240, 240)
-_MUTED: Colour = (170, 174, 180)
-_RED: Colour = (255, 84, 64)
-_AMBER: Colour = (255, 184, 48)
 # Absent is grey, not green: below a threshold is not a clean bill of health.
 _PRESENCE_COLOURS = MappingProxyType(
     {
-        PresenceValues.PRESENT: _RED,
-        PresenceValues.UNDETERMINED: _AMBER,
-        PresenceValues.ABSENT: _MUTED,
+        PresenceValues.PRESENT: RED,
+        PresenceValues.UNDETERMINED: AMBER,
+        PresenceValues.ABSENT: MUTED,
     }
 )
 _OUTCOME_COLOURS = MappingProxyType(
     {
-        OutcomeValues.POSITIVE: _RED,
-        OutcomeValues.UNDETERMINED: _AMBER,
-        OutcomeValues.NEGATIVE: _MUTED,
-        OutcomeValues.NOT_ANALYSED: _AMBER,
+        OutcomeValues.POSITIVE: RED,
+        OutcomeValues.UNDETERMINED: AMBER,
+        OutcomeValues.NEGATIVE: MUTED,
+        OutcomeValues.NOT_ANALYSED: AMBER,
     }
 )
 _READING_ORDER = (PresenceValues.PRESENT, PresenceValues.UNDETERMINED, PresenceValues.ABSENT)
@@ -58,7 +63,10 @@ class _Line:
 
 
 def draw_card(
-    request: ReportRequest, picture: npt.NDArray[np.float32] | None, time_shown: str
+    request: ReportRequest,
+    picture: npt.NDArray[np.float32] | None,
+    time_shown: str,
+    explanations: Sequence[ShownExplanation] = (),
 ) -> npt.NDArray[np.uint8]:
     """Return the card, RGB with axes (rows, columns, channels), uint8.
 
@@ -69,61 +77,58 @@ def draw_card(
         that can be shown.
     time_shown : str
         When the analysis started, as people read it.
+    explanations : sequence of ShownExplanation
+        Of findings that are present; those with a map take the place of the picture, the reason
+        of those without is said in words.
     """
-    panel = _panel(list(_lines(request, time_shown)))
+    panel = _panel(list(_lines(request, time_shown, explanations)))
+    explained = any(each.is_available for each in explanations)
+    pictures = draw_rows(request, explanations) if explained else _single(picture)
     # The panel grows with the number of findings: none is ever cut off.
-    card = np.empty((panel.shape[0], PICTURE_SIDE + PANEL_WIDTH, 3), dtype=np.uint8)
-    card[:] = np.array(_BACKGROUND, dtype=np.uint8)
-    card[:PICTURE_SIDE, :PICTURE_SIDE] = _no_picture() if picture is None else fit(picture)
-    card[:, PICTURE_SIDE:] = panel
+    height, width = max(panel.shape[0], pictures.shape[0]), pictures.shape[1]
+    card = np.empty((height, width + PANEL_WIDTH, 3), dtype=np.uint8)
+    card[:] = np.array(BACKGROUND, dtype=np.uint8)
+    card[: pictures.shape[0], :width] = pictures
+    card[: panel.shape[0], width:] = panel
     return card
 
 
-def fit(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return a picture scaled into the square, aspect kept, black around it, as RGB.
-
-    Anything drawn over the picture (an attention map, say) belongs on this square.
-    """
-    rows, columns = picture.shape
-    scale = PICTURE_SIDE / max(rows, columns)
-    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    grey = np.nan_to_num(picture, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32, copy=False)
-    resized = np.clip(cv2.resize(grey, (width, height), interpolation=smooth), 0.0, 1.0)
-    square = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), dtype=np.uint8)
-    top, left = (PICTURE_SIDE - height) // 2, (PICTURE_SIDE - width) // 2
-    values = np.rint(resized * 255).astype(np.uint8)
-    square[top : top + height, left : left + width] = values[:, :, np.newaxis]
-    return square
+def _single(picture: npt.NDArray[np.float32] | None) -> npt.NDArray[np.uint8]:
+    return _no_picture() if picture is None else grey_square(picture, PICTURE_SIDE)
 
 
 def _no_picture() -> npt.NDArray[np.uint8]:
-    image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE), _BACKGROUND)
+    image = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE), BACKGROUND)
     draw = ImageDraw.Draw(image)
     frame = (_MARGIN, _MARGIN, PICTURE_SIDE - _MARGIN, PICTURE_SIDE - _MARGIN)
-    draw.rectangle(frame, outline=_MUTED, width=2)
+    draw.rectangle(frame, outline=MUTED, width=2)
     middle = (PICTURE_SIDE / 2, PICTURE_SIDE / 2)
-    draw.text(middle, "No picture can be shown", font=_font(26), fill=_MUTED, anchor="mm")
+    draw.text(middle, "No picture can be shown", font=font(26), fill=MUTED, anchor="mm")
     return np.asarray(image, dtype=np.uint8)
 
 
-def _lines(request: ReportRequest, time_shown: str) -> Iterator[_Line]:
+def _lines(
+    request: ReportRequest, time_shown: str, explanations: Sequence[ShownExplanation]
+) -> Iterator[_Line]:
     colour = _OUTCOME_COLOURS[request.outcome]
-    yield _Line("AI result - not verified by a physician", 17, _WHITE)
+    yield _Line("AI result - not verified by a physician", 17, WHITE)
     if request.model.demonstration:
-        yield _Line("DEMONSTRATION MODEL - no clinical claim", 15, _AMBER, 4)
+        yield _Line("DEMONSTRATION MODEL - no clinical claim", 15, AMBER, 4)
     yield _Line(request.outcome, 38, colour, 13)
     if request.refusal is None:
-        yield from _finding_lines(request.findings)
+        yield from _finding_lines(request.findings, explanations)
     else:
         yield from _refusal_lines(request)
-    yield _Line(request.model.title, 17, _WHITE, 26)
-    yield _Line(request.model.at_version, 15, _MUTED, 3)
-    yield _Line(f"Analysis started {time_shown}", 15, _MUTED, 3)
-    yield _Line("Not for measurement", 15, _MUTED, 3)
+    yield _Line(request.model.title, 17, WHITE, 26)
+    yield _Line(request.model.at_version, 15, MUTED, 3)
+    yield _Line(f"Analysis started {time_shown}", 15, MUTED, 3)
+    yield _Line("Not for measurement", 15, MUTED, 3)
 
 
-def _finding_lines(findings: tuple[Finding, ...]) -> Iterator[_Line]:
+def _finding_lines(
+    findings: tuple[Finding, ...], explanations: Sequence[ShownExplanation]
+) -> Iterator[_Line]:
+    missing = {each.label: each.reason for each in explanations if not each.is_available}
     for finding in sorted(findings, key=lambda one: _READING_ORDER.index(one.presence)):
         colour = _PRESENCE_COLOURS[finding.presence]
         word = finding.presence.value
@@ -131,7 +136,10 @@ def _finding_lines(findings: tuple[Finding, ...]) -> Iterator[_Line]:
         stated = f"{word}, certainty of finding {finding.certainty_percent:g} %"
         yield _Line(finding.label, 21, colour, 13)
         yield _Line(stated, 16, colour, 2)
-        yield _Line(operating_point(finding), 14, _MUTED, 1)
+        yield _Line(operating_point(finding), 14, MUTED, 1)
+        if finding.label in missing:
+            reason = one_line(missing[finding.label]).rstrip(".")
+            yield _Line(f"Explanation map not available: {reason}.", 14, WHITE, 4)
 
 
 def _refusal_lines(request: ReportRequest) -> Iterator[_Line]:
@@ -139,10 +147,10 @@ def _refusal_lines(request: ReportRequest) -> Iterator[_Line]:
     if refusal is None:
         return
     headline = "The analysis failed" if refusal.failed else "The analysis was not performed"
-    yield _Line(headline, 19, _WHITE, 9)
-    yield _Line(f"Reason: {refusal.reason}", 18, _AMBER, 13)
-    yield _Line(one_line(refusal.message), 15, _WHITE, 6)
-    yield _Line("No statement about any finding is made.", 18, _AMBER, 18)
+    yield _Line(headline, 19, WHITE, 9)
+    yield _Line(f"Reason: {refusal.reason}", 18, AMBER, 13)
+    yield _Line(one_line(refusal.message), 15, WHITE, 6)
+    yield _Line("No statement about any finding is made.", 18, AMBER, 18)
 
 
 def _panel(lines: list[_Line]) -> npt.NDArray[np.uint8]:
@@ -151,40 +159,11 @@ def _panel(lines: list[_Line]) -> npt.NDArray[np.uint8]:
     top = _MARGIN
     for line in lines:
         top += line.space_before
-        for part in _wrapped(line.text, line.size, width):
+        for part in wrapped(line.text, line.size, width):
             placed.append((top, part, line))
             top += round(line.size * 1.3)
-    image = Image.new("RGB", (PANEL_WIDTH, max(PICTURE_SIDE, top + _MARGIN)), _BACKGROUND)
+    image = Image.new("RGB", (PANEL_WIDTH, max(PICTURE_SIDE, top + _MARGIN)), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for position, part, line in placed:
-        draw.text((_MARGIN, position), part, font=_font(line.size), fill=line.colour)
+        draw.text((_MARGIN, position), part, font=font(line.size), fill=line.colour)
     return np.asarray(image, dtype=np.uint8)
-
-
-def _wrapped(text: str, size: int, width: int) -> Iterator[str]:
-    """Yield the lines of a text; a word wider than the panel is broken inside."""
-    font, current = _font(size), ""
-    for word in text.split():
-        candidate = f"{current} {word}".strip()
-        if font.getlength(candidate) <= width:
-            current = candidate
-            continue
-        if current:
-            yield current
-        current = word
-        while font.getlength(current) > width:
-            kept = next(
-                count
-                for count in range(len(current) - 1, 0, -1)
-                if count == 1 or font.getlength(current[:count]) <= width
-            )
-            yield current[:kept]
-            current = current[kept:]
-    if current:
-        yield current
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own scalable font: no font of the host is needed."""
-    return ImageFont.load_default(size)

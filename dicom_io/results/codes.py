@@ -50,6 +50,7 @@ ALGORITHM_FAMILY = Code("111000", "DCM", "Algorithm Family")
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 CERTAINTY_OF_FINDING = Code("111012", "DCM", "Certainty of Finding")
 SOURCE_OF_MEASUREMENT = Code("121112", "DCM", "Source of Measurement")
+VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
 COMMENT = Code("121106", "DCM", "Comment")
 PERCENT = Code("%", "UCUM", "percent")
 

@@ -6,7 +6,7 @@ mixes both kinds of group shows as a black viewport.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from highdicom.sr import ContentItem
 
@@ -20,10 +20,11 @@ from dicom_io.results.content import (
     encode_report,
     measurement_group,
     percent_item,
+    reference_content,
     text_item,
 )
 from dicom_io.results.document import composing
-from dicom_io.results.reference import Evidence, read_evidence
+from dicom_io.results.reference import Evidence, InstanceReference, read_evidence
 from dicom_io.results.request import (
     EncodedDocument,
     ReportRequest,
@@ -38,6 +39,7 @@ def compose_study_report(
     sop_class: SRClassValues = SRClassValues.COMPREHENSIVE_3D,
     capture: EncodedDocument | None = None,
     evidence: Evidence | None = None,
+    explained: Collection[str] = (),
 ) -> EncodedDocument:
     """Return the Structured Report of a result with findings.
 
@@ -52,6 +54,8 @@ def compose_study_report(
         The result card of the same result, listed as evidence; it must be sent first.
     evidence : Evidence, optional
         What `read_evidence` returned for this request, to read the headers only once.
+    explained : collection of str
+        Labels of the findings whose map the result card shows; their groups refer to it.
 
     Raises
     ------
@@ -67,7 +71,15 @@ def compose_study_report(
     evidence = evidence or read_evidence(request)
     with composing("the study report"):
         groups = [
-            measurement_group(request, evidence, finding.label, _statements(request, finding))
+            measurement_group(
+                request,
+                evidence,
+                finding.label,
+                [
+                    *_statements(request, finding),
+                    *(_explanation(capture) if finding.label in explained else ()),
+                ],
+            )
             for finding in request.findings
         ]
         content = [
@@ -92,3 +104,11 @@ def _statements(request: ReportRequest, finding: Finding) -> Iterator[ContentIte
     yield code_item(codes.ALGORITHM_FAMILY, codes.ARTIFICIAL_INTELLIGENCE, HAS_CONCEPT_MOD)
     yield percent_item(codes.CERTAINTY_OF_FINDING, finding.certainty_percent)
     yield code_item(finding.code, codes.PRESENCE[finding.presence], CONTAINS)
+
+
+def _explanation(capture: EncodedDocument | None) -> Iterator[ContentItem]:
+    if capture is not None:
+        picture = InstanceReference(
+            capture.series_instance_uid, capture.sop_class_uid, capture.sop_instance_uid
+        )
+        yield reference_content(codes.VISUAL_EXPLANATION, picture)

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import CannotCompose
 from dicom_io.results.capture import compose_capture
-from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card, fit
+from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card
+from dicom_io.results.lettering import grey_square
 from dicom_io.vocabulary import PresenceValues
 from tests.results_material import (
     NEGATIVE,
@@ -45,7 +46,7 @@ def counted(card: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def test_a_picture_fills_the_square_with_its_aspect_kept() -> None:
-    square = fit(np.full((100, 50), 1.0, dtype=np.float32))
+    square = grey_square(np.full((100, 50), 1.0, dtype=np.float32), PICTURE_SIDE)
 
     assert square.shape == (PICTURE_SIDE, PICTURE_SIDE, 3)
     assert square[:, PICTURE_SIDE // 2].min() == 255
@@ -56,14 +57,14 @@ def test_a_picture_fills_the_square_with_its_aspect_kept() -> None:
 def test_values_that_are_no_numbers_are_drawn_black() -> None:
     picture = np.full((4, 4), np.nan, dtype=np.float32)
 
-    assert fit(picture).max() == 0
+    assert grey_square(picture, PICTURE_SIDE).max() == 0
 
 
 def test_a_larger_picture_is_averaged_not_sampled() -> None:
     # A checkerboard of single pixels, two per target pixel, becomes even grey.
     board = (np.indices((2 * PICTURE_SIDE, 2 * PICTURE_SIDE)).sum(axis=0) % 2).astype(np.float32)
 
-    assert set(np.unique(fit(board))) <= {127, 128}
+    assert set(np.unique(grey_square(board, PICTURE_SIDE))) <= {127, 128}
 
 
 @pytest.mark.parametrize(

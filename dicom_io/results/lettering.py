@@ -1,0 +1,74 @@
+"""What every part of the result card is drawn with: colours, letters, and pictures brought to size.
+
+Owns no layout and no wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import ImageFont
+
+Colour = tuple[int, int, int]
+
+BACKGROUND: Colour = (16, 18, 22)
+WHITE: Colour = (240, 240, 240)
+MUTED: Colour = (170, 174, 180)
+RED: Colour = (255, 84, 64)
+AMBER: Colour = (255, 184, 48)
+
+
+def in_square(values: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Return values in [0, 1] scaled into a square, aspect kept, 0 around them.
+
+    Two arrays of one shape come to lie at the same place. What is not a number becomes 0.
+    """
+    rows, columns = values.shape
+    scale = side / max(rows, columns)
+    height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    finite = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32, copy=False)
+    square = np.zeros((side, side), dtype=np.float32)
+    top, left = (side - height) // 2, (side - width) // 2
+    resized = cv2.resize(finite, (width, height), interpolation=smooth)
+    square[top : top + height, left : left + width] = np.clip(resized, 0.0, 1.0)
+    return square
+
+
+def grey_square(picture: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.uint8]:
+    """Return a display image in a square, black around it, as RGB."""
+    values = np.rint(in_square(picture, side) * 255).astype(np.uint8)
+    return np.repeat(values[:, :, np.newaxis], 3, axis=2)
+
+
+def wrapped(text: str, size: int, width: int) -> Iterator[str]:
+    """Yield the lines of a text; a word wider than a line is broken inside."""
+    letters, current = font(size), ""
+    for word in text.split():
+        candidate = f"{current} {word}".strip()
+        if letters.getlength(candidate) <= width:
+            current = candidate
+            continue
+        if current:
+            yield current
+        current = word
+        while letters.getlength(current) > width:
+            kept = next(
+                count
+                for count in range(len(current) - 1, 0, -1)
+                if count == 1 or letters.getlength(current[:count]) <= width
+            )
+            yield current[:kept]
+            current = current[kept:]
+    if current:
+        yield current
+
+
+@lru_cache(maxsize=16)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own scalable font: no font of the host is needed."""
+    return ImageFont.load_default(size)
