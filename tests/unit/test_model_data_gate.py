@@ -1,0 +1,226 @@
+"""The gate in front of training and evaluation: each fault is found, named and can be allowed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from model.errors import DataGateFault, TrainingDataFault
+from model.training.gate import ADVICE, CheckValues, GateLimits, check_data, checks_named
+from model.training.sources import open_dataset
+from tests.labelled_images import EDGE, grey, put_dicom, put_film
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two patients of each class in each split, nothing wrong."""
+    seed = 0
+    for split in ("train", "validation"):
+        for _ in range(2):
+            seed += 1
+            put_film(tmp_path / split / "SICK" / f"person{seed}_virus_1.png", 0.8, seed)
+            seed += 1
+            put_film(tmp_path / split / "WELL" / f"IM-{seed}-0001.jpeg", 0.2, seed)
+    return tmp_path
+
+
+def gate(data: Path, *allowed: CheckValues, **limits: float):
+    with open_dataset(data) as dataset:
+        return check_data(dataset, allowed=allowed, limits=GateLimits(**limits))  # type: ignore[arg-type]
+
+
+def checks(report) -> list[str]:
+    return [str(finding.check) for finding in report.findings]
+
+
+def test_sound_data_pass_with_their_counts(data):
+    report = gate(data)
+
+    report.require()
+    assert report.findings == ()
+    assert report.counts["train"] == {"images": 4, "SICK": 2, "WELL": 2}
+
+
+def test_patient_in_two_splits_is_found_with_the_files(data):
+    put_film(data / "validation" / "SICK" / "person1_virus_2.png", 0.8, 50)
+
+    (finding,) = gate(data).findings
+
+    assert finding.check is CheckValues.PATIENTS
+    assert finding.files == (
+        "train/SICK/person1_virus_1.png", "validation/SICK/person1_virus_2.png",
+    )  # fmt: skip
+    assert "patient person1 is in train and validation" in finding.sentence
+
+
+def test_patient_of_a_dicom_header_is_found_in_two_splits(data):
+    put_dicom(data / "train" / "SICK" / "a.dcm", grey(0.8, 60), PatientID="X")
+    put_dicom(data / "validation" / "SICK" / "b.dcm", grey(0.8, 61), PatientID="X")
+
+    assert checks(gate(data)) == ["patients"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_identical_file_is_found_within_and_across_splits(data, split):
+    source = data / "train" / "SICK" / "person1_virus_1.png"
+    shutil.copy(source, data / split / "SICK" / "copy.png")
+
+    (finding,) = gate(data).findings
+
+    assert finding.check is CheckValues.DUPLICATES
+    assert len(finding.files) == 2
+
+
+def test_same_picture_in_another_file_format_is_found(data):
+    pixels = cv2.imread(str(data / "train" / "SICK" / "person1_virus_1.png"), cv2.IMREAD_GRAYSCALE)
+    # As MONOCHROME1, twelve times as bright, in sixteen bits: still the same picture.
+    inverted = ((255 - pixels).astype(np.uint16)) * 12
+    put_dicom(
+        data / "train" / "SICK" / "other.dcm", inverted, PhotometricInterpretation="MONOCHROME1"
+    )
+
+    assert checks(gate(data)) == ["same-pixels"]
+
+
+def test_identical_file_with_another_label_is_a_conflict_too(data):
+    source = data / "train" / "SICK" / "person1_virus_1.png"
+    shutil.copy(source, data / "train" / "WELL" / "copy.png")
+
+    report = gate(data)
+
+    assert checks(report) == ["duplicates", "label-conflicts"]
+    assert "SICK and also WELL" in report.findings[1].sentence
+
+
+def test_same_film_of_a_patient_under_two_labels_is_a_conflict(data):
+    put_film(data / "train" / "WELL" / "person1_virus_1.png", 0.8, 70)
+
+    assert checks(gate(data)) == ["label-conflicts"]
+
+
+def test_one_instance_under_two_labels_is_a_conflict(data):
+    uid = "1.2.826.0.1.3680043.8.498.1"
+    put_dicom(data / "train" / "SICK" / "a.dcm", grey(0.8, 71), SOPInstanceUID=uid)
+    put_dicom(data / "train" / "WELL" / "b.dcm", grey(0.8, 72), SOPInstanceUID=uid)
+
+    assert checks(gate(data)) == ["label-conflicts"]
+
+
+def test_class_that_a_split_lacks_is_found(data):
+    shutil.rmtree(data / "validation" / "WELL")
+
+    (finding,) = gate(data).findings
+
+    assert (finding.check, finding.sentence) == (CheckValues.BALANCE, "validation holds no WELL")
+
+
+def test_class_below_the_stated_share_is_found(data):
+    put_film(data / "train" / "SICK" / "person90_virus_1.png", 0.8, 80)
+
+    report = gate(data, smallest_class_share=0.41)
+
+    assert checks(report) == ["balance"]
+    assert "2 of 5 images are WELL, a share of 0.400" in report.findings[0].sentence
+
+
+def test_file_that_cannot_be_decoded_is_found(data):
+    broken = data / "train" / "SICK" / "broken.dcm"
+    put_dicom(broken, grey(0.8, 81), BitsAllocated=7)
+
+    assert checks(gate(data)) == ["unreadable"]
+
+
+@pytest.mark.parametrize("name", ["cut.png", "cut.jpeg", "cut.dcm"])
+def test_file_cut_short_is_found(data, name):
+    path = data / "train" / "SICK" / name
+    if name.endswith("dcm"):
+        put_dicom(path, grey(0.8, 82))
+    else:
+        put_film(path, 0.8, 82)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+
+    assert checks(gate(data)) == ["truncated"]
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_jpeg_that_lacks_no_more_than_its_end_is_found(data, missing):
+    path = put_film(data / "train" / "SICK" / "cut.jpeg", 0.8, 83)
+    path.write_bytes(path.read_bytes()[:-missing])
+
+    assert checks(gate(data)) == ["truncated"]
+
+
+def test_end_of_a_thumbnail_is_not_the_end_of_a_jpeg(data):
+    path = put_film(data / "train" / "SICK" / "cut.jpeg", 0.8, 84)
+    whole = path.read_bytes()
+    thumbnail = b"\xff\xe1\x00\x0aExif\xff\xd8\xff\xd9"
+    path.write_bytes(whole[:2] + thumbnail + whole[2 : len(whole) // 2])
+
+    assert checks(gate(data)) == ["truncated"]
+
+
+def test_png_with_a_changed_byte_is_found(data):
+    path = put_film(data / "train" / "SICK" / "changed.png", 0.8, 85)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+    report = gate(data)
+
+    assert checks(report) == ["truncated"]
+    assert "checksum of the PNG chunk" in report.findings[0].sentence
+
+
+def test_file_that_is_no_image_is_found(data):
+    (data / "train" / "SICK" / "thumbs.db").write_bytes(b"\0" * 400)
+
+    assert checks(gate(data)) == ["not-images"]
+
+
+def test_tiny_image_is_found(data):
+    put_film(data / "train" / "SICK" / "small.png", 0.8, 86, edge=EDGE)
+
+    assert checks(gate(data, smallest_edge_pixels=EDGE)) == []
+    assert set(checks(gate(data, smallest_edge_pixels=EDGE + 1))) == {"tiny"}
+
+
+def test_blank_images_are_found_and_are_no_twins(data):
+    for number, value in enumerate((10, 20)):
+        path = data / "train" / "SICK" / f"blank{number}.png"
+        cv2.imwrite(str(path), np.full((EDGE, EDGE), value, np.uint8))
+
+    assert checks(gate(data)) == ["blank", "blank"]
+
+
+def test_check_is_passed_over_by_its_name_only_and_stays_listed(data):
+    shutil.copy(data / "train" / "SICK" / "person1_virus_1.png", data / "train" / "SICK" / "c.png")
+    (data / "train" / "SICK" / "x.db").write_bytes(b"x")
+
+    report = gate(data, CheckValues.DUPLICATES)
+
+    assert [str(f.check) for f in report.failing] == ["not-images"]
+    with pytest.raises(DataGateFault, match="1 fault: not-images") as caught:
+        report.require()
+    assert ADVICE[CheckValues.NOT_IMAGES] in str(caught.value)
+    gate(data, *checks_named(["duplicates", "not-images"])).require()
+
+
+def test_unknown_name_of_a_check_is_refused_with_those_there_are():
+    with pytest.raises(TrainingDataFault, match=r"no check named dupes.*duplicates"):
+        checks_named(["dupes"])
+
+
+def test_many_findings_of_a_check_make_a_short_message_and_a_full_record(data):
+    for number in range(9):
+        (data / "train" / "SICK" / f"{number}.db").write_bytes(bytes([number]))
+
+    report = gate(data)
+
+    with pytest.raises(DataGateFault, match=r"not-images \(9\).*and 4 more"):
+        report.require()
+    assert len(report.as_mapping()["findings"]) == 9
