@@ -7,7 +7,9 @@ still comes after an abort.
 
 from __future__ import annotations
 
+import select
 import socket
+import ssl
 import time
 
 from pynetdicom.dul import DULServiceProvider
@@ -46,6 +48,30 @@ class BoundedDUL(DULServiceProvider):
             return
         self._recv_pdu.put(decoded)
         self.event_queue.put(event)
+
+    def _is_transport_event(self) -> bool:
+        # As pynetdicom's own, but for `select`, which knows no descriptor beyond 1023.
+        wrapper = self.socket
+        if wrapper is not None and self._has_data():
+            self._read_pdu_data()
+            return True
+        if self.state_machine.current_state == _AWAITING_CLOSE:
+            if wrapper is not None:
+                wrapper.close()
+            return True
+        return False
+
+    def _has_data(self) -> bool:
+        """Tell whether there is something to read, the end of the connection included."""
+        wrapper = self.socket
+        connection = None if wrapper is None else wrapper.socket
+        if connection is None or connection.fileno() < 0:
+            return False  # Whoever closed it has said so.
+        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+            return True
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _read_pdu_data(self) -> None:
         wrapper = self.socket
