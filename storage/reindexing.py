@@ -125,8 +125,15 @@ class _Walk:
         self._missing += sum(
             not self._spool.absolute(each).exists() for each in known - present.keys()
         )
-        for relative in sorted(present.keys() - known):
-            self._read(present[relative])
+        unknown = [present[relative] for relative in sorted(present.keys() - known)]
+        try:
+            # Who named them may have died before the names were synced. A row says that they are.
+            self._spool.sync_names(unknown)
+        except SpoolFailure:
+            self._unreadable.append(f"studies/{uid}")
+            return
+        for path in unknown:
+            self._read(path)
         if len(self._pending) >= _BATCH:
             self.record_pending()
 

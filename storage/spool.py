@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -207,6 +207,20 @@ class Spool:
         if len(self._synced_folders) >= _MOST_REMEMBERED:
             self._synced_folders.clear()
         self._synced_folders.add(series_folder)
+
+    def sync_names(self, paths: Iterable[Path]) -> None:
+        """Make the names of stored files survive, whoever gave them.
+
+        Raises
+        ------
+        SpoolFailure
+            The disk failed.
+        """
+        try:
+            for folder in sorted({str(path.parent) for path in paths}):
+                self._sync(folder)
+        except OSError as error:
+            raise translated_file_error(error, f"sync a folder of {self._studies}") from error
 
     def stored_instances(self) -> Iterator[Path]:
         """Yield every stored file, study by study; conflicts after the file they contradict."""

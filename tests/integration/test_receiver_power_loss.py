@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import storage.incoming
 import storage.spool
-from storage.database import migrate
+from daemon.indexing import IndexWriter
+from storage.database import migrate, open_database
 from storage.durable import sync_folder
+from storage.reindexing import reindex
+from storage.spool import Spool
 from tests.power_loss import Disk
 from tests.reception_here import ReceptionHere
 from tests.senders import SUCCESS, Modality, Outgoing, instance
@@ -93,6 +98,21 @@ def test_what_a_predecessor_named_and_did_not_sync_is_synced_before_success(
     send(begin(), INSTANCE)
 
     assert is_on(disk.at_answers[-1], INSTANCE)
+
+
+def test_what_is_indexed_again_is_on_the_disk_whoever_named_it(
+    disk: Disk, begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without_sync:
+        without_sync.setattr(storage.spool, "sync_folder", lambda folder: None)
+        without_sync.setattr(IndexWriter, "put", lambda index, report: None)
+        send(begin(), INSTANCE)
+    spool = Spool(tmp_path / "data" / "spool", 0)
+    with closing(open_database(tmp_path / "data" / "medimgd.db")) as database:
+        found = reindex(database, spool, datetime.now(UTC))
+
+    assert found.recorded == 1
+    assert is_on(disk.survivors(), INSTANCE)
 
 
 def test_an_instance_in_folders_that_another_association_has_just_made_is_on_the_disk(
