@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from daemon.backpressure import Backpressure
 from daemon.committing import CommitmentDesk
 from daemon.config import MEBIBYTE, Config, ReceiverSection
+from daemon.descriptors import allow_descriptors
 from daemon.door import acceptor_context_of, authenticates_of, peers_of
 from daemon.indexing import Closed, IndexWriter, Opened, Refused
 from daemon.logs import ACTION, ASSOCIATION, PEER, REASON, SOP_INSTANCE
@@ -255,6 +256,7 @@ def make_server(
 def run_receiver(config: Config, database: Database, slot: str) -> None:
     """Receive until a stop is asked for; then refuse, finish what is open, and flush the index."""
     section = config.receiver
+    allow_descriptors(section.maximum_associations)
     spool = Spool(config.spool_folder, section.minimum_free_mib * MEBIBYTE, slot=slot)
     settle_before_receiving(config, database, spool, slot)
     role = RoleProcess(config, database, "receiver", slot)

@@ -51,6 +51,8 @@ class Instance:
 class ReceiverProcess:
     """`medimgd run receiver` on a free port, with room for many peers.
 
+    It starts with 1024 descriptors, as services do.
+
     Parameters
     ----------
     folder : Path
@@ -84,7 +86,8 @@ class ReceiverProcess:
         )
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "daemon", "run", "receiver", "-c", str(config_path)],
+                ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh", sys.executable, "-m", "daemon",
+                 "run", "receiver", "-c", str(config_path)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         assert wait_until(self._listens, _START_SECONDS), f"not started:\n{self.log()}"
@@ -123,6 +126,11 @@ class ReceiverProcess:
             except FileNotFoundError:
                 continue
         return names
+
+    def leavings(self) -> list[str]:
+        """Return the descriptors that only peers cause: connections, events and instances."""
+        kinds = ("socket:", "pipe:", "anon_inode:")
+        return [d for d in self.descriptors() if d.startswith(kinds) or "/spool/" in d]
 
     @property
     def connection_count(self) -> int:
