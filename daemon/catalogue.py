@@ -12,9 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from daemon.config import Config
-from model.catalogue import Catalogue, InstalledPackage, read_catalogue, version_order
+from model.catalogue import (
+    Catalogue,
+    InstalledPackage,
+    VersionOrder,
+    read_catalogue,
+    version_order,
+)
 from model.package import ModelPackage
-from storage.standings import Standing, VersionDigests
+from storage.database import open_database
+from storage.errors import DatabaseMissing
+from storage.standings import Standing, VersionDigests, list_standings
 from storage.states import ModelState
 
 _DECIDED = (ModelState.ADMITTED, ModelState.SUPERSEDED, ModelState.RETIRED)
@@ -56,6 +64,18 @@ def installed_catalogue(config: Config) -> Catalogue:
     return read_catalogue(
         package_folders(config), bundled=config.models.bundled, disabled=config.models.disabled
     )
+
+
+def known_standings(config: Config) -> tuple[Standing, ...]:
+    """Return what a person decided, read from outside; nothing before the first start."""
+    try:
+        database = open_database(config.database_path, read_only=True)
+    except DatabaseMissing:
+        return ()
+    try:
+        return list_standings(database)
+    finally:
+        database.close()
 
 
 def serving(config: Config, standings: Sequence[Standing] = ()) -> Serving:
@@ -189,7 +209,7 @@ def _is_higher(package: ModelPackage, now: Serving) -> bool:
     )
 
 
-def _version(package: ModelPackage) -> tuple[tuple[int, ...], bool, str]:
+def _version(package: ModelPackage) -> VersionOrder:
     return version_order(package.identity.version)
 
 

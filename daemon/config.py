@@ -257,6 +257,31 @@ class StudySection(_Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class AdmissionSection(_Section):
+    """What a model version must show before this site lets it serve."""
+
+    required: bool = False
+    """Whether nothing serves without ``medimgd models admit``, the shipped packages included. When
+    false, the highest version serves by itself until a person has admitted or retired one."""
+    evaluation_required: bool = True
+    """Whether a package without an evaluation report is refused. One is needed for the limits
+    below in any case."""
+    minimum_auc: Share = 0.0
+    """Smallest area under the ROC curve, of each label; 0 sets no limit, as for the next two."""
+    minimum_sensitivity: Share = 0.0
+    """Smallest sensitivity at the packaged threshold, of each label."""
+    minimum_specificity: Share = 0.0
+    """Smallest specificity at the packaged threshold, of each label."""
+    maximum_subgroup_gap: Share = 1.0
+    """Largest distance of AUC, sensitivity or specificity between two subgroups of a column; 1 sets
+    no limit."""
+    lower_bounds_count: bool = False
+    """Whether the lower ends of the confidence intervals must reach the minima, not the values."""
+
+
 class ModelsSection(_Section):
     """Which model packages may serve."""
 
@@ -266,6 +291,7 @@ class ModelsSection(_Section):
     """Whether the packages shipped with medimgd take part."""
     disabled: tuple[str, ...] = ()
     """``name`` or ``name@version`` of packages that must not run."""
+    admission: AdmissionSection = AdmissionSection()
 
 
 class WorkerSection(_Section):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon.catalogue import installed_catalogue
+from daemon.catalogue import known_standings, serving, state_of
 from daemon.config import Config
 from daemon.confirming import peer_of
 from daemon.door import tls_call_to_ourselves, tls_files_of
@@ -265,16 +265,22 @@ def _decoders(config: Config) -> Iterator[Diagnosis]:
 
 
 def _models(config: Config) -> Iterator[Diagnosis]:
-    installed = installed_catalogue(config).installed
-    if not any(item.usable for item in installed):
+    standings = known_standings(config)
+    now = serving(config, standings)
+    if not now.packages:
         yield Diagnosis(
             "models", ok=False,
-            detail="no usable model: every study ends as unmatched; see 'medimgd models add'",
+            detail="no model serves: every study ends as unmatched; see 'medimgd models list', "
+            "'medimgd models add' and 'medimgd models admit'",
         )  # fmt: skip
-    for item in installed:
+    for item in now.catalogue.installed:
         yield Diagnosis(
-            f"model {item.title}", ok=not item.faults, detail="; ".join(item.faults) or item.state
-        )
+            f"model {item.title}", ok=not item.faults,
+            detail="; ".join(item.faults) or state_of(item, now, standings),
+        )  # fmt: skip
+    for title, fault in now.out_of_order.items():
+        if title not in {item.title for item in now.catalogue.broken}:
+            yield Diagnosis(f"model {title}", ok=False, detail=fault)
 
 
 def _destinations(config: Config) -> Iterator[Diagnosis]:

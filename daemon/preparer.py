@@ -18,6 +18,7 @@ from daemon.catalogue import serving
 from daemon.config import Config
 from daemon.logs import ACTION, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc, where
+from daemon.shadow_preparing import ShadowPreparer, with_shadows
 from dicom_io.errors import CannotDecode, MedimgdError, Refusal, UnreadableInstance
 from dicom_io.header import read_attributes
 from dicom_io.tensors import build_tensor
@@ -44,7 +45,9 @@ from storage.preparation import (
     reclaim_preparations,
     renew_preparation,
 )
+from storage.shadows import reclaim_runs
 from storage.spool import Spool
+from storage.standings import list_standings
 from storage.states import StudyState
 
 _logger = logging.getLogger(__name__)
@@ -134,7 +137,7 @@ class Preparer:
         started = time.monotonic()
         uid = task.study_instance_uid
         try:
-            packages = serving(self._config).packages
+            packages = serving(self._config, list_standings(self._database)).packages
             preparation = self._decide(task, packages).preparation(len(packages))
             finish_preparation(self._database, task, preparation, now_utc())
         except LeaseLost as error:
@@ -280,8 +283,19 @@ def run_preparer(config: Config, database: Database, slot: str) -> None:
         database, now_utc(), owner=slot, max_attempts=config.study.maximum_attempts
     )
     preparer = Preparer(config, database, Spool(config.spool_folder, 0, slot=slot), slot)
-    role = RoleProcess(config, database, "preparer", slot, preparer.renew)
+    shadows = ShadowPreparer(config, database, Spool(config.spool_folder, 0, slot=slot), slot)
+    # What a dead predecessor prepared for a shadow is taken over by whoever looks next.
+    reclaim_runs(database, now_utc(), owner=slot)
+
+    def renew_all(now: datetime) -> None:
+        preparer.renew(now)
+        shadows.renew(now)
+
+    step = with_shadows(
+        preparer.prepare_next, shadows, lambda: serving(config, list_standings(database)).shadows
+    )
+    role = RoleProcess(config, database, "preparer", slot, renew_all)
     role.begin()
-    role.repeat(preparer.prepare_next, IDLE_SECONDS)
+    role.repeat(step, IDLE_SECONDS)
     give_back_preparations(database, slot)
     role.end()

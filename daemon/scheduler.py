@@ -22,7 +22,9 @@ from storage.completion import CompletionRules, DeadlineAction, complete_due_stu
 from storage.database import Database
 from storage.preparation import reclaim_preparations
 from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.shadows import reclaim_runs
 from storage.spool import Spool
+from storage.standings import refuse_jobs_of_retired
 
 _logger = logging.getLogger(__name__)
 
@@ -119,6 +121,14 @@ class Scheduler:
                 "job %d comes back from a silent worker; it is %s", job.id, job.state,
                 extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
             )  # fmt: skip
+
+        refused = refuse_jobs_of_retired(self._database, now_utc())
+        if refused:
+            _logger.warning(
+                "%d analyses that waited for a retired model are refused", len(refused),
+                extra={ACTION: "retired_refused", COUNT: len(refused)},
+            )  # fmt: skip
+        reclaim_runs(self._database, now_utc())
 
     def keep_retention(self) -> None:
         """Remove the pixels of studies that ended long ago."""

@@ -20,6 +20,7 @@ from daemon.config import Config
 from daemon.explaining import with_explanations
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc
+from daemon.shadow_work import ShadowWorker
 from dicom_io.errors import MedimgdError, RefusalReason
 from model.errors import DeviceOutOfMemory, ModelError, UnusableOutput
 from model.explain import explained_findings
@@ -30,6 +31,7 @@ from storage.claims import claim_batch, give_back, reclaim_expired, renew
 from storage.database import Database
 from storage.endings import Analysed, fail_attempt, finish_batch, refuse_job
 from storage.jobs import ClaimedJob, WaitingModel, waiting_models
+from storage.standings import list_standings
 
 _logger = logging.getLogger(__name__)
 
@@ -48,11 +50,24 @@ def keras_predictor(config: Config) -> PredictorMaker:
 
 
 class ServedModels:
-    """The packages this worker serves: loaded and warm, or out of order with the reason."""
+    """The packages this worker serves: loaded and warm, or out of order with the reason.
 
-    def __init__(self, config: Config, make_predictor: PredictorMaker) -> None:
+    Parameters
+    ----------
+    config : Config
+        Where packages are.
+    make_predictor : callable
+        Makes what computes a package.
+    database : Database, optional
+        For what a person decided about versions; without one every package serves by itself.
+    """
+
+    def __init__(
+        self, config: Config, make_predictor: PredictorMaker, database: Database | None = None
+    ) -> None:
         self._config = config
         self._make_predictor = make_predictor
+        self._database = database
         self._serving: Serving | None = None
         self._predictors: dict[str, tuple[ModelPackage, Predictor]] = {}
         self.out_of_order: dict[str, str] = {}
@@ -61,25 +76,33 @@ class ServedModels:
 
     def refresh(self) -> bool:
         """Load what was added and drop what was removed; True when anything changed."""
-        now_serving = serving(self._config)
+        standings = () if self._database is None else list_standings(self._database)
+        now_serving = serving(self._config, standings)
         if now_serving is self._serving:
             return False
         self._serving = now_serving
-        packages = now_serving.packages
+        wanted = (*now_serving.packages, *(each.package for each in now_serving.shadows))
+        kept = (*wanted, *now_serving.finishing)
         self._predictors = {
             name: (package, predictor)
             for name, (package, predictor) in self._predictors.items()
-            if package in packages
+            if package in kept
         }
-        self.out_of_order = {
-            item.title: "; ".join(item.faults) for item in now_serving.catalogue.broken
-        }
+        self.out_of_order = dict(now_serving.out_of_order)
         for title, fault in self.out_of_order.items():
             _log_out_of_order(title, fault)
-        for package in packages:
+        for package in wanted:
             if package.at_version not in self._predictors:
                 self._load(package)
         return True
+
+    def load_to_finish(self, at_version: str) -> None:
+        """Load a version that serves no more, for the analyses that still wait for it."""
+        if self._serving is None or at_version in {*self._predictors, *self.out_of_order}:
+            return
+        for package in self._serving.finishing:
+            if package.at_version == at_version:
+                self._load(package)
 
     def _load(self, package: ModelPackage) -> None:
         predictor = self._make_predictor(package)
@@ -103,10 +126,13 @@ class ServedModels:
     def detail(self) -> Mapping[str, object]:
         """Return what ``medimgd status`` shows of this worker."""
         described = [predictor.description for _, predictor in self._predictors.values()]
+        shadows = () if self._serving is None else self._serving.shadows
+        in_shadow = {each.package.at_version for each in shadows} & set(self._predictors)
         return {
             "device": described[0].device if described else "",
             "runtime": described[0].runtime if described else "",
-            "models": sorted(self._predictors),
+            "models": sorted(set(self._predictors) - in_shadow),
+            "shadows": sorted(in_shadow),
             "out_of_order": self.out_of_order,
             "unserved": sorted(self.unserved),
         }
@@ -147,6 +173,8 @@ class Worker:
     def work(self) -> bool:
         """Run one batch of the model that waits longest; False when nothing waits."""
         waiting_ones = waiting_models(self._database, now_utc())
+        for waiting in waiting_ones:
+            self._models.load_to_finish(f"{waiting.model_name}@{waiting.model_version}")
         self._note_unserved(waiting_ones)
         for waiting in waiting_ones:
             if self._models.find(f"{waiting.model_name}@{waiting.model_version}") is None:
@@ -308,15 +336,23 @@ def run_worker(
             "job %d comes back from a worker that died; it is %s", job.id, job.state,
             extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
         )  # fmt: skip
-    models = ServedModels(config, make_predictor or keras_predictor(config))
+    models = ServedModels(config, make_predictor or keras_predictor(config), database)
     worker = Worker(config, database, models, slot)
-    role = RoleProcess(config, database, "worker", slot, worker.renew)
+    shadows = ShadowWorker(config, database, models.find, slot)
+    shadows.reclaim()
+
+    def renew_all(now: datetime) -> None:
+        worker.renew(now)
+        shadows.renew(now)
+
+    role = RoleProcess(config, database, "worker", slot, renew_all)
     role.begin({"state": "loading models"})
 
     def step() -> bool:
         unserved = models.unserved
         changed = models.refresh()
-        busy = worker.work()
+        # A shadow computes only while no study waits for an answer.
+        busy = worker.work() or shadows.work()
         if changed or models.unserved != unserved:
             role.describe(models.detail())
             role.beat()
@@ -324,4 +360,5 @@ def run_worker(
 
     role.repeat(step, IDLE_SECONDS)
     give_back(database, slot, now_utc())
+    shadows.give_back()
     role.end()

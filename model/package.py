@@ -6,7 +6,6 @@ network library, so that every process can read the catalogue; ``model.runtimes`
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,17 +19,21 @@ from model.conditions import Condition, keywords
 from model.errors import PackageFault
 from model.explanation_plan import ExplanationPlan, read_explanation_plan
 from model.manifest import MANIFEST_NAME, ManifestTable, read_manifest
+from model.package_files import (
+    DIGEST_PATTERN,
+    EvaluationFiles,
+    ProbeFile,
+    read_evaluation_files,
+    read_file,
+    read_probe_file,
+    sha256_of,
+)
 from model.runtime_plan import RuntimePlan, RuntimeValues, read_runtime_plan
 
 MANIFEST_FORMAT = 1
 MOST_LABELS = 1000
-MOST_PROBES = 64
-LARGEST_TOLERANCE = 0.05
-"""Scores that differ by more are those of another model."""
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?"
 VERSION_PATTERN = r"\d{1,6}\.\d{1,6}\.\d{1,6}(?:[-+][0-9A-Za-z.-]{1,24})?"
-_DIGEST_PATTERN = r"[0-9a-f]{64}"
-_READ_CHUNK_BYTES = 1 << 20
 
 
 class OutputKindValues(StrEnum):
@@ -112,29 +115,6 @@ class ContractClause:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationFiles:
-    """The report of ``medimgd evaluate`` that comes with a package."""
-
-    path: Path
-    """JSON, as ``model.evaluation_report`` reads it."""
-    page: Path | None
-    """The same for people, or None."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeFile:
-    """A few real inputs and the scores they had when the package was made."""
-
-    path: Path
-    scores: tuple[tuple[float, ...], ...]
-    """(probes, labels)."""
-    tolerance: float
-    """How far a score may be from the recorded one."""
-    runtime: str
-    """What computed the recorded scores."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelPackage:
     """Everything a manifest says, checked."""
 
@@ -190,15 +170,6 @@ def load_package(folder: Path) -> ModelPackage:
     return package
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
     manifest.whole_number("format", MANIFEST_FORMAT, MANIFEST_FORMAT)
     weights = manifest.table("weights")
@@ -227,6 +198,9 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
             weights_path=weights_path,
             runtime=runtime,
             preprocessing_digest=preprocessing_digest,
+            manifest_sha256=sha256_of(folder / MANIFEST_NAME),
+            evaluation=read_evaluation_files(folder, manifest),
+            probes=read_probe_file(folder, manifest, len(labels)),
             explanation=read_explanation_plan(manifest.table("explanation", required=False)),
             limits=manifest.texts("limits"),
             metrics=manifest.table("metrics", required=False).plain(),
@@ -261,72 +235,8 @@ def _read_weights(folder: Path, weights: ManifestTable, runtime: RuntimePlan) ->
     """
     if runtime.kind is RuntimeValues.REMOTE and not weights.has("file"):
         rule = "must be 64 hexadecimal digits, lower case: those of the weights the server holds"
-        return folder / MANIFEST_NAME, weights.text("sha256", _DIGEST_PATTERN, rule)
-    name = weights.text(
-        "file", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", "must be a plain file name in the folder"
-    )
-    stated = weights.text("sha256", _DIGEST_PATTERN, "must be 64 hexadecimal digits, lower case")
-    path = folder / name if name else folder / "absent"
-    if name and not path.is_file():
-        weights.add_fault("file", f"there is no such file in {folder}")
-    elif name and stated:
-        found = sha256_of(path)
-        if found != stated:
-            weights.add_fault(
-                "sha256",
-                f"the SHA-256 of {name} is {found}: the file was changed or copied badly; "
-                f"install the package again",
-            )
-    return path, stated
-
-
-def _read_evaluation(folder: Path, manifest: ManifestTable) -> EvaluationFiles | None:
-    if not manifest.has("evaluation"):
-        return None
-    table = manifest.table("evaluation")
-    path, _ = _read_file(folder, table, "file", "sha256")
-    page = None
-    if table.has("page"):
-        page, _ = _read_file(folder, table, "page", "page_sha256")
-    table.refuse_unknown()
-    return EvaluationFiles(path, page)
-
-
-def _read_probes(folder: Path, manifest: ManifestTable, label_count: int) -> ProbeFile | None:
-    if not manifest.has("probes"):
-        return None
-    table = manifest.table("probes")
-    path, _ = _read_file(folder, table, "file", "sha256")
-    probes = ProbeFile(
-        path,
-        _read_scores(table, label_count),
-        table.number("tolerance", 0.0, LARGEST_TOLERANCE),
-        table.text("runtime", default=""),
-    )
-    table.refuse_unknown()
-    return probes
-
-
-def _read_scores(table: ManifestTable, label_count: int) -> tuple[tuple[float, ...], ...]:
-    """Return the recorded scores, a row per probe."""
-    rows = table.raw("scores")
-    usable = isinstance(rows, list) and 0 < len(rows) <= MOST_PROBES
-    if usable and all(_is_score_row(row, label_count) for row in rows):  # type: ignore[union-attr]
-        return tuple(tuple(float(v) for v in row) for row in rows)  # type: ignore[union-attr]
-    table.add_fault(
-        "scores",
-        f"must be 1 to {MOST_PROBES} lists of {label_count} numbers between 0 and 1, one list "
-        f"for each probe and one number for each label",
-    )
-    return ()
-
-
-def _is_score_row(row: object, label_count: int) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == label_count
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in row)
-    )
+        return folder / MANIFEST_NAME, weights.text("sha256", DIGEST_PATTERN, rule)
+    return read_file(folder, weights, "file", "sha256")
 
 
 def _read_recipe(manifest: ManifestTable) -> TensorRecipe | None:
@@ -342,7 +252,7 @@ def _read_recipe(manifest: ManifestTable) -> TensorRecipe | None:
 
 def _read_preprocessing_digest(manifest: ManifestTable, recipe: TensorRecipe | None) -> str:
     rule = "must be 64 hexadecimal digits, lower case"
-    stated = manifest.text("preprocessing_digest", _DIGEST_PATTERN, rule)
+    stated = manifest.text("preprocessing_digest", DIGEST_PATTERN, rule)
     if stated and recipe is not None and stated != recipe.digest:
         manifest.add_fault(
             "preprocessing_digest",

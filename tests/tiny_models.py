@@ -15,7 +15,7 @@ import numpy as np
 
 from dicom_io.tensors import TensorRecipe
 from model.manifest_writing import write_manifest
-from model.package import sha256_of
+from model.package_files import sha256_of
 
 WEIGHTS_NAME = "weights.keras"
 

@@ -109,7 +109,7 @@ def _package(named: str, config: Path | None) -> ModelPackage:
     if Path(named).is_dir():
         return load_package(Path(named))
     catalogue = installed_catalogue(load_config(config))
-    for package in highest_versions(catalogue):
+    for package in highest_versions(catalogue.packages):
         if named == package.identity.name:
             return package
     try:

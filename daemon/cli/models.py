@@ -18,6 +18,7 @@ from daemon.cli.output import (
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from daemon.catalogue import Serving
     from model.catalogue import InstalledPackage
     from model.package import ModelPackage
 
@@ -30,31 +31,39 @@ Folder = Annotated[
 
 @app.command("list")
 def list_models(config: ConfigPath = None, as_json: AsJSON = False) -> None:
-    """List installed packages, with what is wrong with those that are broken."""
-    from daemon.catalogue import installed_catalogue, state_of
+    """List installed packages: where each stands, and what is wrong with those that are broken."""
+    from daemon.catalogue import known_standings, serving, state_of
     from daemon.config import load_config
 
     with failures_become_exit_codes():
-        catalogue = installed_catalogue(load_config(config))
-        installed = catalogue.installed
+        loaded = load_config(config)
+        standings = known_standings(loaded)
+        now = serving(loaded, standings)
+        installed = now.catalogue.installed
+    states = [state_of(item, now, standings) for item in installed]
     if as_json:
-        print_json([_summary(item) | {"state": state_of(item, catalogue)} for item in installed])
+        print_json(
+            [_summary(item, now) | {"state": s} for item, s in zip(installed, states, strict=True)]
+        )
     else:
         print_table(
             ("model", "state", "kind", "labels", "folder", "faults"),
             [
                 (
                     item.title,
-                    state_of(item, catalogue),
+                    state,
                     item.package.recipe.kind if item.package else "",
                     ", ".join(label.name for label in item.package.labels) if item.package else "",
                     item.folder,
                     "; ".join(item.faults),
                 )
-                for item in installed
+                for item, state in zip(installed, states, strict=True)
             ],
         )
-    if any(item.faults for item in installed):
+        for title, fault in now.out_of_order.items():
+            if title not in {item.title for item in now.catalogue.broken}:
+                say(f"! {title}: {fault}")
+    if now.out_of_order:
         raise typer.Exit(ExitCode.NEEDS_ATTENTION)
 
 
@@ -133,8 +142,10 @@ def _print_faults(folder: Path, faults: tuple[str, ...]) -> None:
         typer.echo(f"medimgd: {folder}: {fault}", err=True)
 
 
-def _summary(item: InstalledPackage) -> dict[str, Any]:
+def _summary(item: InstalledPackage, now: Serving | None = None) -> dict[str, Any]:
+    serves = {} if now is None else {"serves": item.package in now.packages}
     return {
+        **serves,
         "model": item.title,
         "state": item.state,
         "folder": item.folder,

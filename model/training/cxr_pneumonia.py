@@ -23,7 +23,8 @@ from dicom_io.tensors import TensorRecipe
 from model.errors import TrainingDataFault
 from model.findings import FloatArray
 from model.manifest_writing import write_manifest
-from model.package import MANIFEST_FORMAT, sha256_of
+from model.package import MANIFEST_FORMAT
+from model.package_files import sha256_of
 from model.training.augment import AugmentationRanges
 from model.training.cxr_pneumonia_card import (
     CLASSES,

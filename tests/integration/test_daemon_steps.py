@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daemon.catalogue import highest_versions, state_of
+from daemon.catalogue import serving_of, state_of
 from daemon.composing import Composer
 from daemon.config import Config, DestinationSection, ModelsSection, SiteSection
 from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
@@ -205,8 +205,10 @@ def test_of_several_versions_the_highest_serves(tmp_path: Path) -> None:
         write_package(tmp_path / f"tiny-{version}", version=version, weights=b"x")
     catalogue = read_catalogue([tmp_path], bundled=False)
 
-    assert [each.at_version for each in highest_versions(catalogue)] == ["tiny@1.10.0"]
-    assert {item.title: state_of(item, catalogue) for item in catalogue.installed} == {
+    now = serving_of(catalogue, ())
+
+    assert [each.at_version for each in now.packages] == ["tiny@1.10.0"]
+    assert {item.title: state_of(item, now) for item in catalogue.installed} == {
         "tiny@1.9.0": "older", "tiny@1.10.0": "ready", "tiny@1.10.0-rc1": "older",
     }  # fmt: skip
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from dicom_io.tensors import TensorRecipe
 from model.errors import DeviceOutOfMemory, RuntimeFault, UnusableOutput
-from model.package import load_package, sha256_of
+from model.package import load_package
+from model.package_files import sha256_of
 from model.runtimes.check import check_package, try_package
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.port import Predictor
