@@ -20,8 +20,9 @@ import numpy as np
 
 from model.errors import ModelError, PackageFault
 from model.package import ModelPackage, load_package
-from model.runtimes.keras_runtime import KerasPredictor, probe_shape
+from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.port import FloatArray, Predictor
+from model.runtimes.signature import probe_shape
 
 CHECK_SECONDS = 300.0
 """Loading and two predictions take seconds; a model that takes this long hangs."""

@@ -16,31 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.tensors import TensorRecipe
 from model.errors import CannotExplain, DeviceOutOfMemory, RuntimeFault
 from model.explanation_plan import MethodValues
 from model.findings import probabilities
-from model.package import ModelPackage, OutputKindValues
+from model.package import ModelPackage
+from model.runtimes.batched import IMAGE_BATCH_SIZES, VOLUME_BATCH_SIZES, padded
 from model.runtimes.keras_attention import KerasAttention
-from model.runtimes.port import Attention, FloatArray, PredictorDescription, planned_batches
+from model.runtimes.port import (
+    DEVICE_CHOICES,
+    Attention,
+    FloatArray,
+    PredictorDescription,
+    planned_batches,
+)
+from model.runtimes.signature import fits, probe_shape, squashing_faults
 from model.runtimes.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
-
-IMAGE_BATCH_SIZES = (1, 8, 32)
-VOLUME_BATCH_SIZES = (1, 4)
-PROBE_SLICES = 16
-"""Slices of a probe where the recipe leaves the number to the series."""
-
-DEVICE_CHOICES = ("auto", "cpu", "gpu")
 
 _LOAD_FAULTS = (
     ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RuntimeError,
     NotImplementedError, IndexError,
 )  # fmt: skip
 """What Keras raises for files it cannot use; anything else is a fault of ours and passes."""
-
-_SQUASHING = frozenset({"sigmoid", "softmax", "hard_sigmoid", "log_softmax"})
 
 
 class KerasPredictor:
@@ -157,7 +155,7 @@ class KerasPredictor:
         done = 0
         while done < len(batch):
             size, used = planned_batches(len(batch) - done, self._sizes)[0]
-            chunk = _padded(batch[done : done + used], size)
+            chunk = padded(batch[done : done + used], size)
             try:
                 outputs[done : done + used] = self._run(chunk)[:used]
             except self._out_of_memory as error:
@@ -187,7 +185,7 @@ class KerasPredictor:
 
     def _check(self, batch: FloatArray) -> None:
         shape = self._package.recipe.shape
-        if not _fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
+        if not fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
             raise RuntimeFault(
                 f"{self._package.at_version}: batch must be float32 with inputs of shape "
                 f"{shape}, received {batch.dtype} {batch.shape}"
@@ -257,11 +255,6 @@ class KerasPredictor:
         return compute
 
 
-def probe_shape(recipe: TensorRecipe) -> tuple[int, ...]:
-    """Return the shape of one input; where the series decides, a few slices stand for it."""
-    return tuple(PROBE_SLICES if edge is None else edge for edge in recipe.shape)
-
-
 def disagreements(package: ModelPackage, network: Any) -> list[str]:
     """Return where a loaded network is not what the manifest says; empty when it keeps its word."""
     faults = []
@@ -270,7 +263,7 @@ def disagreements(package: ModelPackage, network: Any) -> list[str]:
         count = f"{len(inputs)} and {len(outputs)}"
         return [f"the network must have one input and one output, it has {count}"]
     found, wanted = tuple(inputs[0].shape[1:]), package.recipe.shape
-    if not _fits(found, wanted):
+    if not fits(found, wanted):
         faults.append(f"[input] makes tensors of {wanted}, the network takes {found}")
     size = tuple(outputs[0].shape[1:])
     if size != (package.output.size,):
@@ -279,19 +272,7 @@ def disagreements(package: ModelPackage, network: Any) -> list[str]:
             f"[output] size is {package.output.size} for the labels {names}; "
             f"the network gives {size}"
         )
-    activation = _last_activation(network)
-    if package.output.kind is not OutputKindValues.PROBABILITY and activation in _SQUASHING:
-        faults.append(
-            f"[output] kind is {package.output.kind}, but the last layer applies {activation} "
-            f"already: the kind is probability"
-        )
-    return faults
-
-
-def _fits(found: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
-    """Return True when each edge of `found` is open (None) or the one wanted."""
-    pairs = zip(found, wanted, strict=False)
-    return len(found) == len(wanted) and all(f is None or f == w for f, w in pairs)
+    return faults + squashing_faults(package, _last_activation(network))
 
 
 def _last_activation(network: Any) -> str:
@@ -306,13 +287,6 @@ def _load_hint(message: str) -> str:
     if "Unknown layer" in message or "Could not locate class" in message:
         return "it uses a layer this installation does not know; "
     return ""
-
-
-def _padded(chunk: FloatArray, size: int) -> FloatArray:
-    if len(chunk) == size:
-        return chunk
-    padding = np.zeros((size - len(chunk), *chunk.shape[1:]), np.float32)
-    return np.concatenate([chunk, padding])
 
 
 def _import_libraries() -> tuple[Any, Any]:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
+DEVICE_CHOICES = ("auto", "cpu", "gpu")
+
 
 @dataclass(frozen=True, slots=True)
 class PredictorDescription:

@@ -1,0 +1,124 @@
+"""What every runtime but Keras does around its library: check, cut into batches, pad, judge range.
+
+Owns the loop. Imports no runtime; each has a class of its own below this one.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.errors import RuntimeFault
+from model.findings import probabilities
+from model.package import ModelPackage
+from model.runtimes.port import FloatArray, PredictorDescription, planned_batches
+from model.runtimes.signature import fits, probe_shape
+
+IMAGE_BATCH_SIZES = (1, 8, 32)
+VOLUME_BATCH_SIZES = (1, 4)
+
+
+class BatchedPredictor(ABC):
+    """A ``Predictor`` whose library computes one batch at a time.
+
+    Parameters
+    ----------
+    package : ModelPackage
+    batch_sizes : sequence of int, optional
+        The sizes a batch is cut into; by default 1, 8, 32 for images and 1, 4 for volumes.
+    """
+
+    def __init__(self, package: ModelPackage, batch_sizes: Sequence[int] | None = None) -> None:
+        default = VOLUME_BATCH_SIZES if package.recipe.kind == "volume" else IMAGE_BATCH_SIZES
+        self._package = package
+        self._sizes = tuple(sorted(batch_sizes or default))
+        self._takes_any_size = False
+        """True where a batch needs no padding: the largest size is only a limit then."""
+        self._description: PredictorDescription | None = None
+
+    @property
+    def device(self) -> str:
+        """The device in use; empty before ``load``."""
+        return self._description.device if self._description else ""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes a batch is cut into."""
+        return self._sizes
+
+    @property
+    def description(self) -> PredictorDescription:
+        """What computes.
+
+        Raises
+        ------
+        RuntimeFault
+            Before ``load``.
+        """
+        if self._description is None:
+            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
+        return self._description
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load the weights and check them against the manifest; see ``Predictor.load``."""
+
+    @abstractmethod
+    def _run(self, chunk: FloatArray) -> FloatArray:
+        """Compute one batch, channels last; return (batch, outputs)."""
+
+    def warm_up(self) -> float:
+        """Compute every batch size once, so that no study waits for it; return the seconds."""
+        started = time.perf_counter()
+        shape = probe_shape(self._package.recipe)
+        for size in self._sizes:
+            self.predict(np.zeros((size, *shape), np.float32))
+        return time.perf_counter() - started
+
+    def predict(self, batch: FloatArray) -> FloatArray:
+        """Return probabilities, (batch, labels); see ``Predictor.predict``."""
+        self._check(batch)
+        outputs = np.empty((len(batch), self._package.output.size), np.float32)
+        done = 0
+        while done < len(batch):
+            size, used = self._next_batch(len(batch) - done)
+            given = self._run(padded(batch[done : done + used], size))
+            self._check_output(given, size)
+            outputs[done : done + used] = given[:used]
+            done += used
+        return probabilities(outputs, self._package.output, self._package.labels)
+
+    def _next_batch(self, count: int) -> tuple[int, int]:
+        if self._takes_any_size:
+            size = min(count, self._sizes[-1])
+            return size, size
+        return planned_batches(count, self._sizes)[0]
+
+    def _check(self, batch: FloatArray) -> None:
+        shape = self._package.recipe.shape
+        if not fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
+            raise RuntimeFault(
+                f"{self._package.at_version}: batch must be float32 with inputs of shape "
+                f"{shape}, received {batch.dtype} {batch.shape}"
+            )
+        if self._description is None:
+            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
+
+    def _check_output(self, given: FloatArray, size: int) -> None:
+        wanted = (size, self._package.output.size)
+        if given.shape != wanted:
+            raise RuntimeFault(
+                f"{self._package.at_version}: the network must answer {size} inputs with numbers "
+                f"of shape {wanted}, received {given.shape}; the manifest or the network is wrong"
+            )
+
+
+def padded(chunk: FloatArray, size: int) -> FloatArray:
+    """Return a chunk filled up with zeros to `size` inputs."""
+    if len(chunk) == size:
+        return chunk
+    padding = np.zeros((size - len(chunk), *chunk.shape[1:]), np.float32)
+    return np.concatenate([chunk, padding])
