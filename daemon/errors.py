@@ -4,6 +4,8 @@ DaemonError
 ├── ConfigurationError      the TOML file or the environment breaks a rule
 ├── SlotTaken               another process runs this slot on this data folder
 ├── UnknownStudy            no study is known by what was typed
+├── CannotReplay            a result cannot be computed again from what is stored
+│   └── PackageGone         the weights it was computed with are not installed
 ├── PortTaken               the worklist page cannot listen where it should
 └── DemonstrationFailed     an expected report did not arrive
 """
@@ -47,3 +49,15 @@ class PortTaken(DaemonError):
     """The worklist page cannot listen on the configured address and port."""
 
     retryable = True
+
+
+class CannotReplay(DaemonError):
+    """A stored result cannot be computed again from what is stored now; the message says why."""
+
+    retryable = False
+
+
+class PackageGone(CannotReplay):
+    """No installed package has the weights that a result was computed with."""
+
+    retryable = False

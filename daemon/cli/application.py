@@ -15,6 +15,7 @@ from daemon.cli import (
     models,
     network,
     observing,
+    replaying,
     serving,
     studies,
 )
@@ -34,6 +35,7 @@ app.command("studies")(studies.studies)
 app.command("show")(studies.show)
 app.command("explain")(studies.explain)
 app.command("retry")(maintaining.retry)
+app.command("replay")(replaying.replay_result)
 app.command("doctor")(maintaining.doctor)
 app.command("version")(maintaining.version)
 app.command("send")(network.send)

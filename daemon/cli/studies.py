@@ -125,7 +125,10 @@ def _print_page(page: StudyPage) -> None:
     )
     for version in page.versions:
         replaced = "" if version.is_latest else " (replaced by a newer version)"
-        say(f"{version.model.at_version}, version {version.version_number}{replaced}:")
+        say(
+            f"{version.model.at_version}, version {version.version_number}{replaced}, "
+            f"result {version.result_id}:"
+        )
         if version.refusal_message:
             say(f"  NOT ANALYSED ({version.refusal_reason}): {version.refusal_message}")
         for finding in version.findings:
