@@ -117,8 +117,7 @@ def _label_result(
     validation: ScoredSplit | None,
 ) -> tuple[LabelResult, Rounds]:
     has_score = split.has_score
-    truth = split.truth[has_score, number]
-    scores = split.scores()[:, number]
+    truth, scores = _scores_of(split, number)
     judged = scores >= label.threshold
     seen = resampling.part(has_score)
     figures, rounds = figures_with_intervals(truth, scores, judged, seen)
@@ -133,7 +132,7 @@ def _label_result(
         figures=figures,
         readings=readings_of(_answers(split, number, said, judged), resampling),
         calibration=calibration_of(truth, scores),
-        scaled=_scaled(number, truth, scores, validation),
+        scaled=_scaled(number, split, validation),
         chosen=choose_threshold(label.name, truth, scores, question.rule)
         if question.rule
         else None,
@@ -189,18 +188,26 @@ def _mistakes(
 
 
 def _scaled(
-    number: int, truth: BoolArray, scores: Array, validation: ScoredSplit | None
+    number: int, split: ScoredSplit, validation: ScoredSplit | None
 ) -> tuple[ScaledCalibration, ...]:
     if validation is None:
         return ()
-    known = validation.truth[validation.has_score, number]
-    fitted = [fitted_scaling(known, validation.scores()[:, number], m) for m in ScalingMethodValues]
+    truth, scores = _scores_of(split, number)
+    known, given = _scores_of(validation, number)
+    flattered = ", the same as these: no proof of what it does elsewhere" * (validation is split)
     return tuple(
         ScaledCalibration(
-            scaling, f"{len(known)} validation images", calibration_of(truth, scaling.apply(scores))
+            scaling,
+            f"{len(known)} validation images{flattered}",
+            calibration_of(truth, scaling.apply(scores)),
         )
-        for scaling in fitted
+        for scaling in (fitted_scaling(known, given, method) for method in ScalingMethodValues)
     )
+
+
+def _scores_of(split: ScoredSplit, number: int) -> tuple[BoolArray, Array]:
+    """Return truth and scores of one label, of the images that have a score."""
+    return split.truth[split.has_score, number], split.scores()[:, number]
 
 
 def _subgroups(

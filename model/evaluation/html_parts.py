@@ -6,6 +6,7 @@ Owns HTML and nothing else. Every piece of text passes through ``escaped``.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -107,16 +108,24 @@ def interval_of(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def interval_bar(figure: Figure) -> Cell:
-    """Draw the interval on a line from 0 to 1, the value as a tick."""
+def interval_bar(figure: Figure, start: float = 0.0) -> Cell:
+    """Draw the interval on a line from `start` to 1, the value as a tick."""
     if figure.value is None or figure.low is None or figure.high is None:
         return ""
-    width = max(100 * (figure.high - figure.low), 0.6)
-    left = min(100 * figure.low, 100 - width)
+    value, low, high = (
+        100 * max(end - start, 0) / (1 - start) for end in (figure.value, figure.low, figure.high)
+    )
+    width = max(high - low, 0.6)
+    left = min(low, 100 - width)
     return Markup(
         f'<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect x="0" y="4.4" width="100" height="1.2" class="track"/>'
         f'<rect x="{left:.2f}" y="2" width="{width:.2f}" height="6" class="reach"/>'
-        f'<rect x="{min(100 * figure.value, 99.4):.2f}" y="0" width="0.8" height="10" '
-        f'class="tick"/></svg>'
+        f'<rect x="{min(value, 99.2):.2f}" y="0" width="0.8" height="10" class="tick"/></svg>'
     )
+
+
+def bar_start(figures: Iterable[Figure]) -> float:
+    """Return where bars of these figures begin, so that short intervals can be told apart."""
+    lows = [figure.low for figure in figures if figure.low is not None]
+    return math.floor(10 * min(lows, default=0.0)) / 10 if min(lows, default=0.0) < 1 else 0.9

@@ -119,7 +119,10 @@ def _tiles(evaluation: Evaluation) -> Markup:
     outcomes = evaluation.outcomes
     tiles: list[tuple[str, str]] = [
         (str(outcomes.images), "images"),
-        (str(outcomes.patients), "patients or single images"),
+        (
+            str(outcomes.patients),
+            "patients or single images" if outcomes.images_without_patient else "patients",
+        ),
         (str(outcomes.scored), "scored"),
         (str(outcomes.refused + outcomes.not_selected), "refused or not selected"),
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from model.evaluation.html_parts import (
     Cell,
     Markup,
+    bar_start,
     element,
     interval_bar,
     interval_of,
@@ -73,15 +74,21 @@ def _threshold_words(label: LabelResult) -> str:
 
 
 def _figures(label: LabelResult) -> Markup:
+    start = bar_start(f for name, f in label.figures.items() if name != "brier")
     rows: list[tuple[Cell, ...]] = [
         (
-            FIGURE_WORDS[name], value_of(figure), interval_of(figure.low, figure.high),
-            interval_bar(figure), figure.images, figure.patients,
+            FIGURE_WORDS[name],
+            value_of(figure),
+            interval_of(figure.low, figure.high),
+            "" if name == "brier" else interval_bar(figure, start),
+            figure.images,
+            figure.patients,
             figure.note if figure.value is not None else "",
         )
         for name, figure in label.figures.items()
-    ]  # fmt: skip
-    headings = ["figure", "value", "95 % interval", "0 to 1", "images", "patients", "note"]
+    ]
+    drawn = f"from {start:g} to 1"
+    headings = ["figure", "value", "95 % interval", drawn, "images", "patients", "note"]
     if not any(row[-1] for row in rows):
         return table(headings[:-1], [row[:-1] for row in rows])
     return table(headings, rows)
@@ -201,7 +208,7 @@ def _chosen(label: LabelResult) -> Markup:
         element("h3", "A threshold by rule"),
         element(
             "p",
-            f"{chosen.rule}: {chosen.threshold:.5g}, with a sensitivity of "
+            f"{chosen.rule.capitalize()}: {chosen.threshold:.5g}, with a sensitivity of "
             f"{chosen.sensitivity:.3f} and a specificity of {chosen.specificity:.3f} on the "
             f"{chosen.images} images it was chosen on. Nothing was changed in the package.",
         ),
