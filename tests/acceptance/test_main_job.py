@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pydicom
 import pytest
 
 from daemon import demo
+from dicom_io.results.card import PANEL_WIDTH
+from dicom_io.results.explained_rows import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
 from dicom_io.tensors import build_tensor
 from model.package import load_package
+from storage.explanations import read_explanations
 from storage.processes import list_processes
 from storage.results import ResultKind, read_document
 from storage.states import DeliveryState, StudyState
@@ -175,6 +179,72 @@ def test_the_bundled_film_labelled_pneumonia_is_flagged(hospital) -> None:
     (result,) = dossiers["cr"].results
 
     assert [(each.label, each.presence) for each in result.findings] == [("Pneumonia", "Present")]
+
+
+def test_the_flagged_film_comes_with_a_map_of_what_spoke_for_it(hospital, tmp_path: Path) -> None:
+    site, _, dossiers = hospital
+    (result,) = dossiers["cr"].results
+    documents = documents_of(site, dossiers["cr"])
+
+    with site.database() as database:
+        (explanation,) = read_explanations(database, result.id)
+
+    assert explanation.label == "Pneumonia"
+    assert explanation.values.max() == 1
+    card = pydicom.dcmread(BytesIO(documents["SC"]))
+    assert (card.Rows, card.Columns) == (ROW_HEIGHT, ROW_WIDTH + PANEL_WIDTH)
+    assert f"{explanation.method} attention" in card.DerivationDescription
+    pictures = card.pixel_array[:CELL_SIDE, :ROW_WIDTH].astype(int)
+    source, heat = pictures[:, :CELL_SIDE], pictures[:, CELL_SIDE:]
+    assert np.ptp(source, axis=2).max() == 0
+    assert np.ptp(heat, axis=2).max() > 60
+    report = pydicom.dcmread(BytesIO(documents["SR"]))
+    assert list(explanations_in(report)) == [str(card.SOPInstanceUID)]
+
+
+def explanations_in(item: pydicom.Dataset) -> Iterator[str]:
+    """Yield what the items named Visual explanation refer to."""
+    for child in item.get("ContentSequence", ()):
+        if child.get("ConceptNameCodeSequence"):
+            concept = child.ConceptNameCodeSequence[0]
+            if (concept.CodeValue, concept.CodingSchemeDesignator) == ("130401", "DCM"):
+                yield str(child.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+        yield from explanations_in(child)
+
+
+def test_what_has_no_map_says_why(hospital) -> None:
+    site, _, dossiers = hospital
+    results = [each for name in ("ct", "mr") for each in dossiers[name].results]
+    present = [
+        (result.id, each.label)
+        for result in results
+        for each in result.findings
+        if each.presence == "Present"
+    ]
+
+    with site.database() as database:
+        found = [(r.id, each) for r in results for each in read_explanations(database, r.id)]
+
+    assert [(result_id, each.label) for result_id, each in found] == present
+    assert all("no convolution" in each.reason for _, each in found)
+    assert present
+
+
+def test_a_result_computed_again_comes_out_as_stored(hospital) -> None:
+    site, _, dossiers = hospital
+    (result,) = dossiers["cr"].results
+    assert (
+        f"result {result.id}:" in site.run("show", dossiers["cr"].study.study_instance_uid).stdout
+    )
+
+    found = site.run_json("replay", str(result.id))
+
+    assert found["same"] is True
+    (finding,) = found["replay"]["findings"]
+    assert finding["stored_probability"] == pytest.approx(finding["probability"], abs=1e-4)
+    (shown,) = found["replay"]["maps"]
+    assert shown["largest_difference"] <= 0.01
+    assert "no result 999" in site.run("replay", "999", check=4).stderr
 
 
 def test_the_same_study_again_changes_nothing(hospital, run_dcmtk) -> None:
