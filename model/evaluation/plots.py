@@ -119,7 +119,7 @@ def histogram_plot(
             place.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[0].tick_params(labelbottom=False)
         axes[1].set_xlabel("score (dashed: threshold; grey: undetermined)")
-        figure.supylabel("images", fontsize=9)
+        figure.supylabel("images", fontsize=9, x=0.01)
         return _encoded(figure)
 
 
@@ -175,12 +175,20 @@ def _note_point(axes: Axes, point: tuple[float, float], words: str) -> None:
 
 
 @contextmanager
-def _drawn(rows: int = 1, height: float = _HEIGHT) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure that needs no screen and leaves no state behind."""
+def _drawn(rows: int = 1, height: float | None = None) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure that needs no screen and leaves no state behind.
+
+    Curves have margins known beforehand; where names decide, `height` is given and the layout is
+    computed, which takes as long as all the drawing.
+    """
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        size = (_WIDTH, height or _HEIGHT)
+        figure = Figure(figsize=size, layout="constrained" if height else None)
         FigureCanvasAgg(figure)
-        yield figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+        axes = list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+        if not height:
+            figure.subplots_adjust(left=0.14, right=0.97, bottom=0.15, top=0.93, hspace=0.3)
+        yield figure, axes
 
 
 def _encoded(figure: Figure) -> str:

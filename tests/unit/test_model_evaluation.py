@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 import model.evaluation
 from dicom_io.vocabulary import PresenceValues
 from model.errors import DataGateFault, EvaluationFault, UnusableOutput
+from model.evaluation.html_report import html_page
 from model.evaluation.records import Question
+from model.evaluation.report import as_json, report_mapping
 from model.evaluation.running import Finished, Wishes, run_evaluation
 from model.evaluation.subgroups import values_by_column
 from model.evaluation.thresholds import parse_rule
@@ -77,9 +80,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def report(done: Finished, out: Path) -> dict[str, Any]:
-    done.write(out)
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+def report(done: Finished) -> dict[str, Any]:
+    return json.loads(as_json(report_mapping(done.evaluation, done.split, done.known)))
+
+
+def page(done: Finished) -> str:
+    return html_page(done.evaluation, done.split, done.known)
 
 
 def test_every_image_is_counted_where_it_belongs(folder):
@@ -131,16 +137,16 @@ def test_refusals_and_images_not_selected_are_no_negatives_and_are_listed(hospit
     assert (negative.absent, negative.refused) == (1, 1)
     worst = found.labels[0].readings[-1]
     assert worst.figures["sensitivity"].value == pytest.approx(1 / 3)
-    listed = report(done, tmp_path / "out")["without_score"]
+    listed = report(done)["without_score"]
     assert [(one["image"], one["outcome"], one["reason"]) for one in listed] == [
         ("test/bright/mr.dcm", "not selected", ""),
         ("test/bright/old.dcm", "refused", "outside the model's input contract"),
         ("test/dull/cut.dcm", "refused", "cannot decode"),
     ]
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "2 of 5 images were refused and 1 not selected" in page
-    assert "truncated" in page
-    assert str(hospital) not in page + json.dumps(listed)
+    shown = page(done)
+    assert "2 of 5 images were refused and 1 not selected" in shown
+    assert "truncated" in shown
+    assert str(hospital) not in shown + json.dumps(listed)
 
 
 def test_data_that_fail_the_gate_are_not_evaluated(hospital):
@@ -180,24 +186,12 @@ def test_unusable_output_costs_no_other_image_its_score(folder):
 
 def test_same_input_and_seed_give_the_same_bytes_in_another_folder(folder, tmp_path):
     moved = tmp_path / "moved"
-    (folder / "data").rename(moved)
-    texts = []
-    for number, source in enumerate((moved, folder / "data")):
-        if number:
-            moved.rename(source)
-        evaluated(folder, source, seed=3).write(tmp_path / f"out{number}")
-        texts.append((tmp_path / f"out{number}" / "report.json").read_bytes())
+    shutil.copytree(folder / "data", moved)
+    here, there = evaluated(folder, seed=3), evaluated(folder, moved, seed=3)
 
-    assert texts[0] == texts[1]
-    assert evaluated(folder, seed=4).evaluation != evaluated(folder, seed=3).evaluation
-
-
-def test_page_is_the_same_for_the_same_input(folder, tmp_path):
-    for name in ("a", "b"):
-        evaluated(folder).write(tmp_path / name)
-
-    pages = [(tmp_path / name / "report.html").read_bytes() for name in ("a", "b")]
-    assert pages[0] == pages[1]
+    assert as_json(report(here)) == as_json(report(there))
+    assert page(here) == page(there)
+    assert report(evaluated(folder, seed=4))["labels"] != report(here)["labels"]
 
 
 class _Addresses(HTMLParser):
@@ -218,30 +212,28 @@ class _Addresses(HTMLParser):
         assert tag == "rect" or self.open.pop() == tag
 
 
-def test_page_needs_nothing_else(folder, tmp_path):
-    evaluated(folder).write(tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+def test_page_needs_nothing_else(folder):
+    text = page(evaluated(folder))
     found = _Addresses()
-    found.feed(page)
+    found.feed(text)
 
     assert found.fetched
     assert all(address.startswith("data:image/svg+xml;base64,") for address in found.fetched)
     assert found.open == []
-    assert "url(" not in page
-    assert "@import" not in page
-    assert all('alt="' in image for image in re.findall(r"<img [^>]*>", page))
+    assert "url(" not in text
+    assert "@import" not in text
+    assert all('alt="' in image for image in re.findall(r"<img [^>]*>", text))
 
 
 def test_words_of_data_and_package_are_escaped_on_the_page(tmp_path):
     films(tmp_path, "test", {"bright": [0.9, 0.2], "<b>dull": [0.1, 0.2]})
     made = package(tmp_path, changes={"limits": ["<script>alert(1)</script>"]})
 
-    evaluated(tmp_path, made=made).write(tmp_path / "out")
+    text = page(evaluated(tmp_path, made=made))
 
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert "<b>dull" not in page
-    assert "&lt;b&gt;dull" in page
+    assert "<script" not in text
+    assert "<b>dull" not in text
+    assert "&lt;b&gt;dull" in text
 
 
 def check(value: Any, schema: dict[str, Any], place: str = "report") -> None:
@@ -281,7 +273,7 @@ def test_report_of_one_label_keeps_its_schema_with_everything_asked_for(folder, 
         wishes=Wishes(fit_calibration=True),
     )  # fmt: skip
 
-    found = report(done, tmp_path / "out")
+    found = report(done)
 
     check(found, SCHEMA)
     assert found["kind"] == "binary"
@@ -308,7 +300,7 @@ def test_independent_labels_are_measured_each_by_itself(tmp_path):
 
     done = evaluated(tmp_path, data, made=made, predictor=MeanPredictor((8, -4), (-8, 4)))
 
-    found = report(done, tmp_path / "out")
+    found = report(done)
     check(found, SCHEMA)
     assert found["kind"] == "multi-label"
     bright, dark = (label["figures"]["roc_auc"]["value"] for label in found["labels"])
@@ -324,13 +316,13 @@ def test_labels_that_exclude_each_other_get_a_matrix(tmp_path):
 
     done = evaluated(tmp_path, made=made, predictor=MeanPredictor((8, -4), (-8, 4)))
 
-    found = report(done, tmp_path / "out")
+    found = report(done)
     check(found, SCHEMA)
     assert found["kind"] == "multi-class"
     assert found["matrix"]["names"] == ["Bright", "Dark"]
     assert found["matrix"]["counts"] == [[2, 1], [0, 3]]
     assert found["matrix"]["accuracy"]["value"] == pytest.approx(5 / 6, abs=1e-9)
-    assert "Class against class" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Class against class" in page(done)
 
 
 def test_class_with_another_name_is_said_to_mean_a_label(tmp_path):
@@ -378,19 +370,14 @@ def test_calibration_is_fitted_on_validation_and_never_touches_the_package(folde
     assert {path: path.read_bytes() for path in made.folder.iterdir()} == before
 
 
-def test_without_being_asked_nothing_is_fitted(folder, tmp_path):
-    evaluated(folder).write(tmp_path / "out")
+def test_files_hold_report_page_and_every_image_and_nothing_that_was_not_asked_for(
+    folder, tmp_path
+):
+    files = evaluated(folder).write(tmp_path / "out")
 
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "report.html", "report.json", "scores.csv",
-    ]  # fmt: skip
-
-
-def test_scores_are_listed_for_every_image_with_what_was_said(folder, tmp_path):
-    evaluated(folder).write(tmp_path / "out")
-
+    assert sorted((tmp_path / "out").iterdir()) == sorted(files)
+    assert {path.name for path in files} == {"report.html", "report.json", "scores.csv"}
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "scores.csv").read_text())))
-
     assert len(lines) == 6
     assert [line["Bright finding"] for line in lines].count(str(PresenceValues.UNDETERMINED)) == 1
     assert {line["Bright true"] for line in lines} == {"0", "1"}
@@ -425,9 +412,9 @@ def test_gap_between_subgroups_is_flagged_and_small_groups_are_called_too_few(tm
     assert not gap.may_be_chance
     same = next(gap for gap in part.gaps if gap.figure == "specificity")
     assert (same.gap, same.is_beyond_limit) == (0.0, False)
-    page = report(done, tmp_path / "out") and (tmp_path / "out" / "report.html").read_text()
-    assert "gap beyond the limit" in page
-    assert "too few" in page
+    text = page(done)
+    assert "gap beyond the limit" in text
+    assert "too few" in text
 
 
 def test_subgroups_that_are_known_are_shown_without_being_asked_for(tmp_path):
