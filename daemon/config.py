@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from daemon.errors import ConfigurationError
+from model.runtime_plan import url_fault
 
 CONFIG_VARIABLE = "MEDIMGD_CONFIG"
 SEARCH_PATH = (Path("medimgd.toml"), Path("/etc/medimgd/medimgd.toml"))
@@ -282,6 +283,29 @@ class AdmissionSection(_Section):
     """Whether the lower ends of the confidence intervals must reach the minima, not the values."""
 
 
+class RemoteSection(_Section):
+    """How the server of one model is reached (``runtime = "remote"`` in its manifest)."""
+
+    model: str = Field(min_length=1, max_length=128)
+    """``name`` or ``name@version`` of the package."""
+    url: str = ""
+    """``scheme://host:port`` with http, https, grpc or grpcs; the manifest's when empty."""
+    token_file: FileName = None
+    """Text: the bearer token in one line; read again for each request."""
+    ca_file: FileName = None
+    """PEM: the authorities that vouch for the server; the system's when absent."""
+    timeout_seconds: Seconds = 30.0
+    """For each request, from connecting to the last byte."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        fault = url_fault(value) if value else ""
+        if fault:
+            raise ValueError(fault)
+        return value
+
+
 class ModelsSection(_Section):
     """Which model packages may serve."""
 
@@ -291,6 +315,10 @@ class ModelsSection(_Section):
     """Whether the packages shipped with medimgd take part."""
     disabled: tuple[str, ...] = ()
     """``name`` or ``name@version`` of packages that must not run."""
+    remote: tuple[RemoteSection, ...] = ()
+    """How servers that compute models are reached, one block for each: ``model`` and, where they
+    differ from the package's manifest or the defaults, ``url``, ``token_file``, ``ca_file`` and
+    ``timeout_seconds``."""
     admission: AdmissionSection = AdmissionSection()
 
 
@@ -302,6 +330,8 @@ class WorkerSection(_Section):
     """A silent worker's jobs go back to the queue after this long."""
     maximum_attempts: int = Field(default=3, ge=1)
     device: Literal["auto", "cpu"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of one computation; 0 leaves it to the runtime: one for each core as a rule."""
 
 
 class DestinationSection(_Section):

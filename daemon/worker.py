@@ -22,11 +22,13 @@ from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc
 from daemon.shadow_work import ShadowWorker
 from dicom_io.errors import MedimgdError, RefusalReason
-from model.errors import DeviceOutOfMemory, ModelError, UnusableOutput
+from model.errors import DeviceOutOfMemory, ModelError, RemoteUnavailable, UnusableOutput
 from model.explain import explained_findings
 from model.findings import judge
 from model.package import ModelPackage
+from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import FloatArray, Predictor
+from model.runtimes.remote.access import RemoteAccess
 from storage.claims import claim_batch, give_back, reclaim_expired, renew
 from storage.database import Database
 from storage.endings import Analysed, fail_attempt, finish_batch, refuse_job
@@ -39,14 +41,25 @@ IDLE_SECONDS = 0.1
 OUT_OF_MEMORY_PAUSE_SECONDS = 30.0
 """Another program may hold the device; what does not fit now may fit later."""
 
+ABSENT_SERVER_PAUSE_SECONDS = 30.0
+"""A server that computes a model is asked again after this long; analyses wait meanwhile."""
+
 PredictorMaker = Callable[[ModelPackage], Predictor]
 
 
-def keras_predictor(config: Config) -> PredictorMaker:
-    """Return what makes the predictor of a package on the configured device."""
-    from model.runtimes.keras_runtime import KerasPredictor
+def configured_predictor(config: Config) -> PredictorMaker:
+    """Return what makes the predictor of a package as the site's settings want it."""
+    options = runtime_options(config)
+    return lambda package: open_predictor(package, options)
 
-    return lambda package: KerasPredictor(package, device=config.worker.device)
+
+def runtime_options(config: Config) -> RuntimeOptions:
+    """Return what the settings say about runtimes."""
+    remotes = {
+        each.model: RemoteAccess(each.url, each.token_file, each.ca_file, each.timeout_seconds)
+        for each in config.models.remote
+    }
+    return RuntimeOptions(config.worker.device, config.worker.threads or None, remotes)
 
 
 class ServedModels:
@@ -70,6 +83,8 @@ class ServedModels:
         self._database = database
         self._serving: Serving | None = None
         self._predictors: dict[str, tuple[ModelPackage, Predictor]] = {}
+        self._absent: dict[str, tuple[ModelPackage, float]] = {}
+        """Packages whose server does not answer, and when it is asked again."""
         self.out_of_order: dict[str, str] = {}
         self.unserved: frozenset[str] = frozenset()
         """Models that jobs wait for and that cannot serve; their jobs stay in the queue."""
@@ -79,7 +94,7 @@ class ServedModels:
         standings = () if self._database is None else list_standings(self._database)
         now_serving = serving(self._config, standings)
         if now_serving is self._serving:
-            return False
+            return self._ask_again()
         self._serving = now_serving
         wanted = (*now_serving.packages, *(each.package for each in now_serving.shadows))
         kept = (*wanted, *now_serving.finishing)
@@ -88,6 +103,7 @@ class ServedModels:
             for name, (package, predictor) in self._predictors.items()
             if package in kept
         }
+        self._absent.clear()
         self.out_of_order = dict(now_serving.out_of_order)
         for title, fault in self.out_of_order.items():
             _log_out_of_order(title, fault)
@@ -104,15 +120,34 @@ class ServedModels:
             if package.at_version == at_version:
                 self._load(package)
 
+    def set_aside(self, package: ModelPackage, error: ModelError) -> None:
+        """Take a package out of service; one whose server is absent is tried again later."""
+        name, fault = package.at_version, str(error)
+        self._predictors.pop(name, None)
+        if isinstance(error, RemoteUnavailable):
+            self._absent[name] = (package, time.monotonic() + ABSENT_SERVER_PAUSE_SECONDS)
+        if self.out_of_order.get(name) != fault:
+            self.out_of_order[name] = fault
+            _log_out_of_order(name, fault)
+
+    def _ask_again(self) -> bool:
+        """Try the packages whose servers were absent; True when any was tried."""
+        now = time.monotonic()
+        due = [package for package, again_at in self._absent.values() if again_at <= now]
+        for package in due:
+            del self._absent[package.at_version]
+            self._load(package)
+        return bool(due)
+
     def _load(self, package: ModelPackage) -> None:
-        predictor = self._make_predictor(package)
         try:
+            predictor = self._make_predictor(package)
             predictor.load()
             seconds = predictor.warm_up()
         except ModelError as error:
-            self.out_of_order[package.at_version] = str(error)
-            _log_out_of_order(package.at_version, str(error))
+            self.set_aside(package, error)
             return
+        self.out_of_order.pop(package.at_version, None)
         self._predictors[package.at_version] = (package, predictor)
         _logger.info(
             "%s is warm on %s", package.at_version, predictor.device,
@@ -225,6 +260,8 @@ class Worker:
             else:
                 self._fail(job, _OTHER_PACKAGE.format(package.at_version), retryable=False)
         for alike in by_shape.values():
+            if self._models.find(package.at_version) is None:
+                break  # its server went away with the batch before; all jobs are given back
             self._predict(package, predictor, alike)
 
     def _predict(
@@ -237,6 +274,11 @@ class Worker:
         except DeviceOutOfMemory as error:
             for job in jobs:
                 self._fail(job, str(error), retryable=True)
+            return
+        except RemoteUnavailable as error:
+            # Nothing is wrong with the jobs: they wait, however long, and no attempt is counted.
+            self._models.set_aside(package, error)
+            give_back(self._database, self._owner, now_utc())
             return
         except ModelError as error:
             self._predict_apart(package, predictor, jobs, error)
@@ -336,7 +378,7 @@ def run_worker(
             "job %d comes back from a worker that died; it is %s", job.id, job.state,
             extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
         )  # fmt: skip
-    models = ServedModels(config, make_predictor or keras_predictor(config), database)
+    models = ServedModels(config, make_predictor or configured_predictor(config), database)
     worker = Worker(config, database, models, slot)
     shadows = ShadowWorker(config, database, models.find, slot)
     shadows.reclaim()

@@ -11,6 +11,11 @@ from urllib.parse import urlsplit
 
 from model.manifest import ManifestTable
 
+DEFAULT_LARGEST_BATCH = 8
+"""What servers are configured for as a rule, and what a worker claims at once by default."""
+
+MOST_IN_A_BATCH = 256
+
 
 class RuntimeValues(StrEnum):
     """What computes."""
@@ -62,6 +67,8 @@ class RemoteModel:
     """The model's name at the server."""
     version: str = ""
     """The version at the server; empty takes the one the server serves by itself."""
+    largest_batch: int = DEFAULT_LARGEST_BATCH
+    """Inputs of one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,9 @@ def _read_remote(table: ManifestTable) -> RemoteModel:
         url=url,
         model=table.text("model", _SERVER_NAME, _SERVER_NAME_RULE),
         version=table.text("version", _SERVER_NAME, _SERVER_NAME_RULE, default=""),
+        largest_batch=table.whole_number(
+            "largest_batch", 1, MOST_IN_A_BATCH, default=DEFAULT_LARGEST_BATCH
+        ),
     )
     table.refuse_unknown()
     return remote

@@ -1,0 +1,90 @@
+"""From a package to the predictor that computes it, by the runtime its manifest names.
+
+Owns the choice. Imports a runtime's module when a package asks for it, and no library at all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from model.errors import RuntimeFault
+from model.package import ModelPackage
+from model.runtime_plan import RuntimeValues
+from model.runtimes.port import Predictor
+from model.runtimes.remote.access import RemoteAccess
+
+_NO_REMOTES: Mapping[str, RemoteAccess] = MappingProxyType({})
+
+_LIBRARIES = {
+    RuntimeValues.KERAS: ("keras", "tensorflow"),
+    RuntimeValues.ONNX: ("onnxruntime",),
+    RuntimeValues.OPENVINO: ("openvino",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What a site decides about how packages are computed."""
+
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``gpu``; a remote server decides for itself."""
+    threads: int | None = None
+    """CPU threads of one computation; each runtime's choice when None."""
+    remotes: Mapping[str, RemoteAccess] = field(default_factory=lambda: _NO_REMOTES)
+    """How servers are reached, by ``name@version`` or by name."""
+
+
+def open_predictor(package: ModelPackage, options: RuntimeOptions | None = None) -> Predictor:
+    """Return the predictor of a package, not loaded yet.
+
+    Raises
+    ------
+    RuntimeFault
+        The options contradict the package.
+    """
+    options = options or RuntimeOptions()
+    device, threads = options.device, options.threads
+    # Each import is made where it is needed: a worker without Keras packages loads no TensorFlow.
+    match package.runtime.kind:
+        case RuntimeValues.ONNX:
+            from model.runtimes.onnx_runtime import ONNXPredictor  # noqa: PLC0415
+
+            return ONNXPredictor(package, device=device, threads=threads)
+        case RuntimeValues.OPENVINO:
+            from model.runtimes.openvino_runtime import OpenVINOPredictor  # noqa: PLC0415
+
+            return OpenVINOPredictor(package, device=device, threads=threads)
+        case RuntimeValues.REMOTE:
+            from model.runtimes.remote_runtime import RemotePredictor  # noqa: PLC0415
+
+            return RemotePredictor(package, _access(package, options.remotes))
+        case RuntimeValues.KERAS:
+            from model.runtimes.keras_runtime import KerasPredictor  # noqa: PLC0415
+
+            return KerasPredictor(package, device=device, threads=threads)
+    raise RuntimeFault(f"{package.at_version}: no runtime is named {package.runtime.kind}")
+
+
+def _access(package: ModelPackage, remotes: Mapping[str, RemoteAccess]) -> RemoteAccess | None:
+    return remotes.get(package.at_version) or remotes.get(package.identity.name)
+
+
+def installed_runtimes() -> Mapping[RuntimeValues, str]:
+    """Return the libraries and versions behind each runtime; empty where they are not installed.
+
+    Nothing is imported.
+    """
+    found = {kind: _versions(names) for kind, names in _LIBRARIES.items()}
+    grpc = _versions(("grpcio",))
+    found[RuntimeValues.REMOTE] = "HTTP" + (f", gRPC ({grpc})" if grpc else "")
+    return found
+
+
+def _versions(names: tuple[str, ...]) -> str:
+    try:
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
