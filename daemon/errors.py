@@ -3,6 +3,7 @@
 DaemonError
 ├── ConfigurationError      the TOML file or the environment breaks a rule
 ├── SlotTaken               another process runs this slot on this data folder
+├── AdmissionRefused        a model version is not what this site asks for
 ├── UnknownStudy            no study is known by what was typed
 ├── CannotReplay            a result cannot be computed again from what is stored
 │   └── PackageGone         the weights it was computed with are not installed
@@ -12,7 +13,13 @@ DaemonError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from dicom_io.errors import MedimgdError
+
+if TYPE_CHECKING:
+    from model.admission import Criterion
 
 
 class DaemonError(MedimgdError):
@@ -31,6 +38,26 @@ class SlotTaken(DaemonError):
     """Another process runs this slot on this data folder."""
 
     retryable = False
+
+
+class AdmissionRefused(DaemonError):
+    """A model version is not what this site asks for; every criterion is in ``criteria``.
+
+    Parameters
+    ----------
+    at_version : str
+        ``name@version``.
+    criteria : sequence of Criterion
+        All that was looked at, met or not.
+    """
+
+    retryable = False
+
+    def __init__(self, at_version: str, criteria: Sequence[Criterion]) -> None:
+        self.at_version = at_version
+        self.criteria = tuple(criteria)
+        unmet = [each.sentence for each in self.criteria if not each.met]
+        super().__init__(f"{at_version} is not admitted: " + "; ".join(unmet))
 
 
 class UnknownStudy(DaemonError):

@@ -232,6 +232,13 @@ def _check_extent(source: Path) -> None:
     """Refuse what is no package before anything of it is copied."""
     if not (source / MANIFEST_NAME).is_file():
         raise PackageFault(f"model package {source.name}", [f"{source} holds no {MANIFEST_NAME}"])
+    faults = extent_faults(source)
+    if faults:
+        raise PackageFault(f"model package {source.name}", faults)
+
+
+def extent_faults(source: Path) -> list[str]:
+    """Return what is too much in a package folder: files, bytes, links."""
     paths = list(source.rglob("*"))
     faults = [
         f"{path.relative_to(source)}: links are not allowed in a package"
@@ -243,8 +250,7 @@ def _check_extent(source: Path) -> None:
     size = sum(path.lstat().st_size for path in paths)
     if size > LARGEST_PACKAGE_BYTES:
         faults.append(f"must be at most {LARGEST_PACKAGE_BYTES} bytes, received {size}")
-    if faults:
-        raise PackageFault(f"model package {source.name}", faults)
+    return faults
 
 
 def _refuse_installed(package: ModelPackage, folder: Path, target: Path) -> None:

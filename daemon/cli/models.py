@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daemon.cli import admitting, comparing, packing
+from daemon.cli.admitting import By, decision
 from daemon.cli.output import (
     AsJSON,
     ConfigPath,
@@ -21,11 +23,23 @@ if TYPE_CHECKING:
     from daemon.catalogue import Serving
     from model.catalogue import InstalledPackage
     from model.package import ModelPackage
+    from model.runtimes.check import CheckReport
 
-app = typer.Typer(help="List, check and install model packages.", no_args_is_help=True)
+app = typer.Typer(
+    help="Pack, check, install, admit, retire and compare model packages.", no_args_is_help=True
+)
 
-Folder = Annotated[
-    Path, typer.Argument(help="A package folder (it holds manifest.toml).", exists=True)
+app.command("pack")(packing.pack)
+app.command("admit")(admitting.admit)
+app.command("retire")(admitting.retire)
+app.command("shadow")(admitting.shadow)
+app.command("compare")(comparing.compare)
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A package folder (it holds manifest.toml), or a .zip or .tar of it.", exists=True
+    ),
 ]
 
 
@@ -95,37 +109,73 @@ def show_model(
 
 
 @app.command("add")
-def add_model(folder: Folder, config: ConfigPath = None) -> None:
-    """Check a package, run its network once, and install it; the worker takes it up by itself."""
+def add_model(package: Source, config: ConfigPath = None, by: By = "") -> None:
+    """Check a package, run its network once, and install it.
+
+    The first version of a model serves at once, unless models.admission.required is set. One that
+    comes beside others waits: see 'models shadow' and 'models admit'.
+    """
+    from daemon.admission import install, waits_for_admission
     from daemon.catalogue import installed_catalogue
     from daemon.config import load_config
-    from model.catalogue import add_package
+    from model.archives import package_folder
+    from model.package import load_package
 
     with failures_become_exit_codes():
         loaded = load_config(config)
-        _require_it_runs(folder)
-        package = add_package(folder, loaded.site_models_folder)
+        with package_folder(package) as folder:
+            _require_it_runs(folder)
+            waits = waits_for_admission(loaded, load_package(folder))
+            added = install(loaded, folder, decision(by, ""), waits=waits)
         twins = [item for item in installed_catalogue(loaded).installed if item.faults]
-        say(f"{package.at_version} is installed in {package.folder}")
+        say(f"{added.at_version} is installed in {added.folder}")
+        if waits:
+            say(
+                f"it does not serve yet: 'medimgd models admit {added.at_version}' lets it, "
+                f"'medimgd models shadow {added.at_version}' tries it beside what serves"
+            )
         for item in twins:
             say(f"! {item.title}: {'; '.join(item.faults)}")
 
 
 @app.command("check")
-def check_model(folder: Folder, as_json: AsJSON = False) -> None:
-    """Check a package folder and run its network once, without installing anything."""
+def check_model(package: Source, as_json: AsJSON = False) -> None:
+    """Check a package and let its network compute, without installing anything.
+
+    Digests, sizes, the scores of its probes, and whether its evaluation report is about it.
+    """
+    from dataclasses import replace
+
+    from model.archives import package_folder
+    from model.catalogue import extent_faults
+    from model.package import load_package
     from model.runtimes.check import check_package
 
-    with failures_become_exit_codes():
+    with failures_become_exit_codes(), package_folder(package) as folder:
         report = check_package(folder)
+        faults = (*extent_faults(folder), *report.faults)
+        report = replace(report, faults=faults)
+        found = load_package(folder) if report.passed else None
     if as_json:
         print_json(report.as_mapping())
-    elif report.passed:
-        say(f"{folder}: no fault found")
+    elif found is not None:
+        say(f"{package}: no fault found")
+        say(_probes_in_words(found, report))
+        if found.evaluation is None:
+            say("it has no evaluation report: a site that requires one will not admit it")
     if not report.passed:
         if not as_json:
-            _print_faults(folder, report.faults)
+            _print_faults(package, report.faults)
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _probes_in_words(package: ModelPackage, report: CheckReport) -> str:
+    if package.probes is None or report.probe_difference is None:
+        return "it has no probes: 'medimgd models admit' will refuse it; pack it again with some"
+    return (
+        f"it reproduces the recorded scores of {len(report.probe_scores)} probes: largest "
+        f"difference {report.probe_difference:.2g}, tolerance {package.probes.tolerance:g}"
+    )
 
 
 def _require_it_runs(folder: Path) -> None:

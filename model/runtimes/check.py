@@ -7,19 +7,22 @@ fault with a sentence.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from model.errors import ModelError, PackageFault
+from model.evaluation_report import contradictions, read_evaluation_report
 from model.package import ModelPackage, load_package
+from model.probes import read_probes
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.port import FloatArray, Predictor
 from model.runtimes.signature import probe_shape
@@ -46,6 +49,10 @@ class CheckReport:
     """One prediction of one input, after warm-up."""
     probabilities: tuple[tuple[float, ...], ...] = ()
     """The answers for an input of zeros and for one of ones."""
+    probe_scores: tuple[tuple[float, ...], ...] = ()
+    """The answers for the package's probes, or for those that were handed over."""
+    probe_difference: float | None = None
+    """The largest distance from a recorded score; None where none is recorded."""
 
     @property
     def passed(self) -> bool:
@@ -58,9 +65,15 @@ class CheckReport:
 
 
 def check_package(
-    folder: Path, *, device: str = "auto", timeout_seconds: float = CHECK_SECONDS
+    folder: Path,
+    *,
+    device: str = "auto",
+    timeout_seconds: float = CHECK_SECONDS,
+    probes: Path | None = None,
 ) -> CheckReport:
-    """Load a package and predict zeros and ones, in a process of its own; never raises for it.
+    """Load a package and let it compute, in a process of its own; never raises for it.
+
+    It predicts zeros, ones and its probes, and has to reproduce the scores recorded for these.
 
     Parameters
     ----------
@@ -70,8 +83,11 @@ def check_package(
         ``auto``, ``cpu`` or ``gpu``.
     timeout_seconds : float
         The trial is killed after that.
+    probes : Path, optional
+        A file of probes to score, for a package that has none yet.
     """
     command = [sys.executable, "-m", "model.runtimes.check", str(folder.resolve()), device]
+    command += [] if probes is None else [str(probes.resolve())]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     try:
@@ -101,23 +117,37 @@ def _read_answer(folder: Path, done: subprocess.CompletedProcess[str]) -> CheckR
         return CheckReport(folder.name, (fault,))
     plain.pop("passed")
     plain["faults"] = tuple(plain["faults"])
-    plain["probabilities"] = tuple(tuple(row) for row in plain["probabilities"])
+    for name in ("probabilities", "probe_scores"):
+        plain[name] = tuple(tuple(row) for row in plain[name])
     return CheckReport(**plain)
 
 
-def try_package(folder: Path, device: str = "auto") -> CheckReport:
+def try_package(folder: Path, device: str = "auto", probes: str = "") -> CheckReport:
     """Do the trial in this process."""
     try:
         package = load_package(folder)
     except PackageFault as error:
         return CheckReport(folder.name, error.faults)
     try:
-        return _try_predictor(package, KerasPredictor(package, device=device))
+        contradicted = _evaluation_faults(package)
+        report = _try_predictor(
+            package, KerasPredictor(package, device=device), Path(probes) if probes else None
+        )
+        return replace(report, faults=(*report.faults, *contradicted))
     except ModelError as error:
         return CheckReport(package.at_version, (str(error),))
 
 
-def _try_predictor(package: ModelPackage, predictor: Predictor) -> CheckReport:
+def _evaluation_faults(package: ModelPackage) -> list[str]:
+    """Return where the package's evaluation report contradicts it; a package may have none."""
+    if package.evaluation is None:
+        return []
+    return contradictions(read_evaluation_report(package.evaluation.path), package)
+
+
+def _try_predictor(
+    package: ModelPackage, predictor: Predictor, handed_over: Path | None = None
+) -> CheckReport:
     started = time.perf_counter()
     predictor.load()
     load_seconds = time.perf_counter() - started
@@ -129,16 +159,56 @@ def _try_predictor(package: ModelPackage, predictor: Predictor) -> CheckReport:
     image_seconds = time.perf_counter() - started
     # A batch large enough to be run in another compiled size than a single input.
     together = predictor.predict(np.concatenate([probes, probes, probes]))
+    scores = _probe_scores(package, predictor, handed_over)
+    difference = _largest_difference(package, scores) if handed_over is None else None
     return CheckReport(
         model=package.at_version,
-        faults=tuple(_score_faults(alone, together)),
+        faults=(*_score_faults(alone, together), *_probe_faults(package, difference)),
         device=predictor.device,
         runtime=predictor.description.runtime,
         load_seconds=round(load_seconds, 3),
         warm_up_seconds=round(warm_up_seconds, 3),
         image_seconds=round(image_seconds, 5),
         probabilities=tuple(tuple(float(v) for v in row) for row in together[:2]),
+        probe_scores=scores,
+        probe_difference=difference,
     )
+
+
+def _probe_scores(
+    package: ModelPackage, predictor: Predictor, handed_over: Path | None
+) -> tuple[tuple[float, ...], ...]:
+    path = handed_over or (package.probes.path if package.probes else None)
+    if path is None:
+        return ()
+    probes = read_probes(path, package.recipe.shape)
+    rows = [predictor.predict(np.stack([each]))[0] for each in probes]
+    return tuple(tuple(float(value) for value in row) for row in rows)
+
+
+def _largest_difference(
+    package: ModelPackage, scores: tuple[tuple[float, ...], ...]
+) -> float | None:
+    """Return how far the scores are from the recorded ones; infinity when their number differs."""
+    if package.probes is None:
+        return None
+    recorded = package.probes.scores
+    if len(recorded) != len(scores):
+        return math.inf
+    return float(np.abs(np.array(recorded) - np.array(scores)).max())
+
+
+def _probe_faults(package: ModelPackage, difference: float | None) -> list[str]:
+    probes = package.probes
+    if probes is None or difference is None or difference <= probes.tolerance:
+        return []
+    fault = (
+        "the weights do not reproduce the scores recorded for the package's probes: "
+        f"the largest difference is {difference:.3g}, the tolerance {probes.tolerance:g} "
+        f"(recorded by {probes.runtime or 'an unknown runtime'}); this is not the model that was "
+        "packed, or this runtime computes it wrongly"
+    )
+    return [fault]
 
 
 def _score_faults(alone: FloatArray, together: FloatArray) -> list[str]:
@@ -151,7 +221,7 @@ def _score_faults(alone: FloatArray, together: FloatArray) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Try the package named on the command line; print the report as one line of JSON."""
-    report = try_package(Path(arguments[0]), *arguments[1:2])
+    report = try_package(Path(arguments[0]), *arguments[1:3])
     sys.stdout.write(json.dumps(report.as_mapping()) + "\n")
     return 0 if report.passed else 1
 

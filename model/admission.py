@@ -1,0 +1,176 @@
+"""Whether a model version may serve at a site: each criterion with what was wanted and found.
+
+Owns the judgement, a pure function of the package, its trial, its evaluation report and the
+site's limits. Knows no setting's file and no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model.errors import PackageFault
+from model.evaluation_report import (
+    EvaluationReport,
+    ReportedLabel,
+    contradictions,
+    read_evaluation_report,
+)
+from model.package import ModelPackage
+from model.runtimes.check import CheckReport
+
+GAP_FIGURES = ("roc_auc", "sensitivity", "specificity")
+_WORDS = {"roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """What a site asks of a version before it serves."""
+
+    evaluation_required: bool = True
+    minimum_auc: float = 0.0
+    minimum_sensitivity: float = 0.0
+    minimum_specificity: float = 0.0
+    maximum_subgroup_gap: float = 1.0
+    lower_bounds_count: bool = False
+
+    @property
+    def minima(self) -> dict[str, float]:
+        """The figures that have a limit."""
+        limits = {
+            "roc_auc": self.minimum_auc,
+            "sensitivity": self.minimum_sensitivity,
+            "specificity": self.minimum_specificity,
+        }
+        return {name: limit for name, limit in limits.items() if limit > 0}
+
+    @property
+    def asks_for_figures(self) -> bool:
+        """True when a report is needed whatever ``evaluation_required`` says."""
+        return bool(self.minima) or self.maximum_subgroup_gap < 1
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One thing that was looked at."""
+
+    name: str
+    wanted: str
+    found: str
+    met: bool
+
+    @property
+    def sentence(self) -> str:
+        """The criterion in words, for a refusal and for the audit trail."""
+        return f"{self.name}: wanted {self.wanted}, found {self.found}"
+
+
+def judge_admission(
+    package: ModelPackage, trial: CheckReport, limits: AdmissionLimits
+) -> tuple[Criterion, ...]:
+    """Return every criterion; the version may serve when all are met.
+
+    Parameters
+    ----------
+    package : ModelPackage
+        As loaded: its digests are right, that of the preprocessing included.
+    trial : CheckReport
+        Of this very folder, with its probes.
+    limits : AdmissionLimits
+        The site's.
+    """
+    return (
+        *_of_trial(package, trial),
+        *_of_evaluation(package, limits),
+    )
+
+
+def _of_trial(package: ModelPackage, trial: CheckReport) -> Iterator[Criterion]:
+    yield Criterion(
+        "preprocessing",
+        "the steps of this installation",
+        f"digest {package.preprocessing_digest[:12]}…, the same",
+        met=True,
+    )
+    yield Criterion(
+        "trial", "loads, computes, no fault", "; ".join(trial.faults) or "no fault", trial.passed
+    )
+    if package.probes is None:
+        yield Criterion(
+            "probes",
+            "recorded scores to reproduce",
+            "none in the package: pack it again with 'medimgd models pack --probe'",
+            met=False,
+        )
+        return
+    difference = trial.probe_difference
+    yield Criterion(
+        "probes",
+        f"the recorded scores of {len(package.probes.scores)} probes within "
+        f"{package.probes.tolerance:g}",
+        "no scores" if difference is None else f"a largest difference of {difference:.2g}",
+        met=difference is not None and difference <= package.probes.tolerance,
+    )
+
+
+def _of_evaluation(package: ModelPackage, limits: AdmissionLimits) -> Iterator[Criterion]:
+    wanted = "a report of 'medimgd evaluate' about this very package"
+    if package.evaluation is None:
+        needed = limits.evaluation_required or limits.asks_for_figures
+        yield Criterion("evaluation", wanted if needed else "nothing", "none", met=not needed)
+        return
+    try:
+        report = read_evaluation_report(package.evaluation.path)
+    except PackageFault as error:
+        yield Criterion("evaluation", wanted, str(error), met=False)
+        return
+    faults = contradictions(report, package)
+    found = f"{report.split}: {report.images} images of {report.patients} patients"
+    yield Criterion("evaluation", wanted, "; ".join(faults) or found, met=not faults)
+    for label in report.labels:
+        yield from _of_figures(label, limits)
+        yield from _of_gaps(label, report, limits)
+
+
+def _of_figures(label: ReportedLabel, limits: AdmissionLimits) -> Iterator[Criterion]:
+    for name, limit in limits.minima.items():
+        figure = label.figures.get(name)
+        value = None if figure is None else figure.value
+        low = None if figure is None else figure.low
+        counted = low if limits.lower_bounds_count else value
+        found = "no such figure" if value is None else f"{value:.4f}"
+        if value is not None:
+            found += " without interval" if low is None else f", lower bound {low:.4f}"
+        which = "a lower bound of at least" if limits.lower_bounds_count else "at least"
+        yield Criterion(
+            f"{label.name} {_WORDS[name]}",
+            f"{which} {limit:g}",
+            found,
+            met=counted is not None and counted >= limit,
+        )
+
+
+def _of_gaps(
+    label: ReportedLabel, report: EvaluationReport, limits: AdmissionLimits
+) -> Iterator[Criterion]:
+    limit = limits.maximum_subgroup_gap
+    if limit >= 1:
+        return
+    wanted = f"at most {limit:g}"
+    if not any(gap.figure in GAP_FIGURES for gap in label.gaps):
+        columns = ", ".join(label.columns) or "none"
+        yield Criterion(
+            f"{label.name} gap between subgroups",
+            wanted,
+            f"no two groups of enough patients to compare on {report.split} (columns: {columns}); "
+            "'medimgd evaluate --subgroup' names others",
+            met=False,
+        )
+    for gap in label.gaps:
+        if gap.figure in GAP_FIGURES:
+            yield Criterion(
+                f"{label.name} {_WORDS[gap.figure]} by {gap.column}",
+                wanted,
+                f"{gap.gap:.4f} between {gap.best} and {gap.worst}",
+                met=gap.gap <= limit,
+            )

@@ -1,0 +1,236 @@
+"""An evaluation report as whoever admits a model reads it: figures, bounds and gaps per label.
+
+Owns the reading of the JSON that ``medimgd evaluate`` writes, and whether it speaks of this
+package. Tolerant of fields it does not know; what it relies on it checks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import PackageFault
+from model.package import Label, ModelPackage
+
+REPORT_FORMAT = 1
+LARGEST_REPORT_BYTES = 64 << 20
+SAME_THRESHOLD = 1e-6
+"""Reports round what they write."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedFigure:
+    """One figure with its confidence interval."""
+
+    value: float | None
+    """None where it is not defined."""
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedGap:
+    """The distance of a figure between two groups of one column."""
+
+    column: str
+    figure: str
+    best: str
+    worst: str
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedLabel:
+    """What was measured of one label."""
+
+    name: str
+    threshold: float
+    undetermined_low: float
+    undetermined_high: float
+    figures: Mapping[str, ReportedFigure]
+    columns: tuple[str, ...]
+    """Columns whose groups were compared."""
+    gaps: tuple[ReportedGap, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """What a report says."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    preprocessing_digest: str
+    split: str
+    images: int
+    patients: int
+    labels: tuple[ReportedLabel, ...]
+
+
+def read_evaluation_report(path: Path) -> EvaluationReport:
+    """Read a report.
+
+    Raises
+    ------
+    PackageFault
+        It cannot be read, or lacks what is relied on; every fault is named.
+    """
+    faults: list[str] = []
+    document = _document(path, faults)
+    if not faults and document.get("format") != REPORT_FORMAT:
+        faults.append(f"format: must be {REPORT_FORMAT}, received {document.get('format')!r}")
+    report = None
+    if not faults:
+        report = _report(_Reader(document, "", faults))
+    if report is None or faults:
+        raise PackageFault(f"evaluation report {path.name}", faults)
+    return report
+
+
+def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]:
+    """Return where a report speaks of something else than this package; empty when nowhere."""
+    identity = package.identity
+    faults = [
+        f"the evaluation report is about {what} {found}, the package has {wanted}: "
+        "evaluate the package as it is"
+        for what, found, wanted in (
+            ("the model", report.name, identity.name),
+            ("weights", report.weights_sha256, identity.weights_sha256),
+            ("preprocessing", report.preprocessing_digest, package.preprocessing_digest),
+        )
+        if found != wanted
+    ]
+    reported = {label.name: label for label in report.labels}
+    stated = {label.name: label for label in package.labels}
+    if reported.keys() != stated.keys():
+        faults.append(
+            f"the evaluation report is about the labels {', '.join(sorted(reported))}, "
+            f"the package speaks of {', '.join(sorted(stated))}"
+        )
+    for name in reported.keys() & stated.keys():
+        faults += _other_thresholds(reported[name], stated[name])
+    return faults
+
+
+def _other_thresholds(reported: ReportedLabel, stated: Label) -> list[str]:
+    return [
+        f"{stated.name}: the evaluation report used {what} {found:g}, the package has {wanted:g}: "
+        "its sensitivity and specificity are those of another operating point"
+        for what, found, wanted in (
+            ("the threshold", reported.threshold, stated.threshold),
+            ("undetermined from", reported.undetermined_low, stated.undetermined_low),
+            ("undetermined to", reported.undetermined_high, stated.undetermined_high),
+        )
+        if not math.isclose(found, wanted, abs_tol=SAME_THRESHOLD)
+    ]
+
+
+class _Reader:
+    """One JSON object: gets fields of a type, and notes what is wrong with them."""
+
+    def __init__(self, values: Mapping[str, object], place: str, faults: list[str]) -> None:
+        self._values = values
+        self._place = place
+        self._faults = faults
+
+    def _wrong(self, key: str, rule: str) -> None:
+        received = repr(self._values.get(key))[:80]
+        self._faults.append(f"{self._place}{key}: {rule}; received {received}")
+
+    def text(self, key: str) -> str:
+        value = self._values.get(key)
+        if isinstance(value, str) and value:
+            return value
+        self._wrong(key, "must be text")
+        return ""
+
+    def number(self, key: str) -> float:
+        value = self.number_or_none(key)
+        if value is None:
+            self._wrong(key, "must be a number")
+        return 0.0 if value is None else value
+
+    def number_or_none(self, key: str) -> float | None:
+        value = self._values.get(key)
+        usable = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if usable and math.isfinite(value) else None  # type: ignore[arg-type]
+
+    def inner(self, key: str) -> _Reader:
+        value = self._values.get(key)
+        if not isinstance(value, Mapping):
+            self._wrong(key, "must be an object")
+            value = {}
+        return _Reader(value, f"{self._place}{key}.", self._faults)
+
+    def each(self, key: str) -> list[_Reader]:
+        value = self._values.get(key)
+        if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+            self._wrong(key, "must be a list of objects")
+            return []
+        return [
+            _Reader(one, f"{self._place}{key}[{number}].", self._faults)
+            for number, one in enumerate(value)
+        ]
+
+    def names(self) -> list[str]:
+        return list(self._values)
+
+
+def _document(path: Path, faults: list[str]) -> Mapping[str, object]:
+    try:
+        if path.stat().st_size > LARGEST_REPORT_BYTES:
+            faults.append(f"must be at most {LARGEST_REPORT_BYTES} bytes")
+            return {}
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(f"is no JSON that can be read: {error}")
+        return {}
+    if not isinstance(document, Mapping):
+        faults.append("must be a JSON object, as 'medimgd evaluate' writes it")
+        return {}
+    return document
+
+
+def _report(reader: _Reader) -> EvaluationReport:
+    model, outcomes = reader.inner("model"), reader.inner("outcomes")
+    return EvaluationReport(
+        name=model.text("name"),
+        version=model.text("version"),
+        weights_sha256=model.text("weights_sha256"),
+        preprocessing_digest=model.text("preprocessing_digest"),
+        split=reader.inner("data").text("split"),
+        images=int(outcomes.number("images")),
+        patients=int(outcomes.number("patients")),
+        labels=tuple(_label(each) for each in reader.each("labels")),
+    )
+
+
+def _label(reader: _Reader) -> ReportedLabel:
+    figures = reader.inner("figures")
+    subgroups = reader.each("subgroups")
+    return ReportedLabel(
+        name=reader.text("name"),
+        threshold=reader.number("threshold"),
+        undetermined_low=reader.number("undetermined_low"),
+        undetermined_high=reader.number("undetermined_high"),
+        figures={name: _figure(figures.inner(name)) for name in figures.names()},
+        columns=tuple(one.text("column") for one in subgroups),
+        gaps=tuple(
+            ReportedGap(
+                column=one.text("column"),
+                figure=gap.text("figure"),
+                best=gap.text("best"),
+                worst=gap.text("worst"),
+                gap=gap.number("gap"),
+            )
+            for one in subgroups
+            for gap in one.each("gaps")
+        ),
+    )
+
+
+def _figure(reader: _Reader) -> ReportedFigure:
+    return ReportedFigure(*(reader.number_or_none(key) for key in ("value", "low", "high")))
