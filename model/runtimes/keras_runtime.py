@@ -92,6 +92,11 @@ class KerasPredictor:
         return self._sizes
 
     @property
+    def network(self) -> Any:
+        """The loaded Keras model, for what converts it; None before ``load``."""
+        return self._network
+
+    @property
     def trace_count(self) -> int:
         """How often the network was compiled; it stands still after ``warm_up``."""
         return 0 if self._compiled is None else int(self._compiled.experimental_get_tracing_count())
