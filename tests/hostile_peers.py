@@ -26,6 +26,8 @@ REQUEST = ul.associate_request(CONTEXTS, calling="HOSTILE")
 ECHO = ul.p_data(pdv(3, LAST_COMMAND, ul.echo_request()))
 
 _PATIENCE_SECONDS = 10.0
+_SHORTEST_PDU = 7
+"""Room for one byte of a message beside the head of its value."""
 
 
 def store_pdus(instance: Instance, fragment_bytes: int = 600) -> bytes:
@@ -346,17 +348,26 @@ def probe(port: int, count: int) -> None:
             pass
 
 
-def store_without_listening(port: int, instances: Sequence[Instance], for_seconds: float) -> int:
-    """Send echoes and instances and never read an answer; return how many bytes were taken."""
-    deadline = time.monotonic() + for_seconds
-    taken = 0
+def ask_without_listening(port: int, message: bytes, at_most_seconds: float) -> bool:
+    """Send a message again and again and never read an answer; True when we were hung up on.
+
+    The shortest of PDUs are asked for, so that the kernel's buffer is full of answers soon.
+    """
+    deadline = time.monotonic() + at_most_seconds
     with connected(port, receive_buffer_bytes=4096) as connection:
-        associated(connection)
+        connection.sendall(
+            ul.associate_request(CONTEXTS, calling="HOSTILE", maximum_pdu_bytes=_SHORTEST_PDU)
+        )
+        _read_pdus(connection, 1)
         connection.settimeout(0.2)
         while time.monotonic() < deadline:
-            with suppress(TimeoutError):
-                taken += connection.send(ECHO * 200)
-    return taken
+            try:
+                connection.send(message * 200)
+            except TimeoutError:
+                continue
+            except OSError:
+                return True
+    return False
 
 
 @dataclass

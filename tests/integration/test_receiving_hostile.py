@@ -273,14 +273,13 @@ def test_a_storm_of_aborts_in_the_middle_of_instances_leaves_no_file(receiver):
 
 
 def test_peers_that_never_listen_are_ended_and_shut_nobody_out(receiver):
-    with HonestPeer(receiver.port) as honest:
-        taken = hp.together(
-            [partial(hp.store_without_listening, receiver.port, [], NETWORK_TIMEOUT_SECONDS + 2)]
-            * 8,
-            8,
-        )
+    message = hp.store_pdus(Instance("1.2.3", b"no data set"))
 
-    assert all(taken)
+    with HonestPeer(receiver.port) as honest:
+        attack = partial(hp.ask_without_listening, receiver.port, message, 60)
+        were_ended = hp.together([attack] * 2, 2)
+
+    assert all(were_ended)
     _served(receiver, honest)
 
 
