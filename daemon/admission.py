@@ -14,6 +14,7 @@ from pathlib import Path
 from daemon.catalogue import digests_of, installed_catalogue, known_standings, serving
 from daemon.config import Config
 from daemon.errors import AdmissionRefused
+from daemon.runtimes import runtime_options
 from model.admission import AdmissionLimits, Criterion, judge_admission
 from model.archives import package_folder
 from model.catalogue import add_package
@@ -59,7 +60,9 @@ def limits_of(config: Config) -> AdmissionLimits:
 
 def judge(config: Config, package: ModelPackage) -> tuple[Criterion, ...]:
     """Try a package with its probes and hold it against the site's limits."""
-    trial = check_package(package.folder, device=config.worker.device)
+    trial = check_package(
+        package.folder, device=config.worker.device, remotes=runtime_options(config).remotes
+    )
     return judge_admission(package, trial, limits_of(config))
 
 

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -20,15 +20,14 @@ from daemon.config import Config
 from daemon.explaining import with_explanations
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.role import RoleProcess, now_utc
+from daemon.runtimes import PredictorMaker, configured_predictor
 from daemon.shadow_work import ShadowWorker
 from dicom_io.errors import MedimgdError, RefusalReason
 from model.errors import DeviceOutOfMemory, ModelError, RemoteUnavailable, UnusableOutput
 from model.explain import explained_findings
 from model.findings import judge
 from model.package import ModelPackage
-from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import FloatArray, Predictor
-from model.runtimes.remote.access import RemoteAccess
 from storage.claims import claim_batch, give_back, reclaim_expired, renew
 from storage.database import Database
 from storage.endings import Analysed, fail_attempt, finish_batch, refuse_job
@@ -43,23 +42,6 @@ OUT_OF_MEMORY_PAUSE_SECONDS = 30.0
 
 ABSENT_SERVER_PAUSE_SECONDS = 30.0
 """A server that computes a model is asked again after this long; analyses wait meanwhile."""
-
-PredictorMaker = Callable[[ModelPackage], Predictor]
-
-
-def configured_predictor(config: Config) -> PredictorMaker:
-    """Return what makes the predictor of a package as the site's settings want it."""
-    options = runtime_options(config)
-    return lambda package: open_predictor(package, options)
-
-
-def runtime_options(config: Config) -> RuntimeOptions:
-    """Return what the settings say about runtimes."""
-    remotes = {
-        each.model: RemoteAccess(each.url, each.token_file, each.ca_file, each.timeout_seconds)
-        for each in config.models.remote
-    }
-    return RuntimeOptions(config.worker.device, config.worker.threads or None, remotes)
 
 
 class ServedModels:

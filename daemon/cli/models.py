@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli import admitting, comparing, packing
+from daemon.cli import admitting, comparing, optimising, packing
 from daemon.cli.admitting import By, decision
 from daemon.cli.output import (
     AsJSON,
@@ -21,6 +21,7 @@ from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from daemon.catalogue import Serving
+    from daemon.config import Config
     from model.catalogue import InstalledPackage
     from model.package import ModelPackage
     from model.runtimes.check import CheckReport
@@ -34,6 +35,7 @@ app.command("admit")(admitting.admit)
 app.command("retire")(admitting.retire)
 app.command("shadow")(admitting.shadow)
 app.command("compare")(comparing.compare)
+app.command("optimise")(optimising.optimise)
 
 Source = Annotated[
     Path,
@@ -124,7 +126,7 @@ def add_model(package: Source, config: ConfigPath = None, by: By = "") -> None:
     with failures_become_exit_codes():
         loaded = load_config(config)
         with package_folder(package) as folder:
-            _require_it_runs(folder)
+            _require_it_runs(folder, loaded)
             waits = waits_for_admission(loaded, load_package(folder))
             added = install(loaded, folder, decision(by, ""), waits=waits)
         twins = [item for item in installed_catalogue(loaded).installed if item.faults]
@@ -139,20 +141,23 @@ def add_model(package: Source, config: ConfigPath = None, by: By = "") -> None:
 
 
 @app.command("check")
-def check_model(package: Source, as_json: AsJSON = False) -> None:
+def check_model(package: Source, config: ConfigPath = None, as_json: AsJSON = False) -> None:
     """Check a package and let its network compute, without installing anything.
 
     Digests, sizes, the scores of its probes, and whether its evaluation report is about it.
     """
     from dataclasses import replace
 
+    from daemon.config import load_config
+    from daemon.runtimes import runtime_options
     from model.archives import package_folder
     from model.catalogue import extent_faults
     from model.package import load_package
     from model.runtimes.check import check_package
 
     with failures_become_exit_codes(), package_folder(package) as folder:
-        report = check_package(folder)
+        remotes = runtime_options(load_config(config)).remotes
+        report = check_package(folder, remotes=remotes)
         faults = (*extent_faults(folder), *report.faults)
         report = replace(report, faults=faults)
         found = load_package(folder) if report.passed else None
@@ -178,10 +183,11 @@ def _probes_in_words(package: ModelPackage, report: CheckReport) -> str:
     )
 
 
-def _require_it_runs(folder: Path) -> None:
+def _require_it_runs(folder: Path, config: Config) -> None:
+    from daemon.runtimes import runtime_options
     from model.runtimes.check import check_package
 
-    report = check_package(folder)
+    report = check_package(folder, remotes=runtime_options(config).remotes)
     if not report.passed:
         _print_faults(folder, report.faults)
         raise typer.Exit(ExitCode.FAILED)
@@ -218,13 +224,26 @@ def _promises(package: ModelPackage) -> dict[str, Any]:
         "limits": package.limits,
         "metrics": package.metrics,
         "training": package.training,
+        "runtime": package.runtime.kind,
+        "conversion": package.conversion,
     }
+
+
+def _conversion_in_words(package: ModelPackage) -> str:
+    if not package.conversion:
+        return ""
+    told = package.conversion
+    return (
+        f", converted from {told.get('source')}; largest difference of a probability "
+        f"{told.get('largest_difference')} on {told.get('probes')} probes"
+    )
 
 
 def _print_package(package: ModelPackage) -> None:
     identity = package.identity
     say(f"{identity.title}{' (DEMONSTRATION, no clinical claim)' * identity.demonstration}")
     say(f"intended use: {identity.intended_use}")
+    say(f"computed by: {package.runtime.kind}{_conversion_in_words(package)}")
     say(f"reads: {package.selection.where.words}")
     for clause in package.contract:
         say(f"requires: {clause.require.words} - {clause.text}")

@@ -35,7 +35,7 @@ def replay_result(
     """Compute a stored result again from the stored images; exit 1 when it comes out otherwise."""
     from daemon.config import load_config
     from daemon.replaying import replay
-    from daemon.worker import keras_predictor
+    from daemon.runtimes import configured_predictor
     from storage.database import open_database
     from storage.spool import Spool
 
@@ -44,7 +44,7 @@ def replay_result(
         database = open_database(loaded.database_path, read_only=True)
         try:
             spool = Spool(loaded.spool_folder, 0, slot="replay")
-            found = replay(loaded, database, spool, result, keras_predictor(loaded), tolerance)
+            found = replay(loaded, database, spool, result, configured_predictor(loaded), tolerance)
         finally:
             database.close()
     if as_json:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from model.errors import ModelError, PackageFault
 from model.evaluation_report import contradictions, read_evaluation_report
 from model.package import ModelPackage, load_package
 from model.probes import read_probes
-from model.runtimes.keras_runtime import KerasPredictor
+from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import FloatArray, Predictor
+from model.runtimes.remote.access import RemoteAccess
 from model.runtimes.signature import probe_shape
 
 CHECK_SECONDS = 300.0
@@ -70,6 +72,7 @@ def check_package(
     device: str = "auto",
     timeout_seconds: float = CHECK_SECONDS,
     probes: Path | None = None,
+    remotes: Mapping[str, RemoteAccess] | None = None,
 ) -> CheckReport:
     """Load a package and let it compute, in a process of its own; never raises for it.
 
@@ -85,9 +88,11 @@ def check_package(
         The trial is killed after that.
     probes : Path, optional
         A file of probes to score, for a package that has none yet.
+    remotes : mapping, optional
+        How the site reaches servers, as ``RuntimeOptions.remotes``.
     """
     command = [sys.executable, "-m", "model.runtimes.check", str(folder.resolve()), device]
-    command += [] if probes is None else [str(probes.resolve())]
+    command += ["" if probes is None else str(probes.resolve()), _written(remotes or {})]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     try:
@@ -122,7 +127,27 @@ def _read_answer(folder: Path, done: subprocess.CompletedProcess[str]) -> CheckR
     return CheckReport(**plain)
 
 
-def try_package(folder: Path, device: str = "auto", probes: str = "") -> CheckReport:
+def _written(remotes: Mapping[str, RemoteAccess]) -> str:
+    """Return the settings as one argument; a token stays in its file."""
+    return json.dumps({name: asdict(access) for name, access in remotes.items()}, default=str)
+
+
+def _read_back(written: str) -> dict[str, RemoteAccess]:
+    plain: dict[str, dict[str, Any]] = json.loads(written or "{}")
+    return {
+        name: RemoteAccess(
+            url=fields["url"],
+            token_file=Path(fields["token_file"]) if fields["token_file"] else None,
+            ca_file=Path(fields["ca_file"]) if fields["ca_file"] else None,
+            timeout_seconds=fields["timeout_seconds"],
+        )
+        for name, fields in plain.items()
+    }
+
+
+def try_package(
+    folder: Path, device: str = "auto", probes: str = "", remotes: str = ""
+) -> CheckReport:
     """Do the trial in this process."""
     try:
         package = load_package(folder)
@@ -131,7 +156,9 @@ def try_package(folder: Path, device: str = "auto", probes: str = "") -> CheckRe
     try:
         contradicted = _evaluation_faults(package)
         report = _try_predictor(
-            package, KerasPredictor(package, device=device), Path(probes) if probes else None
+            package,
+            open_predictor(package, RuntimeOptions(device, remotes=_read_back(remotes))),
+            Path(probes) if probes else None,
         )
         return replace(report, faults=(*report.faults, *contradicted))
     except ModelError as error:
@@ -221,7 +248,7 @@ def _score_faults(alone: FloatArray, together: FloatArray) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Try the package named on the command line; print the report as one line of JSON."""
-    report = try_package(Path(arguments[0]), *arguments[1:3])
+    report = try_package(Path(arguments[0]), *arguments[1:4])
     sys.stdout.write(json.dumps(report.as_mapping()) + "\n")
     return 0 if report.passed else 1
 
