@@ -172,6 +172,15 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
                 "waits_for": page.line.waits_for,
                 "completion": page.completion_reason,
                 "decisions": page.decisions,
+                "results": [
+                    {
+                        "result_id": each.result_id,
+                        "model": each.model.at_version,
+                        "version_number": each.version_number,
+                        "is_latest": each.is_latest,
+                    }
+                    for each in page.versions
+                ],
             }
         )
         return
@@ -184,6 +193,11 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
         say()
         for sentence in explained(decision.evaluation):
             say(sentence)
+    for version in page.latest:
+        number = version.result_id
+        say(
+            f"\nresult {number} of {version.model.at_version}: 'medimgd replay {number}' repeats it"
+        )
 
 
 def explained(evaluation: Mapping[str, Any]) -> Iterator[str]:

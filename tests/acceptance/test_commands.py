@@ -114,6 +114,14 @@ def test_explain_prints_each_condition_with_the_value_found(busy: Installation) 
     assert "complete because: quiet for" in explained
 
 
+def test_explain_names_the_result_that_can_be_replayed(busy: Installation) -> None:
+    found = busy.run_json("explain", CHEST.study_instance_uid)["results"]
+
+    assert [(each["model"], each["is_latest"]) for each in found] == [("film@1.0.0", True)]
+    number = found[0]["result_id"]
+    assert f"'medimgd replay {number}'" in busy.run("explain", CHEST.study_instance_uid).stdout
+
+
 def test_an_unknown_study_is_not_found(busy: Installation) -> None:
     done = busy.run("show", "9.9.9", check=4)
 

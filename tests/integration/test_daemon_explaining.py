@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pydicom
@@ -16,12 +17,17 @@ import pytest
 from daemon.composing import Composer
 from daemon.config import Config, ModelsSection, SiteSection
 from daemon.errors import CannotReplay, PackageGone
+from daemon.picturing import pictured_explanations
 from daemon.preparer import Preparer
 from daemon.replaying import MAP_TOLERANCE, replay
 from daemon.role import now_utc
 from daemon.worker import ServedModels, Worker
+from dicom_io.results.capture import compose_capture
 from dicom_io.results.explained_rows import CELL_SIDE
 from dicom_io.results.request import SRClassValues
+from dicom_io.results.study_report import compose_study_report
+from dicom_io.tensors import TensorRecipe, build_tensor
+from dicom_io.vocabulary import Explanation, ImageTensor
 from model.errors import CannotExplain
 from model.package import ModelPackage
 from model.runtimes.port import Attention, PredictorDescription
@@ -35,7 +41,8 @@ from storage.recording import record_instances
 from storage.results import ResultRecord, results_awaiting_composition, withhold_result
 from storage.retention import purge_finished_studies
 from storage.spool import Spool
-from tests.results_material import make_film_header, write_film
+from tests.results_judges import judge_together
+from tests.results_material import POSITIVE, make_film_header, make_request, write_film
 from tests.tiny_models import write_package
 
 SIDE = 64
@@ -309,3 +316,71 @@ def test_a_refusal_has_nothing_to_compare(site: Site) -> None:
 def test_an_unknown_result_is_not_found(site: Site) -> None:
     with pytest.raises(NotFound, match="no result 7"):
         replay(site.config, site.database, site.spool, 7, site.maker())
+
+
+@pytest.fixture(scope="module")
+def ct(unpacked: Callable[[str], Path]) -> list[Path]:
+    """A real series whose files are numbered against the order of its slices."""
+    return sorted((unpacked("ct-chest-60") / "ct-chest-60").glob("*.dcm"))
+
+
+def ct_result(result_id: int = 1) -> ResultRecord:
+    return cast("ResultRecord", SimpleNamespace(id=result_id, findings=(POSITIVE,)))
+
+
+def test_the_slice_on_which_the_map_is_strongest_is_shown(ct: list[Path]) -> None:
+    recipe = TensorRecipe("volume", 96, 96, slices=32, fit="pad")
+    tensor = build_tensor(ct, recipe)
+    cells = np.zeros((8, 12, 12), np.float32)
+    cells[6, 5, 4] = 1.0
+    stored = [
+        Explanation("Pneumonia", "HiResCAM", ("a",), cells, 1.0, source_region_of(tensor), 60)
+    ]
+
+    (found,) = pictured_explanations(ct_result(), stored, ct)
+
+    # The seventh of eight cells covers slices 46 to 52 of 60, its centre lies between 49 and 50.
+    assert found.shown.place in ("slice 49 of 60 along the stack", "slice 50 of 60 along the stack")
+    number = int(found.shown.place.split()[1]) - 1
+    header = pydicom.dcmread(found.path, stop_before_pixels=True)
+    assert str(header.SOPInstanceUID) == tensor.sop_instance_uids[number]
+    strongest = np.unravel_index(np.argmax(found.shown.attention), found.shown.attention.shape)
+    assert np.abs(np.subtract(strongest, (5.5 / 12 * 512, 4.5 / 12 * 512))).max() < 20
+
+
+def source_region_of(tensor: ImageTensor) -> Any:
+    return tuple(tensor.notes["source_region"])  # type: ignore[arg-type]
+
+
+def test_a_slice_that_cannot_be_shown_leaves_a_reason(ct: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(ct[0].read_bytes()[:3000])
+    stored = [Explanation("Pneumonia", "HiResCAM", ("a",), np.ones((2, 2), np.float32), 1.0)]
+
+    (found,) = pictured_explanations(ct_result(), stored, [broken])
+
+    assert found.path is None
+    assert found.shown.reason == "the image it belongs to cannot be shown"
+
+
+def test_a_result_from_before_maps_were_kept_says_so() -> None:
+    (found,) = pictured_explanations(ct_result(), [], [])
+
+    assert found.shown.reason == "none was computed when this study was analysed"
+
+
+def test_validators_accept_a_card_with_the_map_of_a_volume(ct: list[Path], tmp_path: Path) -> None:
+    cells = np.zeros((8, 12, 12), np.float32)
+    cells[3, 5, 4] = 1.0
+    stored = [Explanation("Pneumonia", "HiResCAM", ("a",), cells, 1.0, source_slices=60)]
+    (found,) = pictured_explanations(ct_result(), stored, ct)
+    assert found.path is not None
+    request = make_request(*ct, cited=(found.path,), findings=(POSITIVE,))
+
+    card = compose_capture(request, None, explanations=[found.shown])
+    report = compose_study_report(request, capture=card, explained=[POSITIVE.label])
+
+    written = [tmp_path / f"{each.role}.dcm" for each in (card, report)]
+    for path, document in zip(written, (card, report), strict=True):
+        path.write_bytes(document.data)
+    judge_together(written, ct)
