@@ -20,6 +20,7 @@ from daemon.cli.progress import counted
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from daemon.config import Config
     from model.evaluation.records import Evaluation, LabelResult
     from model.package import ModelPackage
 
@@ -56,7 +57,9 @@ def evaluate(
         typer.Option("--class", metavar="CLASS=LABEL", help="Which class a label means."),
     ] = None,
     allow: Allowed = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or gpu.", show_default="the worker's")
+    ] = None,
     config: ConfigPath = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -79,9 +82,10 @@ def evaluate(
             split_named(split), seed, rounds, tuple(subgroup or ()), gap_limit, rule
         )
         wishes = Wishes(checks_named(allow or ()), _renamed(class_ or []), fit_calibration)
-        found = _package(package, config)
-        options = replace(runtime_options(load_config(config)), device=device)
-        predictor = open_predictor(found, options)
+        settings = load_config(config)
+        found = _package(package, settings)
+        options = runtime_options(settings)
+        predictor = open_predictor(found, replace(options, device=device or options.device))
         with open_dataset(data) as dataset:
             done = run_evaluation(found, predictor, dataset, question, wishes, counted)
             files = done.write(out or _default_folder(found, question.split))
@@ -104,21 +108,16 @@ def _renamed(pairs: list[str]) -> dict[str, str]:
     return renamed
 
 
-def _package(named: str, config: Path | None) -> ModelPackage:
+def _package(named: str, config: Config) -> ModelPackage:
     """Return the package in a folder, or the installed one of that name."""
-    from daemon.catalogue import highest_versions, installed_catalogue
-    from daemon.config import load_config
+    from daemon.catalogue import installed_catalogue
     from model.errors import CatalogueFault
     from model.package import load_package
 
     if Path(named).is_dir():
         return load_package(Path(named))
-    catalogue = installed_catalogue(load_config(config))
-    for package in highest_versions(catalogue.packages):
-        if named == package.identity.name:
-            return package
     try:
-        return load_package(catalogue.item(named).folder)
+        return load_package(installed_catalogue(config).item(named).folder)
     except CatalogueFault as error:
         typer.echo(f"medimgd: there is no folder {named}, and {error}", err=True)
         raise typer.Exit(ExitCode.NOT_FOUND) from error

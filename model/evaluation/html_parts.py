@@ -22,6 +22,18 @@ class Markup:
 
 Cell = str | int | float | Markup | None
 
+FIGURE_WORDS = {
+    "accuracy": "accuracy",
+    "precision": "precision (positive predictive value)",
+    "sensitivity": "sensitivity (recall)",
+    "specificity": "specificity",
+    "f1": "F1",
+    "roc_auc": "area under the ROC curve",
+    "pr_auc": "area under precision and recall",
+    "brier": "Brier score (lower is better)",
+}
+SHORT_WORDS = {"sensitivity": "sensitivity", "specificity": "specificity", "roc_auc": "ROC area"}
+
 
 def escaped(value: Cell) -> str:
     """Return any cell as HTML; None is a dash."""

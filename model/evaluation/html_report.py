@@ -10,6 +10,7 @@ import html
 from pathlib import Path
 
 from model.evaluation.html_parts import (
+    FIGURE_WORDS,
     Cell,
     Markup,
     bullets,
@@ -32,6 +33,12 @@ from model.training.dataset import SplitValues
 
 CSS_PATH = Path(__file__).with_name("report.css")
 MOST_REFUSALS = 40
+_METHOD = (
+    "Values are computed by scikit-learn. Where no image or every image counts, the interval is "
+    "the exact binomial one. An interval speaks of other patients of the same origin, not of other "
+    "hospitals. Among many groups some gap is to be expected; best and worst were picked after "
+    "the fact."
+)
 SPLIT_WORDS = {
     SplitValues.TRAIN: "Measured on the images the weights were fitted on: these figures say "
     "nothing about other images.",
@@ -143,7 +150,11 @@ def _tiles(evaluation: Evaluation) -> Markup:
 def _overall(evaluation: Evaluation) -> list[Markup]:
     """Return what spans all labels, where there are several."""
     rows = [
-        (name, "–" if mean.value is None else f"{mean.value:.3f}", interval_of(mean.low, mean.high))
+        (
+            FIGURE_WORDS[name],
+            "–" if mean.value is None else f"{mean.value:.3f}",
+            interval_of(mean.low, mean.high),
+        )
         for name, mean in evaluation.averages.items()
     ]
     parts = [
@@ -238,7 +249,5 @@ def _provenance(evaluation: Evaluation, known: ReportFacts) -> Markup:
                 ("libraries", ", ".join(f"{k} {v}" for k, v in known.libraries.items())),
             ]
         ),
-        element("p", "Values are computed by scikit-learn. Where no image or every image counts, "
-                "the interval is the exact binomial one. An interval speaks of other patients of "
-                "the same origin, not of other hospitals.", css="soft"),
-    )  # fmt: skip
+        element("p", _METHOD, css="soft"),
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from model.evaluation.html_parts import (
+    FIGURE_WORDS,
+    SHORT_WORDS,
     Cell,
     Markup,
     bar_start,
@@ -30,16 +32,6 @@ from model.evaluation.plots import (
 from model.evaluation.records import Evaluation, LabelResult, Mistake, ScoredSplit
 from model.evaluation.subgroups import SUBGROUP_FIGURES, Gap, Group, Subgroups
 
-FIGURE_WORDS = {
-    "accuracy": "accuracy",
-    "precision": "precision (positive predictive value)",
-    "sensitivity": "sensitivity (recall)",
-    "specificity": "specificity",
-    "f1": "F1",
-    "roc_auc": "area under the ROC curve",
-    "pr_auc": "area under precision and recall",
-    "brier": "Brier score (lower is better)",
-}
 _SAID = ("Present", "Absent", "Undetermined", "refused", "not selected")
 
 
@@ -79,7 +71,7 @@ def _figures(label: LabelResult) -> Markup:
         (
             FIGURE_WORDS[name],
             value_of(figure),
-            interval_of(figure.low, figure.high),
+            element("span", interval_of(figure.low, figure.high), css="interval"),
             "" if name == "brier" else interval_bar(figure, start),
             figure.images,
             figure.patients,
@@ -220,7 +212,13 @@ def _subgroups(part: Subgroups) -> Markup:
         "div",
         element("h3", f"By {part.column}"),
         table(
-            ("group", "images", "patients", "with label", *SUBGROUP_FIGURES),
+            (
+                "group",
+                "images",
+                "patients",
+                "with label",
+                *map(SHORT_WORDS.__getitem__, SUBGROUP_FIGURES),
+            ),
             [_group_row(group) for group in part.groups],
         ),
         *(_gap_words(gap) for gap in part.gaps),
@@ -240,7 +238,7 @@ def _group_row(group: Group) -> tuple[Cell, ...]:
 
 def _gap_words(gap: Gap) -> Markup:
     words = (
-        f"{gap.figure}: {gap.gap:.3f} between {gap.best} and {gap.worst} "
+        f"{SHORT_WORDS[gap.figure]}: {gap.gap:.3f} between {gap.best} and {gap.worst} "
         f"(95 % interval {interval_of(gap.low, gap.high)})"
     )
     if not gap.is_beyond_limit:

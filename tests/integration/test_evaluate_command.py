@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import model
 from daemon.cli import evaluating
 from daemon.cli.application import app
 from daemon.exit_codes import ExitCode
@@ -131,6 +132,14 @@ def test_question_that_cannot_be_answered_says_why(
 
     assert words in " ".join(done.stderr.split())
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_installed_package_is_found_by_its_name(data, tmp_path):
+    bundled = next(Path(model.__file__).parent.glob("packages/cxr-pneumonia-*"))
+
+    done = medimgd("evaluate", bundled.name, data, check=ExitCode.FAILED)
+
+    assert "no image has the label Pneumonia" in done.stderr
 
 
 def test_unknown_package_is_not_found(data, tmp_path):

@@ -23,6 +23,7 @@ from model.evaluation.report import as_json, report_mapping
 from model.evaluation.running import Finished, Wishes, run_evaluation
 from model.evaluation.subgroups import values_by_column
 from model.evaluation.thresholds import parse_rule
+from model.evaluation_report import contradictions, read_evaluation_report
 from model.package import ModelPackage, load_package
 from model.training.dataset import SplitValues
 from model.training.gate import CheckValues
@@ -278,6 +279,20 @@ def test_report_of_one_label_keeps_its_schema_with_everything_asked_for(folder, 
     check(found, SCHEMA)
     assert found["kind"] == "binary"
     assert found["labels"][0]["chosen"]["rule"].startswith("the threshold with the largest sum")
+
+
+def test_report_is_understood_by_whoever_admits_the_model(folder, tmp_path):
+    done = evaluated(folder)
+    done.write(tmp_path / "out")
+
+    read = read_evaluation_report(tmp_path / "out" / "report.json")
+
+    assert contradictions(read, done.known.package) == []
+    assert (read.split, read.images, read.patients) == ("test", 6, 6)
+    figure, measured = (
+        label.figures["roc_auc"] for label in (read.labels[0], done.evaluation.labels[0])
+    )
+    assert (figure.value, figure.low) == pytest.approx((measured.value, measured.low))
 
 
 def test_independent_labels_are_measured_each_by_itself(tmp_path):
