@@ -1,7 +1,8 @@
 """Where a model saw what it found: asked for positive findings, never allowed to cost a result.
 
 Owns which findings are explained and what is said when a map cannot be had. How a map is computed
-is the runtime's business, how it is laid on the image ``dicom_io.attention``'s.
+is the business of the runtime or of ``model.occlusion``, how it lies on the image that of
+``dicom_io.attention``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from dicom_io.vocabulary import Explanation, Finding, ImageTensor, PresenceValues
 from model.errors import CannotExplain, ModelError
 from model.explanation_plan import MethodValues
+from model.occlusion import occlusion_map
 from model.package import ModelPackage
 from model.runtimes.port import Attention, Explainer, FloatArray, Predictor
 
@@ -26,7 +28,7 @@ MOST_EXPLAINED = 4
 """Findings of one input; a picture with more maps than that is not looked at."""
 
 _TOO_MANY = f"only the {MOST_EXPLAINED} most certain findings are explained"
-_OTHER_RUNTIME = "the runtime that serves this model computes none"
+_OTHER_RUNTIME = "the runtime that serves this model computes none of volumes"
 _SWITCHED_OFF = "the model package asks for none"
 _NO_GEOMETRY = "the images were prepared by a version that did not note where they lie in the input"
 _EMPTY = "no part of the image speaks for the finding more than another"
@@ -63,7 +65,7 @@ def explain(
     package : ModelPackage
         Whose findings they are.
     predictor : Predictor
-        Loaded, and asked only if it is an ``Explainer``.
+        Loaded. One that is no ``Explainer`` is asked for predictions of covered images instead.
     inputs : sequence of Explicable
 
     Returns
@@ -90,45 +92,63 @@ def explain(
 def _answers(
     package: ModelPackage, predictor: Predictor, asked: Sequence[tuple[ImageTensor, Finding]]
 ) -> list[Explanation]:
+    regions = [_region(tensor.notes) for tensor, _ in asked]
+    placed = [each for each, region in zip(asked, regions, strict=True) if region is not None]
     try:
-        attention = _attention(package, predictor, asked)
+        attention = _attention(package, predictor, placed) if placed else None
     except ModelError as error:
         _logger.warning(
             "%s explains nothing: %s", package.at_version, error, extra={"action": "unexplained"}
         )
         return [Explanation(finding.label, reason=str(error)) for _, finding in asked]
+    values = iter(attention.values if attention else ())
     return [
-        _explanation(tensor, finding, values, attention)
-        for (tensor, finding), values in zip(asked, attention.values, strict=True)
+        Explanation(finding.label, reason=_NO_GEOMETRY)
+        if region is None or attention is None
+        else _explanation(tensor, finding, region, next(values), attention)
+        for (tensor, finding), region in zip(asked, regions, strict=True)
     ]
 
 
 def _attention(
     package: ModelPackage, predictor: Predictor, asked: Sequence[tuple[ImageTensor, Finding]]
 ) -> Attention:
-    if package.explanation.method is MethodValues.NONE:
+    method = package.explanation.method
+    if method is MethodValues.NONE:
         raise CannotExplain(_SWITCHED_OFF)
-    if not isinstance(predictor, Explainer):
+    attention = None
+    if method.needs_the_network and isinstance(predictor, Explainer):
+        outputs = {label.name: label.index for label in package.labels}
+        attention = predictor.explain(
+            np.stack([tensor.values for tensor, _ in asked]),
+            [outputs[finding.label] for _, finding in asked],
+        )
+    return attention or _occlusion(package, predictor, asked)
+
+
+def _occlusion(
+    package: ModelPackage, predictor: Predictor, asked: Sequence[tuple[ImageTensor, Finding]]
+) -> Attention:
+    """Find out from outside, where a runtime cannot look into the network."""
+    if package.recipe.kind != "image":
         raise CannotExplain(_OTHER_RUNTIME)
-    outputs = {label.name: label.index for label in package.labels}
-    attention = predictor.explain(
-        np.stack([tensor.values for tensor, _ in asked]),
-        [outputs[finding.label] for _, finding in asked],
-    )
-    if attention is None:
-        raise CannotExplain(_OTHER_RUNTIME)
-    return attention
+    places = {label.name: place for place, label in enumerate(package.labels)}
+    maps = [
+        occlusion_map(predictor, tensor.values, places[finding.label]) for tensor, finding in asked
+    ]
+    return Attention(np.stack(maps), MethodValues.OCCLUSION.spoken_name, ())
 
 
 def _explanation(
-    tensor: ImageTensor, finding: Finding, values: FloatArray, attention: Attention
+    tensor: ImageTensor,
+    finding: Finding,
+    region: tuple[float, float, float, float],
+    values: FloatArray,
+    attention: Attention,
 ) -> Explanation:
-    region = _region(tensor.notes)
     strength = float(values.max())
     if not math.isfinite(strength) or strength <= 0:
         return Explanation(finding.label, reason=_EMPTY)
-    if region is None:
-        return Explanation(finding.label, reason=_NO_GEOMETRY)
     return Explanation(
         label=finding.label,
         method=attention.method,

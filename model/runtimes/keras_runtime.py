@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from model.errors import CannotExplain, DeviceOutOfMemory, RuntimeFault
-from model.explanation_plan import MethodValues
 from model.findings import probabilities
 from model.package import ModelPackage
 from model.runtimes.batched import IMAGE_BATCH_SIZES, VOLUME_BATCH_SIZES, padded
@@ -148,7 +147,7 @@ class KerasPredictor:
         shape = probe_shape(self._package.recipe)
         for size in self._sizes:
             self.predict(np.zeros((size, *shape), np.float32))
-        if self._package.explanation.method is not MethodValues.NONE:
+        if self._package.explanation.method.needs_the_network:
             with contextlib.suppress(CannotExplain):  # said with every finding that misses it
                 self.explain(np.zeros((1, *shape), np.float32), [self._package.labels[0].index])
         return time.perf_counter() - started

@@ -140,14 +140,89 @@ def test_what_fails_becomes_the_reason(package: ModelPackage, fault: Exception) 
     assert answer.reason == str(fault)
 
 
-def test_a_runtime_that_cannot_is_named_as_the_reason(package: ModelPackage) -> None:
-    class Blind:
-        def explain(self, batch: np.ndarray, outputs: Sequence[int]) -> None:
-            return None
+class Blind:
+    """A runtime that can only predict: the score of every label grows with the upper left part."""
 
-    for predictor in (object(), Blind()):
-        (answer,) = asked(package, predictor, 0.9)
-        assert answer.reason == "the runtime that serves this model computes none"
+    def __init__(self) -> None:
+        self.inputs = 0
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.inputs += len(batch)
+        seen = batch[:, :4, :4].mean(axis=(1, 2, 3))
+        return np.repeat(1 / (1 + np.exp(-4 * seen)), 6).reshape(-1, 6).astype(np.float32)
+
+
+class Shrugging(Blind):
+    def explain(self, batch: np.ndarray, outputs: Sequence[int]) -> None:
+        return None
+
+
+def lit() -> ImageTensor:
+    values = np.zeros((16, 16, 1), np.float32)
+    values[:4, :4] = 1.0
+    return replace(tensor(), values=values)
+
+
+@pytest.mark.parametrize("kind", [Blind, Shrugging])
+def test_a_runtime_that_only_predicts_is_asked_about_covered_images(
+    package: ModelPackage, kind: type[Blind]
+) -> None:
+    runtime = kind()
+
+    (answer,) = asked(package, runtime, 0.9, tensor=lit())
+
+    assert (answer.method, answer.layers) == ("Occlusion", ())
+    assert runtime.inputs == 65
+    assert answer.values is not None
+    assert answer.values.shape == (8, 8)
+    assert answer.values[:2, :2].min() > 0.3
+    assert answer.values[4:].max() == 0
+    assert answer.values[:, 4:].max() == 0
+
+
+def test_a_package_may_ask_for_covering_on_any_runtime(package: ModelPackage) -> None:
+    class Both(Blind, Seer):
+        def __init__(self) -> None:
+            Seer.__init__(self)
+            Blind.__init__(self)
+
+    covering = replace(package, explanation=ExplanationPlan(MethodValues.OCCLUSION))
+
+    (answer,) = asked(covering, Both(), 0.9, tensor=lit())
+
+    assert answer.method == "Occlusion"
+
+
+def test_a_score_that_nothing_changes_gives_no_map(package: ModelPackage) -> None:
+    class Constant(Blind):
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            return np.ones((len(batch), 6), np.float32)
+
+    (answer,) = asked(package, Constant(), 0.9, tensor=lit())
+
+    assert "more than another" in answer.reason
+
+
+def test_volumes_are_not_covered_part_by_part(tmp_path: Path) -> None:
+    write_package(tmp_path / "volume", kind="volume", labels=LABELS, weights=b"never loaded")
+    runtime = Blind()
+
+    (answer,) = asked(load_package(tmp_path / "volume"), runtime, 0.9)
+
+    assert answer.reason == "the runtime that serves this model computes none of volumes"
+    assert runtime.inputs == 0
+
+
+def test_an_input_without_its_place_does_not_cost_the_others_their_maps(
+    package: ModelPackage,
+) -> None:
+    found = findings(package, 0.9)
+    inputs = [Explicable(tensor({}), found), Explicable(tensor(), found)]
+
+    (without,), (explained,) = explain(package, Seer(), inputs)  # type: ignore[arg-type]
+
+    assert not without.is_available
+    assert explained.is_available
 
 
 def test_an_empty_map_is_no_map(package: ModelPackage) -> None:
@@ -189,6 +264,7 @@ def test_a_reason_can_be_given_for_all_of_them(package: ModelPackage) -> None:
         (None, ExplanationPlan()),
         ({}, ExplanationPlan(MethodValues.HIRES_CAM, (), 7)),
         ({"method": "grad-cam"}, ExplanationPlan(MethodValues.GRAD_CAM)),
+        ({"method": "occlusion"}, ExplanationPlan(MethodValues.OCCLUSION)),
         ({"method": "none"}, ExplanationPlan(MethodValues.NONE)),
         ({"cells": 14}, ExplanationPlan(cells=14)),
         ({"layers": ["a", "b"]}, ExplanationPlan(layers=("a", "b"))),
@@ -203,7 +279,10 @@ def test_the_manifest_says_how(tmp_path: Path, table: Any, plan: ExplanationPlan
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        ({"method": "guess"}, "explanation.method: must be one of hires-cam, grad-cam, none"),
+        (
+            {"method": "guess"},
+            "explanation.method: must be one of hires-cam, grad-cam, occlusion, none",
+        ),
         ({"cells": 0}, "explanation.cells: must be a whole number between 1 and 256"),
         ({"layers": "last"}, "explanation.layers: must be a list of texts"),
         ({"layers": ["a"], "cells": 7}, "has no meaning beside layers"),
