@@ -1,0 +1,227 @@
+"""What a site asks before a version serves: every criterion, and every way to miss it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.admission import AdmissionLimits, judge_admission
+from model.catalogue import BUNDLED_FOLDER
+from model.errors import PackageFault
+from model.evaluation_report import contradictions, read_evaluation_report
+from model.manifest_writing import write_manifest
+from model.package import ModelPackage, load_package
+from model.package_files import sha256_of
+from model.probes import write_probes
+from model.runtimes.check import CheckReport
+from tests.tiny_models import write_package
+
+LIMITS = AdmissionLimits(
+    minimum_auc=0.9, minimum_sensitivity=0.8, minimum_specificity=0.7, maximum_subgroup_gap=0.1
+)
+
+
+def figure(value: float | None, low: float | None = None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": None}
+
+
+def document(package: ModelPackage, **changes: Any) -> dict[str, Any]:
+    """Return a report about this package that meets the limits."""
+    label = package.labels[0]
+    gap = {"figure": "sensitivity", "best": "F", "worst": "M", "gap": 0.05}
+    plain: dict[str, Any] = {
+        "format": 1,
+        "model": {
+            "name": "tiny", "version": "1.0.0",
+            "weights_sha256": package.identity.weights_sha256,
+            "preprocessing_digest": package.preprocessing_digest,
+        },
+        "data": {"split": "test"},
+        "outcomes": {"images": 100, "patients": 80},
+        "labels": [
+            {
+                "name": label.name, "threshold": label.threshold,
+                "undetermined_low": label.undetermined_low,
+                "undetermined_high": label.undetermined_high,
+                "figures": {
+                    "roc_auc": figure(0.95, 0.91), "sensitivity": figure(0.85, 0.79),
+                    "specificity": figure(0.75, 0.70),
+                },
+                "subgroups": [{"column": "sex", "gaps": [gap]}],
+            }
+        ],
+    }  # fmt: skip
+    for path, value in changes.items():
+        *places, last = path.split("__")
+        inner: Any = plain
+        for place in places:
+            inner = inner[int(place) if place.isdigit() else place]
+        inner[last] = value
+    return plain
+
+
+def package_with(folder: Path, *, probes: bool = True, report: bool = True, **changes: Any):
+    """Write a package with probes and a report; `changes` make the report lie."""
+    write_package(folder, weights=b"never loaded")
+    plain = tomllib.loads((folder / "manifest.toml").read_text())
+    if report:
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps(document(load_package(folder), **changes)))
+        plain["evaluation"] = {"file": path.name, "sha256": sha256_of(path)}
+    if probes:
+        path = folder / "probes.npz"
+        write_probes(path, [np.zeros((16, 16, 1), np.float32)])
+        plain["probes"] = {
+            "file": path.name, "sha256": sha256_of(path), "tolerance": 0.001, "scores": [[0.018]],
+        }  # fmt: skip
+    write_manifest(folder, plain)
+    return load_package(folder)
+
+
+def trial(*faults: str, difference: float | None = 0.0) -> CheckReport:
+    return CheckReport("tiny@1.0.0", faults, probe_difference=difference)
+
+
+def unmet(package: ModelPackage, limits: AdmissionLimits = LIMITS, **given: Any) -> list[str]:
+    report = trial(**given)
+    return [c.sentence for c in judge_admission(package, report, limits) if not c.met]
+
+
+def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
+    package = package_with(tmp_path)
+
+    criteria = judge_admission(package, trial(), LIMITS)
+
+    assert all(criterion.met for criterion in criteria)
+    assert [criterion.name for criterion in criteria] == [
+        "preprocessing", "trial", "probes", "evaluation", "Bright AUC", "Bright sensitivity",
+        "Bright specificity", "Bright sensitivity by sex",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels__0__figures__roc_auc": figure(0.89)}, "Bright AUC: wanted at least 0.9, found"),
+        ({"labels__0__figures__sensitivity": figure(0.79)}, "Bright sensitivity"),
+        ({"labels__0__figures__specificity": figure(None)}, "found no such figure"),
+        ({"labels__0__subgroups": []}, "no two groups of enough patients"),
+        ({"labels__0__subgroups__0__gaps": []}, "no two groups of enough patients"),
+        ({"labels__0__subgroups__0__gaps__0__gap": 0.2}, "found 0.2000 between F and M"),
+        ({"labels__0__threshold": 0.6}, "used the threshold 0.6, the package has 0.5"),
+        ({"labels__0__undetermined_low": 0.1}, "undetermined from 0.1"),
+        ({"labels__0__name": "Dark"}, "about the labels Dark"),
+        ({"model__weights_sha256": "ab" * 32}, "about weights"),
+        ({"model__preprocessing_digest": "ab" * 32}, "about preprocessing"),
+        ({"model__name": "giant"}, "about the model giant"),
+        ({"format": 2}, "format: must be 1"),
+        ({"labels__0__figures": []}, "labels[0].figures: must be an object"),
+    ],
+)
+def test_what_misses_a_limit_is_refused_with_what_was_found(tmp_path: Path, changes, said) -> None:
+    package = package_with(tmp_path, **changes)
+
+    sentences = unmet(package)
+
+    assert len(sentences) == 1
+    assert said in sentences[0]
+
+
+def test_every_missed_criterion_is_named_at_once(tmp_path: Path) -> None:
+    package = package_with(
+        tmp_path,
+        labels__0__figures={name: figure(0.1) for name in ("roc_auc", "sensitivity")},
+        labels__0__subgroups=[],
+    )
+
+    assert len(unmet(package, difference=0.5)) == 5
+
+
+def test_lower_bounds_count_where_the_site_says_so(tmp_path: Path) -> None:
+    package = package_with(tmp_path)
+    strict = AdmissionLimits(minimum_auc=0.9, minimum_sensitivity=0.8, lower_bounds_count=True)
+
+    (sentence,) = unmet(package, strict)
+
+    assert sentence.startswith("Bright sensitivity: wanted a lower bound of at least 0.8")
+    assert "lower bound 0.7900" in sentence
+
+
+def test_a_figure_without_interval_has_no_lower_bound_to_count(tmp_path: Path) -> None:
+    package = package_with(tmp_path, labels__0__figures__roc_auc=figure(0.99))
+
+    (sentence,) = unmet(package, AdmissionLimits(minimum_auc=0.9, lower_bounds_count=True))
+
+    assert "without interval" in sentence
+
+
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        (AdmissionLimits(), True),
+        (AdmissionLimits(evaluation_required=False), False),
+        # Figures that nobody reported cannot reach a limit.
+        (AdmissionLimits(evaluation_required=False, minimum_auc=0.5), True),
+        (AdmissionLimits(evaluation_required=False, maximum_subgroup_gap=0.5), True),
+    ],
+)
+def test_a_package_without_evaluation(tmp_path: Path, limits, refused) -> None:
+    package = package_with(tmp_path, report=False)
+
+    assert bool(unmet(package, limits)) is refused
+
+
+@pytest.mark.parametrize("difference", [0.0011, None])
+def test_weights_that_do_not_reproduce_the_recorded_scores_are_refused(
+    tmp_path: Path, difference
+) -> None:
+    (sentence,) = unmet(package_with(tmp_path), difference=difference)
+
+    assert sentence.startswith("probes: wanted the recorded scores of 1 probes within 0.001")
+
+
+def test_a_package_without_probes_and_one_whose_trial_failed_are_refused(tmp_path: Path) -> None:
+    bare = package_with(tmp_path / "bare", probes=False)
+    broken = package_with(tmp_path / "broken")
+
+    assert "pack it again" in unmet(bare, difference=None)[0]
+    criteria = judge_admission(broken, trial("weights are truncated"), LIMITS)
+    assert [c.found for c in criteria if not c.met] == ["weights are truncated"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "no JSON"), ("[]", "must be a JSON object"), ("[" * 100_000, "no JSON"),
+        ('{"format": 1}', "labels: must be a list of objects"),
+    ],
+)  # fmt: skip
+def test_a_report_that_is_none_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(text)
+
+    with pytest.raises(PackageFault, match=said):
+        read_evaluation_report(path)
+
+
+def test_fields_of_later_reports_are_no_fault(tmp_path: Path) -> None:
+    package = package_with(tmp_path, labels__0__colour="blue", outcomes__moons=2)
+    assert package.evaluation is not None
+
+    report = read_evaluation_report(package.evaluation.path)
+
+    assert contradictions(report, package) == []
+    assert (report.images, report.patients, report.split) == (100, 80, "test")
+
+
+def test_the_bundled_package_agrees_with_its_own_report() -> None:
+    package = load_package(BUNDLED_FOLDER / "cxr-pneumonia-1.0.0")
+    assert package.evaluation is not None
+    assert package.probes is not None
+
+    assert contradictions(read_evaluation_report(package.evaluation.path), package) == []
