@@ -75,6 +75,7 @@ def write_package(
     contract: Sequence[Mapping[str, object]] = (),
     changes: Mapping[str, object] | None = None,
     weights: bytes | None = None,
+    weights_name: str = WEIGHTS_NAME,
     busy_layers: int = 0,
 ) -> TinyModel:
     """Write a full, valid package folder; `output` is probability, logit or softmax.
@@ -89,6 +90,8 @@ def write_package(
         The selection; without one everything with a Modality matches.
     weights : bytes, optional
         Written as the weights file instead of a network; Keras is not imported then.
+    weights_name : str
+        Of that file.
     busy_layers : int
         Convolutions of a volume that cost time and count for nothing in the answer.
     changes : mapping, optional
@@ -102,9 +105,9 @@ def write_package(
     table |= {"channels": channels, "intensity": dict(intensity or {"kind": "percentile"})}
     recipe = TensorRecipe.from_mapping(table)
     if weights is None:
-        save_network(folder / WEIGHTS_NAME, recipe.shape, output, labels, busy_layers)
+        save_network(folder / weights_name, recipe.shape, output, labels, busy_layers)
     else:
-        (folder / WEIGHTS_NAME).write_bytes(weights)
+        (folder / weights_name).write_bytes(weights)
     manifest: dict[str, object] = {
         "format": 1,
         "name": name,
@@ -114,7 +117,7 @@ def write_package(
         "limits": ["Looks at the mean brightness only."],
         "demonstration": True,
         "preprocessing_digest": recipe.digest,
-        "weights": {"file": WEIGHTS_NAME, "sha256": sha256_of(folder / WEIGHTS_NAME)},
+        "weights": {"file": weights_name, "sha256": sha256_of(folder / weights_name)},
         "output": {"kind": output, "size": len(labels)},
         "input": table,
         "selection": {

@@ -27,7 +27,9 @@ from model.runtimes.signature import (
 )
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
+_WANTED_PRECISION = "f32"
 _TELEMETRY = "openvino_telemetry"
+_NOT_TELLING = ("Exception from", "Check '", "To facilitate", "FrontEnd API failed", "Summary:")
 _OPEN = -1
 
 
@@ -94,10 +96,10 @@ class OpenVINOPredictor(BatchedPredictor):
         try:
             return core.read_model(file.content)
         except RuntimeError as error:
+            origin = f"operator set {file.opset}, by {file.producer or 'an unnamed program'}"
             raise RuntimeFault(
-                f"{self._package.weights_path.name}: OpenVINO cannot load it (operator set "
-                f"{file.opset}, by {file.producer or 'an unnamed program'}): {_last_line(error)}; "
-                'try runtime = "onnx" in [weights]'
+                f"{self._package.weights_path.name}: OpenVINO cannot load it ({origin}): "
+                f'{_telling_line(error)}; try runtime = "onnx" in [weights]'
             ) from error
 
     def _checked_signature(self, network: Any, file: ONNXFile) -> Signature:
@@ -117,7 +119,7 @@ class OpenVINOPredictor(BatchedPredictor):
         plan = self._package.runtime
         shape = (size, *laid_out_shape(self._package.recipe.shape, plan.layout))
         settings: dict[str, Any] = {
-            _PRECISION: "f32",
+            _PRECISION: _WANTED_PRECISION,
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
             # Receiver, preparer and other workers run on the same cores.
@@ -131,7 +133,7 @@ class OpenVINOPredictor(BatchedPredictor):
         except RuntimeError as error:
             raise RuntimeFault(
                 f"{self._package.at_version}: OpenVINO cannot compile it for batches of {size}: "
-                f"{_last_line(error)}"
+                f"{_telling_line(error)}"
             ) from error
         self._check_precision(compiled)
         return compiled
@@ -156,7 +158,7 @@ class OpenVINOPredictor(BatchedPredictor):
             ) from error
         except RuntimeError as error:
             raise RuntimeFault(
-                f"{self._package.at_version}: OpenVINO cannot compute it: {_last_line(error)}"
+                f"{self._package.at_version}: OpenVINO cannot compute it: {_telling_line(error)}"
             ) from error
         outputs: FloatArray = given[self._signature.output.name]
         return outputs
@@ -174,10 +176,13 @@ def _openvino_shape(shape: Shape) -> list[int]:
     return [_OPEN if edge is None else edge for edge in shape]
 
 
-def _last_line(error: Exception) -> str:
-    """Return the line that says what is wrong; those before name places in OpenVINO's source."""
+def _telling_line(error: Exception) -> str:
+    """Return the line that says what is wrong; others name places in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    telling = [line for line in lines if not any(word in line for word in _NOT_TELLING)]
+    named = [line for line in telling if "No conversion rule" in line]
+    chosen = (named or telling or lines or [type(error).__name__])[-1]
+    return chosen.lstrip("- ")[:200]
 
 
 def _import_openvino() -> Any:

@@ -105,6 +105,11 @@ class RemotePredictor(BatchedPredictor):
             parameters=0,
         )
 
+    def close(self) -> None:
+        """End the connection; ``load`` opens it again."""
+        if self._channel is not None:
+            self._channel.close()
+
     def _open(self) -> Channel:
         if not self._address.scheme.is_grpc:
             return HTTPChannel(self._address, self._access)

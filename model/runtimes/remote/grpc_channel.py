@@ -42,11 +42,15 @@ class GRPCChannel:
     """
 
     def __init__(self, address: Address, access: RemoteAccess) -> None:
+        self._channel: Any = None
         self._grpc = _import_grpc()
         self._messages = protocol_messages()
         self._address = address
         self._access = access
-        self._channel: Any = None
+
+    def __del__(self) -> None:
+        """A package that is removed takes its predictor along, and nobody else knows of this."""
+        self.close()
 
     @property
     def words(self) -> str:

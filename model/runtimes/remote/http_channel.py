@@ -48,11 +48,15 @@ class HTTPChannel:
     """
 
     def __init__(self, address: Address, access: RemoteAccess) -> None:
+        self._connection: http.client.HTTPConnection | None = None
         self._address = address
         self._access = access
         self._tls = _tls_context(access) if address.scheme.is_encrypted else None
-        self._connection: http.client.HTTPConnection | None = None
         self._takes_binary = False
+
+    def __del__(self) -> None:
+        """A package that is removed takes its predictor along, and nobody else knows of this."""
+        self.close()
 
     @property
     def words(self) -> str:
@@ -137,6 +141,7 @@ class HTTPChannel:
             self._shorten(connection, deadline)
         if response.length:
             raise http.client.IncompleteRead(b"".join(pieces), response.length)
+        response.close()  # the connection takes the next request only then
         return _Reply(response.status, dict(_named(response)), b"".join(pieces))
 
     def _connected(self) -> http.client.HTTPConnection:
