@@ -189,9 +189,9 @@ def test_tiny_image_is_found(data):
     assert set(checks(gate(data, smallest_edge_pixels=EDGE + 1))) == {"tiny"}
 
 
-def test_blank_images_are_found_and_are_no_twins(data):
-    for number, value in enumerate((10, 20)):
-        path = data / "train" / "SICK" / f"blank{number}.png"
+def test_blank_images_are_found_and_are_neither_twins_nor_conflicts(data):
+    for value, label in ((10, "SICK"), (20, "WELL")):
+        path = data / "train" / label / f"blank{value}.png"
         cv2.imwrite(str(path), np.full((EDGE, EDGE), value, np.uint8))
 
     assert checks(gate(data)) == ["blank", "blank"]

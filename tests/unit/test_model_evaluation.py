@@ -19,7 +19,7 @@ from dicom_io.vocabulary import PresenceValues
 from model.errors import DataGateFault, EvaluationFault, UnusableOutput
 from model.evaluation.html_report import html_page
 from model.evaluation.records import Question
-from model.evaluation.report import as_json, report_mapping
+from model.evaluation.report import as_json, data_digest, report_mapping
 from model.evaluation.running import Finished, Wishes, run_evaluation
 from model.evaluation.subgroups import values_by_column
 from model.evaluation.thresholds import parse_rule
@@ -27,6 +27,7 @@ from model.evaluation_report import contradictions, read_evaluation_report
 from model.package import ModelPackage, load_package
 from model.training.dataset import SplitValues
 from model.training.gate import CheckValues
+from model.training.inspection import inspect_images
 from model.training.sources import open_dataset
 from tests.labelled_images import MeanPredictor, grey, put_dicom, put_film
 from tests.tiny_models import BRIGHT, DARK, TinyLabel, write_package
@@ -138,6 +139,7 @@ def test_refusals_and_images_not_selected_are_no_negatives_and_are_listed(hospit
     assert (negative.absent, negative.refused) == (1, 1)
     worst = found.labels[0].readings[-1]
     assert worst.figures["sensitivity"].value == pytest.approx(1 / 3)
+    assert [len(one.scores) for one in done.split.scored] == [1, 0, 0, 0, 1]
     listed = report(done)["without_score"]
     assert [(one["image"], one["outcome"], one["reason"]) for one in listed] == [
         ("test/bright/mr.dcm", "not selected", ""),
@@ -167,6 +169,25 @@ def test_films_without_a_header_are_said_to_lack_the_contract(folder, tmp_path):
     # What a film does tell, its size, is held to the contract.
     with pytest.raises(EvaluationFault, match=r"no score for any of 6 images.*Rows is 72"):
         evaluated(folder, made=package(folder, contract=clauses))
+
+
+def test_film_that_cannot_be_decoded_is_refused_by_its_name_in_the_data_set(folder):
+    broken = put_film(folder / "data" / "test" / "bright" / "broken.jpeg", 0.9, 99)
+    broken.write_bytes(broken.read_bytes()[:40] + b"\xff\xd9")
+    wishes = Wishes(frozenset({CheckValues.TRUNCATED, CheckValues.UNREADABLE}))
+
+    (one,) = report(evaluated(folder, wishes=wishes))["without_score"]
+
+    assert (one["image"], one["reason"]) == ("test/bright/broken.jpeg", "cannot decode")
+    assert one["sentence"].startswith("test/bright/broken.jpeg ")
+
+
+def test_digest_of_the_data_depends_on_contents_and_not_on_their_order(folder):
+    with open_dataset(folder / "data") as dataset:
+        inspected = inspect_images(dataset.images)
+
+    assert data_digest(inspected) == data_digest(reversed(inspected))
+    assert data_digest(inspected) != data_digest(inspected[1:])
 
 
 class Moody(MeanPredictor):
@@ -340,6 +361,17 @@ def test_labels_that_exclude_each_other_get_a_matrix(tmp_path):
     assert "Class against class" in page(done)
 
 
+def test_image_with_several_labels_contradicts_labels_that_exclude_each_other(tmp_path):
+    lines = ["path,labels,split", "0.png,Bright;Dark,test", "1.png,Dark,test"]
+    for number in range(2):
+        put_film(tmp_path / f"{number}.png", 0.5, number)
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    made = package(tmp_path, labels=(BRIGHT, DARK), output="softmax")
+
+    with pytest.raises(EvaluationFault, match="1 images have several labels"):
+        evaluated(tmp_path, tmp_path / "images.csv", made=made)
+
+
 def test_class_with_another_name_is_said_to_mean_a_label(tmp_path):
     films(tmp_path, "test", {"shiny": [0.9, 0.8], "dull": [0.1, 0.2]})
 
@@ -366,9 +398,16 @@ def test_split_that_the_data_lack_is_named(folder):
         evaluated(folder, split=SplitValues.VALIDATION)
 
 
-def test_threshold_is_refused_on_the_test_split_before_anything_is_read(folder):
+class NeverLoaded(MeanPredictor):
+    """Fails as soon as somebody means to use it."""
+
+    def load(self):
+        raise AssertionError("loaded")
+
+
+def test_threshold_is_refused_on_the_test_split_before_anything_is_loaded(folder):
     with pytest.raises(EvaluationFault, match="on validation only"):
-        evaluated(folder, rule=parse_rule("youden"))
+        evaluated(folder, predictor=NeverLoaded(), rule=parse_rule("youden"))
 
 
 def test_calibration_is_fitted_on_validation_and_never_touches_the_package(folder, tmp_path):
