@@ -260,6 +260,8 @@ def run_receiver(config: Config, database: Database, slot: str) -> None:
     spool = Spool(config.spool_folder, section.minimum_free_mib * MEBIBYTE, slot=slot)
     settle_before_receiving(config, database, spool, slot)
     role = RoleProcess(config, database, "receiver", slot)
+    # Before the port is open: whoever was served may not be cut off by a stop.
+    role.heed_signals()
     with ExitStack() as stack:  # what is entered last ends first
         places = stack.enter_context(closing(SharedPlaces(config.places_path)))
         claim = None

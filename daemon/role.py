@@ -83,8 +83,7 @@ class RoleProcess:
 
     def begin(self, detail: Mapping[str, object] | None = None) -> None:
         """Take over the signals, register the slot and start the heartbeat."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self.heed_signals()
         self._detail = detail or {}
         register_process(
             self.database, self.slot, role=self.role, pid=os.getpid(), state="ready",
@@ -128,6 +127,11 @@ class RoleProcess:
         self._beat.join(timeout=5)
         remove_process(self.database, self.slot)
         _logger.info("%s ended", self.slot, extra={ACTION: "role_ended"})
+
+    def heed_signals(self) -> None:
+        """Take a stop for asked for from now on, also before `begin`."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 
+from pydicom.config import IGNORE, settings
 from pynetdicom import _config
 
 
@@ -22,6 +23,9 @@ def _settle_pynetdicom() -> None:
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     # Files are sent byte for byte as they are; without this pynetdicom decodes and re-encodes.
     _config.STORE_SEND_CHUNKED_DATASET = True
+    # UIDs of a negotiation are judged here, in words of our own; pydicom would check each by a
+    # pattern, which takes longer than the rest of the negotiation, and log it with its value.
+    settings.reading_validation_mode = IGNORE
     logger = logging.getLogger("pynetdicom")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.WARNING)
