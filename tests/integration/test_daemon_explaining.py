@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from daemon.composing import Composer
 from daemon.config import Config, ModelsSection, SiteSection
 from daemon.errors import CannotReplay, PackageGone
+from daemon.explaining import with_explanations
 from daemon.picturing import pictured_explanations
 from daemon.preparer import Preparer
 from daemon.replaying import MAP_TOLERANCE, replay
@@ -29,11 +30,14 @@ from dicom_io.results.study_report import compose_study_report
 from dicom_io.tensors import TensorRecipe, build_tensor
 from dicom_io.vocabulary import Explanation, ImageTensor
 from model.errors import CannotExplain
-from model.package import ModelPackage
+from model.findings import judge
+from model.package import ModelPackage, load_package
 from model.runtimes.port import Attention, PredictorDescription
 from storage.arrivals import Arrival
+from storage.claims import claim_batch
 from storage.completion import complete_now
 from storage.database import Database, migrate, open_database
+from storage.endings import Analysed
 from storage.errors import NotFound
 from storage.explanations import read_explanations
 from storage.installation import read_installation
@@ -72,6 +76,10 @@ class Seer:
     def explain(self, batch: np.ndarray, outputs: Sequence[int]) -> Attention:
         if self.fault is not None:
             raise self.fault
+        if batch.ndim == 5:
+            values = np.zeros((len(batch), 4, 4, 4), np.float32)
+            values[:, 3, 1, 1] = 1.0
+            return Attention(values, "Grad-CAM", ("eye",))
         sums = batch.reshape(len(batch), 2, batch.shape[1] // 2, 2, -1).mean(axis=(2, 4))
         values = (sums == sums.max(axis=(1, 2), keepdims=True)).astype(np.float32)
         return Attention(values + np.float32(self.shift), "Grad-CAM", ("eye",))
@@ -104,13 +112,18 @@ class Site:
         }  # fmt: skip
         path = write_film(self.folder, make_film_header(**{**fields, **header}))
         pydicom.dcmread(path).save_as(path, enforce_file_format=True)
-        data = path.read_bytes()
-        start = 144 + int.from_bytes(data[140:144], "little")
-        stored = self.spool.store(data[:start], data[start:])
-        record_instances(self.database, [Arrival(stored, None)], now_utc())
+        self.take([path], study)
+        return study
+
+    def take(self, paths: Sequence[Path], study: str) -> None:
+        """Store files, index them and let a preparer see the study."""
+        for path in paths:
+            data = path.read_bytes()
+            start = 144 + int.from_bytes(data[140:144], "little")
+            stored = self.spool.store(data[:start], data[start:])
+            record_instances(self.database, [Arrival(stored, None)], now_utc())
         complete_now(self.database, study, now_utc())
         assert Preparer(self.config, self.database, self.spool, "preparer-1").prepare_next()
-        return study
 
     def maker(self, **how: Any) -> Callable[[ModelPackage], Seer]:
         def make(package: ModelPackage) -> Seer:
@@ -141,8 +154,14 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
+    yield from opened_site(tmp_path)
+
+
+def opened_site(tmp_path: Path, **package: Any) -> Iterator[Site]:
+    """Yield an installation with one tiny package for single images, or for what is asked."""
     models = tmp_path / "models"
-    write_package(models / "tiny-1.0.0", weights=b"never loaded", rows=32, columns=32)
+    package = {"weights": b"never loaded", "rows": 32, "columns": 32, **package}
+    write_package(models / "tiny-1.0.0", **package)
     config = Config(
         site=SiteSection(data_folder=tmp_path / "data"),
         models=ModelsSection(folders=(models,), bundled=False),
@@ -189,6 +208,54 @@ def test_a_reason_takes_the_place_of_a_map(site: Site) -> None:
     assert explanation.reason == "the gradient is lost"
     assert card.Columns < 2 * CELL_SIDE + 360
     assert "130401" not in str(report)
+
+
+def test_a_job_that_took_a_worker_down_is_not_explained(site: Site) -> None:
+    for number in (1, 2):
+        site.receive(number)
+    first, second = claim_batch(site.database, "worker-1", "tiny", "1.0.0", 2, now_utc(), 60)
+    package = load_package(site.config.models.folders[0] / "tiny-1.0.0")
+    seer = Seer(package)
+    found = judge(np.array([0.9], np.float32), package.labels)
+    batch = [
+        Analysed(replace(first, crashes=1), found, now_utc()),
+        Analysed(second, found, now_utc()),
+    ]
+
+    done = with_explanations(package, seer, batch)
+
+    by_job = {each.job.id: each.explanations for each in done}
+    assert "died over this analysis" in by_job[first.id][0].reason
+    assert by_job[second.id][0].is_available
+
+
+@pytest.fixture
+def volume_site(tmp_path: Path) -> Iterator[Site]:
+    yield from opened_site(tmp_path, kind="volume", slices=16)
+
+
+def test_the_report_of_a_volume_cites_the_slice_that_is_shown(
+    volume_site: Site, ct: list[Path]
+) -> None:
+    header = pydicom.dcmread(ct[0], stop_before_pixels=True)
+    volume_site.take(ct, str(header.StudyInstanceUID))
+    result = volume_site.analyse()
+
+    card, report = volume_site.compose(result)
+
+    # The last of four cells covers slices 46 to 60 of 60; from its centre on the map is flat.
+    (source,) = card.SourceImageSequence
+    shown = str(source.ReferencedSOPInstanceUID)
+    assert result.sop_instance_uids.index(shown) >= 52
+    assert set(images_in(report)) == {shown, str(card.SOPInstanceUID)}
+
+
+def images_in(item: pydicom.Dataset) -> Iterator[str]:
+    """Yield the instances that the content of a report refers to."""
+    for child in item.get("ContentSequence", ()):
+        if child.ValueType == "IMAGE":
+            yield str(child.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+        yield from images_in(child)
 
 
 def test_negatives_do_not_wait_for_explanations(site: Site) -> None:
