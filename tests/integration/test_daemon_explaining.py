@@ -224,6 +224,7 @@ def test_a_job_that_took_a_worker_down_is_not_explained(site: Site) -> None:
 
     done = with_explanations(package, seer, batch)
 
+    assert len(done) == 2
     by_job = {each.job.id: each.explanations for each in done}
     assert "died over this analysis" in by_job[first.id][0].reason
     assert by_job[second.id][0].is_available
