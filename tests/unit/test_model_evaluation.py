@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.uid import CTImageStorage
 
 import model.evaluation
 from dicom_io.vocabulary import PresenceValues
@@ -77,8 +78,8 @@ def films(folder: Path, split: str, brightness: dict[str, list[float]], seed: in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Bright films at 0.9, 0.42 (undetermined), 0.2 (missed); dull ones at 0.1, 0.2, 0.8."""
-    films(tmp_path, "test", {"bright": [0.9, 0.42, 0.2], "dull": [0.1, 0.2, 0.8]})
+    """Bright films at 0.9, 0.42 (undetermined), 0.2 (missed); dull ones at 0.1, 0.2, 0.6."""
+    films(tmp_path, "test", {"bright": [0.9, 0.42, 0.2], "dull": [0.1, 0.2, 0.6]})
     return tmp_path
 
 
@@ -370,6 +371,33 @@ def test_image_with_several_labels_contradicts_labels_that_exclude_each_other(tm
 
     with pytest.raises(EvaluationFault, match="1 images have several labels"):
         evaluated(tmp_path, tmp_path / "images.csv", made=made)
+
+
+def test_volume_is_a_folder_of_slices_and_counts_as_one(tmp_path):
+    # Given four series of six slices, each series brighter or darker than one half,
+    uids = (f"1.2.826.0.1.3680043.8.498.{number}" for number in range(100))
+    for number, (label, value) in enumerate(
+        [("bright", 0.8), ("bright", 0.7), ("dull", 0.2), ("dull", 0.3)]
+    ):
+        series = {
+            "PatientID": f"P{number}", "Modality": "CT", "PixelSpacing": [1.0, 1.0],
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "SeriesInstanceUID": next(uids),
+            "SOPClassUID": CTImageStorage, "FrameOfReferenceUID": next(uids),
+        }  # fmt: skip
+        for place in range(6):
+            put_dicom(
+                tmp_path / "data" / "test" / label / f"s{number}" / f"{place}.dcm",
+                grey(value, 10 * number + place),
+                ImagePositionPatient=[0, 0, 2.0 * place],
+                **series,
+            )
+
+    # when a package for volumes is measured, then each series has one score.
+    done = evaluated(tmp_path, made=package(tmp_path, kind="volume", slices=None))
+
+    outcomes = done.evaluation.outcomes
+    assert (outcomes.images, outcomes.patients, outcomes.scored) == (4, 4, 4)
+    assert done.evaluation.labels[0].figures["accuracy"].value == 1.0
 
 
 def test_class_with_another_name_is_said_to_mean_a_label(tmp_path):
