@@ -88,6 +88,7 @@ class InferenceServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     state: InferenceServer
 
     def setup(self) -> None:

@@ -1,0 +1,99 @@
+"""ONNX files read by hand: what they say, and that no bytes whatever crash the reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from model.errors import RuntimeFault
+from model.runtimes.onnx_file import ONNXFile, read_onnx_file
+from tests.tiny_models import BRIGHT, DARK
+from tests.tiny_onnx import onnx_network
+
+WHOLE = onnx_network((16, 16, 3), (BRIGHT, DARK), output="probability").SerializeToString()
+
+
+def read(tmp_path: Path, content: bytes) -> ONNXFile:
+    path = tmp_path / "weights.onnx"
+    path.write_bytes(content)
+    return read_onnx_file(path)
+
+
+def test_facts_are_those_that_the_onnx_library_wrote(tmp_path):
+    file = read(tmp_path, WHOLE)
+
+    assert (file.producer, file.opset) == ("tests", 18)
+    assert file.parameters == 3 * 2 + 2 + 2  # kernel, bias, axes
+    # The cast behind it only passes on what the sigmoid made.
+    assert file.last_operations == {"scores": "Sigmoid"}
+    assert file.content == WHOLE
+
+
+def test_tensors_in_nodes_and_in_inner_graphs_are_counted_and_must_be_inside(tmp_path):
+    def network(tensor: TensorProto) -> bytes:
+        inner = helper.make_graph(
+            [helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [],
+            [helper.make_tensor_value_info("c", TensorProto.FLOAT, [5])],
+        )  # fmt: skip
+        branch = helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+        graph = helper.make_graph(
+            [branch], "outer", [helper.make_tensor_value_info("yes", TensorProto.BOOL, [])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5])],
+        )  # fmt: skip
+        return helper.make_model(graph).SerializeToString()
+
+    tensor = numpy_helper.from_array(np.zeros(5, np.float32))
+    assert read(tmp_path, network(tensor)).parameters == 10
+
+    tensor.data_location = TensorProto.EXTERNAL
+    with pytest.raises(RuntimeFault, match="keeps weights in other files"):
+        read(tmp_path, network(tensor))
+
+
+def test_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RuntimeFault, match=r"absent.onnx: cannot be read: No such file"):
+        read_onnx_file(tmp_path / "absent.onnx")
+
+
+def test_graphs_nested_without_end_are_refused(tmp_path):
+    graph = helper.make_graph([], "g", [], [helper.make_tensor_value_info("y", 1, [1])])
+    for _ in range(12):
+        graph = helper.make_graph(
+            [helper.make_node("Loop", ["a"], ["y"], body=graph)], "g", [],
+            [helper.make_tensor_value_info("y", 1, [1])],
+        )  # fmt: skip
+    with pytest.raises(RuntimeFault, match="nested too deeply"):
+        read(tmp_path, helper.make_model(graph).SerializeToString())
+
+
+def fault_of(tmp_path: Path, content: bytes) -> str:
+    try:
+        read(tmp_path, content)
+    except RuntimeFault as error:
+        return str(error)
+    return ""
+
+
+def test_file_cut_anywhere_before_its_end_is_refused(tmp_path):
+    # The graph is all but the last bytes; behind it stands the operator set.
+    for end in range(0, len(WHOLE) - 40, 5):
+        assert "is no complete ONNX model" in fault_of(tmp_path, WHOLE[:end]), end
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, len(WHOLE) - 1))
+def test_no_bytes_crash_the_reader(tmp_path_factory, noise, place):
+    folder = tmp_path_factory.mktemp("noise")
+    for content in (noise, WHOLE[:place] + noise + WHOLE[place + len(noise) :]):
+        fault = fault_of(folder, content)
+        assert not fault or fault.startswith("weights.onnx: ")
+
+
+def test_onnx_library_agrees_with_what_the_tests_wrote():
+    onnx.checker.check_model(onnx.load_model_from_string(WHOLE))
