@@ -18,9 +18,10 @@ import numpy as np
 from dicom_io.vocabulary import Explanation, Finding, ImageTensor, PresenceValues
 from model.errors import CannotExplain, ModelError
 from model.explanation_plan import MethodValues
-from model.occlusion import occlusion_map
+from model.occlusion import CELLS, occlusion_map
 from model.package import ModelPackage
 from model.runtimes.port import Attention, Explainer, FloatArray, Predictor
+from model.runtimes.signature import probe_shape
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +88,25 @@ def explain(
         + tuple(Explanation(each.label, reason=_TOO_MANY) for each in found[MOST_EXPLAINED:])
         for found in wanted
     ]
+
+
+def explanation_in_words(package: ModelPackage, predictor: Predictor) -> str:
+    """Say how a loaded predictor explains findings of its package, or ``none`` and why."""
+    method = package.explanation.method
+    if method is MethodValues.NONE:
+        return f"none: {_SWITCHED_OFF}"
+    if method.needs_the_network and isinstance(predictor, Explainer):
+        blank = np.zeros((1, *probe_shape(package.recipe)), np.float32)
+        try:
+            found = predictor.explain(blank, [package.labels[0].index])
+        except CannotExplain as error:
+            return f"none: {error}"
+        if found is not None:
+            cells = " x ".join(str(edge) for edge in found.values.shape[1:])
+            return f"{found.method} at {', '.join(found.layers)}, {cells} cells"
+    if package.recipe.kind != "image":
+        return f"none: {_OTHER_RUNTIME}"
+    return f"{MethodValues.OCCLUSION.spoken_name}, {CELLS} x {CELLS} cells"
 
 
 def _answers(

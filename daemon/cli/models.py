@@ -166,6 +166,7 @@ def check_model(package: Source, config: ConfigPath = None, as_json: AsJSON = Fa
     elif found is not None:
         say(f"{package}: no fault found")
         say(_probes_in_words(found, report))
+        say(f"positive findings are explained by: {report.explanation}")
         if found.evaluation is None:
             say("it has no evaluation report: a site that requires one will not admit it")
     if not report.passed:

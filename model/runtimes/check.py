@@ -22,6 +22,7 @@ import numpy as np
 
 from model.errors import ModelError, PackageFault
 from model.evaluation_report import contradictions, read_evaluation_report
+from model.explain import explanation_in_words
 from model.package import ModelPackage, load_package
 from model.probes import read_probes
 from model.runtimes.opening import RuntimeOptions, open_predictor
@@ -55,6 +56,8 @@ class CheckReport:
     """The answers for the package's probes, or for those that were handed over."""
     probe_difference: float | None = None
     """The largest distance from a recorded score; None where none is recorded."""
+    explanation: str = ""
+    """How positive findings are explained, or ``none`` and why."""
 
     @property
     def passed(self) -> bool:
@@ -188,9 +191,14 @@ def _try_predictor(
     together = predictor.predict(np.concatenate([probes, probes, probes]))
     scores = _probe_scores(package, predictor, handed_over)
     difference = _largest_difference(package, scores) if handed_over is None else None
+    explanation = explanation_in_words(package, predictor)
     return CheckReport(
         model=package.at_version,
-        faults=(*_score_faults(alone, together), *_probe_faults(package, difference)),
+        faults=(
+            *_score_faults(alone, together),
+            *_probe_faults(package, difference),
+            *_explanation_faults(package, explanation),
+        ),
         device=predictor.device,
         runtime=predictor.description.runtime,
         load_seconds=round(load_seconds, 3),
@@ -199,7 +207,15 @@ def _try_predictor(
         probabilities=tuple(tuple(float(v) for v in row) for row in together[:2]),
         probe_scores=scores,
         probe_difference=difference,
+        explanation=explanation,
     )
+
+
+def _explanation_faults(package: ModelPackage, explanation: str) -> list[str]:
+    """A package that names layers must have them; one that names none may go without a map."""
+    if package.explanation.layers and explanation.startswith("none"):
+        return [f"[explanation] layers give no map: {explanation.removeprefix('none: ')}"]
+    return []
 
 
 def _probe_scores(

@@ -14,6 +14,7 @@ import pytest
 from model.errors import CannotExplain
 from model.explanation_plan import ExplanationPlan, MethodValues
 from model.package import load_package
+from model.runtimes.check import try_package
 from model.runtimes.keras_attention import attention_layers
 from model.runtimes.keras_runtime import KerasPredictor
 from model.training.networks import compact_network, mean_of
@@ -198,6 +199,19 @@ def test_a_layer_that_does_not_exist_is_named(written: Written) -> None:
 
     with pytest.raises(CannotExplain, match="no layer named lokks"):
         predictor.explain(film_with((0, 0))[None], [0])
+
+
+def test_the_check_of_a_package_says_how_it_explains(written: Written, tmp_path: Path) -> None:
+    written(detector(6.0))
+    found = try_package(tmp_path / "package", "cpu")
+    assert found.passed
+    assert found.explanation == "HiResCAM at looks, 8 x 8 cells"
+
+    written(detector(6.0), changes={"explanation": {"layers": ["lokks"]}})
+    found = try_package(tmp_path / "package", "cpu")
+    assert found.faults == (
+        "[explanation] layers give no map: the network has no layer named lokks",
+    )
 
 
 def test_warm_up_leaves_nothing_to_compile(written: Written) -> None:
