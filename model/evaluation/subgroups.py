@@ -239,7 +239,8 @@ def _gap(figure: str, measured: dict[str, tuple[Group, Rounds]], limit: float) -
     }
     if len(known) < 2:
         return None
-    best, worst = max(known, key=lambda n: known[n]), min(known, key=lambda n: known[n])
+    best = max(known, key=lambda name: known[name])
+    worst = min((name for name in known if name != best), key=lambda name: known[name])
     distance = known[best] - known[worst]
     ends = percentile_interval(measured[best][1][figure] - measured[worst][1][figure])
     low, high = ends if ends is not None else (None, None)

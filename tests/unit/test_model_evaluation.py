@@ -494,6 +494,7 @@ def test_gap_between_subgroups_is_flagged_and_small_groups_are_called_too_few(tm
     assert not gap.may_be_chance
     same = next(gap for gap in part.gaps if gap.figure == "specificity")
     assert (same.gap, same.is_beyond_limit) == (0.0, False)
+    assert {same.best, same.worst} == {"F", "M"}
     text = page(done)
     assert "gap beyond the limit" in text
     assert "too few" in text
