@@ -28,38 +28,49 @@ ROUNDS = 2000
 GAP_LIMIT = 0.05
 
 
+PackageName = Annotated[str, typer.Argument(help="A package folder, or an installed name.")]
+Split = Annotated[str, typer.Option(help="test, validation or train.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the report.", show_default="evaluation-…")
+]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap.", min=0)]
+Rounds = Annotated[int, typer.Option(help="Of the bootstrap.", min=100)]
+SubgroupColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="sex, age, manufacturer, or a CSV column; repeatable.",
+        show_default="those of the three that are known",
+    ),
+]
+GapLimit = Annotated[float, typer.Option(help="Larger gaps are flagged.", min=0.0)]
+FitCalibration = Annotated[
+    bool, typer.Option("--fit-calibration", help="Fit temperature and Platt on validation.")
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(help="youden, sensitivity=0.95 or specificity=0.9; validation only."),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS=LABEL", help="Which class a label means; repeatable."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.", show_default="the worker's")]
+
+
 def evaluate(
-    package: Annotated[str, typer.Argument(help="A package folder, or an installed name.")],
+    package: PackageName,
     data: DataPath,
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the report.", show_default="evaluation-…")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
-    rounds: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = ROUNDS,
-    subgroup: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="sex, age, manufacturer, or a CSV column; repeatable.",
-            show_default="those of the three that are known",
-        ),
-    ] = None,
-    gap_limit: Annotated[float, typer.Option(help="Larger gaps are flagged.", min=0.0)] = GAP_LIMIT,
-    fit_calibration: Annotated[
-        bool, typer.Option("--fit-calibration", help="Fit temperature and Platt on validation.")
-    ] = False,
-    choose_threshold: Annotated[
-        str | None,
-        typer.Option(help="youden, sensitivity=0.95 or specificity=0.9; validation only."),
-    ] = None,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="CLASS=LABEL", help="Which class a label means."),
-    ] = None,
+    split: Split = "test",
+    out: Out = None,
+    seed: Seed = 0,
+    rounds: Rounds = ROUNDS,
+    subgroup: SubgroupColumns = None,
+    gap_limit: GapLimit = GAP_LIMIT,
+    fit_calibration: FitCalibration = False,
+    choose_threshold: Rule = None,
+    class_: Classes = None,
     allow: Allowed = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or gpu.", show_default="the worker's")
-    ] = None,
+    device: Device = None,
     config: ConfigPath = None,
     as_json: AsJSON = False,
 ) -> None:
