@@ -67,8 +67,13 @@ class Finished:
     known: ReportFacts
 
     def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write report, page and scores into a folder; return the files."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write report, page and scores into a folder; return the files.
+
+        Raises
+        ------
+        EvaluationFault
+            The folder cannot be written to.
+        """
         labels = self.known.package.labels
         documents = {
             REPORT_NAME: as_json(report_mapping(self.evaluation, self.split, self.known)),
@@ -77,8 +82,15 @@ class Finished:
         }
         if any(label.scaled for label in self.evaluation.labels):
             documents[CALIBRATION_NAME] = as_json(calibration_mapping(self.evaluation, self.known))
-        for name, text in documents.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in documents.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise EvaluationFault(
+                f"the report cannot be written to {folder}: {error.strerror}; name another "
+                f"folder with --out"
+            ) from error
         return tuple(folder / name for name in documents)
 
 

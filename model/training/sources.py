@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def _unpacked(source: Path) -> Iterator[Path]:
         raise TrainingDataFault(
             f"{source.name}: must be a folder, a .zip or a .csv manifest; it is a file of "
             f"another kind"
+        )
+    if source.is_file() and not zipfile.is_zipfile(source):
+        raise TrainingDataFault(
+            f"{source.name}: is no complete zip archive; fetch it again, or unpack it and name "
+            f"the folder"
         )
     with opened(source) as folder:
         yield folder

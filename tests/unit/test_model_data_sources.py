@@ -131,6 +131,16 @@ def test_file_of_another_kind_is_no_source(tmp_path):
     assert "must be a folder, a .zip or a .csv manifest" in fault_of(path)
 
 
+def test_zip_cut_short_is_no_source(folders, tmp_path_factory):
+    archive = tmp_path_factory.mktemp("zip") / "films.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in folders.rglob("*.png"):
+            target.write(path, path.relative_to(folders))
+    archive.write_bytes(archive.read_bytes()[:-60])
+
+    assert "films.zip: is no complete zip archive" in fault_of(archive)
+
+
 def test_manifest_gives_labels_split_patient_and_further_columns(tmp_path):
     put_film(tmp_path / "a.png", 0.2, 1)
     put_film(tmp_path / "b.png", 0.8, 2)

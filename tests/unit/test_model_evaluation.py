@@ -465,6 +465,13 @@ def test_files_hold_report_page_and_every_image_and_nothing_that_was_not_asked_f
     assert {line["Bright true"] for line in lines} == {"0", "1"}
 
 
+def test_folder_that_cannot_be_written_to_is_named(folder, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+
+    with pytest.raises(EvaluationFault, match=r"cannot be written to .*taken.*--out"):
+        evaluated(folder).write(tmp_path / "taken")
+
+
 def subgroup_data(tmp_path: Path, rows: list[tuple[float, str, str]]) -> Path:
     lines = ["path,labels,split,patient,sex,age"]
     for number, (value, label, sex) in enumerate(rows):
