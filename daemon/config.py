@@ -197,6 +197,8 @@ class ReceiverSection(_Section):
     """Below this much free disk new associations are rejected as transient and every C-STORE of an
     open one is answered A700; the sender retries later."""
     network_timeout_seconds: Seconds = 60.0
+    request_timeout_seconds: Seconds = 30.0
+    """How long a connection may take to ask for an association."""
     storage_commitment: bool = False
     """Whether requests for storage commitment are answered. A modality deletes its images once we
     commit to them, and ``retention.days`` later we delete ours: leave this to the archive unless

@@ -241,6 +241,7 @@ def make_server(
             maximum_associations=section.maximum_associations,
             maximum_associations_per_address=section.maximum_associations_per_address,
             network_timeout_seconds=section.network_timeout_seconds,
+            request_timeout_seconds=section.request_timeout_seconds,
         ),
         observer=observer,
         reuse_port=claim is not None,

@@ -59,6 +59,8 @@ class ReceiverProcess:
         For configuration, data and log.
     network_timeout_seconds : float
         How long an association may be silent.
+    request_timeout_seconds : float
+        How long a connection may take to ask for an association.
     maximum_associations : int
         As many from one address.
     """
@@ -68,6 +70,7 @@ class ReceiverProcess:
         folder: Path,
         *,
         network_timeout_seconds: float = 3.0,
+        request_timeout_seconds: float = 6.0,
         maximum_associations: int = 400,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +82,7 @@ class ReceiverProcess:
             f"[site]\ndata_folder = {str(folder / 'data')!r}\nnode_id = 'test-node'\n"
             f"[receiver]\nport = {self.port}\nprocesses = 1\nminimum_free_mib = 1\n"
             f"network_timeout_seconds = {network_timeout_seconds}\n"
+            f"request_timeout_seconds = {request_timeout_seconds}\n"
             f"maximum_associations = {maximum_associations}\n"
             f"maximum_associations_per_address = {maximum_associations}\n"
             "peers = [{ ae_title = '*', network = '127.0.0.0/8' }]\n"

@@ -29,7 +29,7 @@ GROWTH_BYTES = 32 * MIB
 """What the process may grow over everything here after a warm-up: the arenas of a hundred threads
 that came and went, not one of the messages of 4 GiB that peers announce."""
 NETWORK_TIMEOUT_SECONDS = 3.0
-REQUEST_TIMEOUT_SECONDS = 30.0
+REQUEST_TIMEOUT_SECONDS = 6.0
 RECOVERY_SECONDS = 15.0
 """How long threads and connections may take to go after their peers have gone."""
 AT_ONCE = 16
@@ -50,7 +50,9 @@ class Holdings:
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory):
     process = ReceiverProcess(
-        tmp_path_factory.mktemp("hostile"), network_timeout_seconds=NETWORK_TIMEOUT_SECONDS
+        tmp_path_factory.mktemp("hostile"),
+        network_timeout_seconds=NETWORK_TIMEOUT_SECONDS,
+        request_timeout_seconds=REQUEST_TIMEOUT_SECONDS,
     )
     yield process
     assert process.stop() == 0, process.log()[-4000:]
@@ -190,7 +192,7 @@ def _told(
 
 def test_200_idle_associations_cost_next_to_nothing_and_shut_nobody_out(tmp_path, capsys):
     # given a receiver that lets its peers be silent for long, and 200 that are
-    patient = ReceiverProcess(tmp_path, network_timeout_seconds=120)
+    patient = ReceiverProcess(tmp_path, network_timeout_seconds=120, request_timeout_seconds=60)
     shares: dict[str, float] = {}
     try:
         with hp.crowd(patient.port, 200, hp.REQUEST):
@@ -221,7 +223,9 @@ def test_200_idle_associations_cost_next_to_nothing_and_shut_nobody_out(tmp_path
 
 
 def test_more_descriptors_than_select_knows_are_served(tmp_path):
-    crowded = ReceiverProcess(tmp_path, network_timeout_seconds=120, maximum_associations=700)
+    crowded = ReceiverProcess(
+        tmp_path, network_timeout_seconds=120, request_timeout_seconds=60, maximum_associations=700
+    )
     instance = Instance.make()
     try:
         with hp.crowd(crowded.port, 600, hp.REQUEST):
