@@ -21,7 +21,7 @@ import pytest
 from tests.receiver_lives import Site
 from tests.senders import Ledger, Senders, temporary_files, visible_files
 
-KILLS = int(os.environ.get("MEDIMGD_TEST_KILLS", "300"))
+KILLS = int(os.environ.get("MEDIMGD_TEST_KILLS", "200"))
 """For a night's run: ``MEDIMGD_TEST_KILLS=20000``."""
 SEED = int(os.environ.get("MEDIMGD_TEST_SEED", "1"))
 ASSOCIATIONS = 3
