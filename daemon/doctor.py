@@ -27,6 +27,7 @@ from dicom_io.decoder_trials import try_decoders
 from dicom_io.errors import MedimgdError, UnusableCertificate
 from dicom_io.sending import echo
 from dicom_io.tls import TLSFiles, server_context
+from model.runtimes.opening import installed_runtimes
 from storage.database import open_database
 from storage.errors import DatabaseMissing
 
@@ -53,7 +54,7 @@ def examine(config: Config) -> Iterator[Diagnosis]:
     """Yield every diagnosis; a check that breaks is itself a diagnosis."""
     checks: tuple[Callable[[Config], Iterator[Diagnosis]], ...] = (
         _disk, _database, _certificates, _port, _peers, _users, _commitment,
-        _decoders, _models, _destinations,
+        _decoders, _models, _runtimes, _destinations,
     )  # fmt: skip
     for check in checks:
         try:
@@ -281,6 +282,15 @@ def _models(config: Config) -> Iterator[Diagnosis]:
     for title, fault in now.out_of_order.items():
         if title not in {item.title for item in now.catalogue.broken}:
             yield Diagnosis(f"model {title}", ok=False, detail=fault)
+
+
+def _runtimes(config: Config) -> Iterator[Diagnosis]:
+    needed = {package.runtime.kind for package in serving(config, known_standings(config)).packages}
+    for kind, libraries in installed_runtimes().items():
+        absent = f"not installed: pip install 'medimgd[{kind}]' where a package needs it"
+        yield Diagnosis(
+            f"runtime {kind}", ok=bool(libraries) or kind not in needed, detail=libraries or absent
+        )
 
 
 def _destinations(config: Config) -> Iterator[Diagnosis]:

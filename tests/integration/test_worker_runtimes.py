@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 from daemon import worker as worker_module
 from daemon.config import Config, ModelsSection, RemoteSection, SiteSection
+from daemon.doctor import examine
 from daemon.runtimes import configured_predictor
 from daemon.worker import ServedModels, Worker
 from dicom_io.vocabulary import PresenceValues
@@ -169,3 +171,29 @@ def test_settings_reach_the_runtime(tmp_path):
 
     assert (predictor._threads, predictor._wanted_device) == (1, "cpu")
     assert open_predictor(package)._threads is None
+
+
+def test_doctor_names_each_runtime_with_its_version_and_what_a_package_lacks(
+    tmp_path, database, monkeypatch
+):
+    # Given a package for a runtime, and an installation without its library,
+    write_onnx_package(tmp_path / "models" / "tiny-1.0.0", runtime="openvino")
+    config = config_of(tmp_path)
+    healthy = {each.subject: each for each in examine(config)}
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("openvino", "onnxruntime"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    told = {each.subject: each for each in examine(config)}
+
+    # then the missing one is a fault with what to install, and one nobody needs is not.
+    assert healthy["runtime openvino"].detail == f"openvino {real('openvino')}"
+    assert "tensorflow" in healthy["runtime keras"].detail
+    assert "gRPC" in healthy["runtime remote"].detail
+    assert not told["runtime openvino"].ok
+    assert "pip install 'medimgd[openvino]'" in told["runtime openvino"].detail
+    assert told["runtime onnx"].ok
