@@ -34,6 +34,7 @@ from storage.standings import (
     retire_version,
     shadow_version,
 )
+from storage.states import MODEL_MOVES, Actor, ModelState, check_move
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,11 @@ def admit(config: Config, named: str, decision: Decision) -> Admitted:
 def _require_met(
     config: Config, package: ModelPackage, decision: Decision
 ) -> tuple[Criterion, ...]:
+    # Asked before the trial, which takes seconds; asked again when it is written.
+    for standing in known_standings(config):
+        if standing.at_version == package.at_version:
+            check_move(MODEL_MOVES, f"model {package.at_version}", standing.state,
+                       ModelState.ADMITTED, Actor.OPERATOR)  # fmt: skip
     criteria = judge(config, package)
     unmet = [criterion.sentence for criterion in criteria if not criterion.met]
     if unmet:

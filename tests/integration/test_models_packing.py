@@ -122,6 +122,8 @@ def test_a_package_is_admitted_from_its_file_and_serves(packed: Path, site: Path
         "preprocessing", "trial", "probes", "evaluation",
     }  # fmt: skip
     assert [each.at_version for each in now.packages] == ["tiny@1.0.0"]
+    again = run("admit", "tiny@1.0.0")
+    assert (again.exit_code, "admitted -> admitted" in again.stderr) == (1, True)
 
 
 def test_other_weights_with_right_digests_do_not_reproduce_the_scores(
