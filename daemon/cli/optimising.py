@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import AsJSON, failures_become_exit_codes, print_json, say
+from daemon.cli.output import AsJSON, ConfigPath, failures_become_exit_codes, print_json, say
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from model.conversion import Conversion
@@ -23,7 +26,10 @@ class TargetValues(StrEnum):
 
 def optimise(
     package: Annotated[
-        Path, typer.Argument(help="A package folder, or a .zip or .tar of it.", exists=True)
+        str,
+        typer.Argument(
+            help="A package folder, a .zip or .tar of it, or an installed name@version."
+        ),
     ],
     runtime: Annotated[TargetValues, typer.Option(help="What shall compute it.")] = (
         TargetValues.ONNX
@@ -37,17 +43,17 @@ def optimise(
     tolerance: Annotated[
         float, typer.Option(min=0.0, max=0.05, help="Largest difference of a probability.")
     ] = 1e-4,
+    config: ConfigPath = None,
     as_json: AsJSON = False,
 ) -> None:
     """Convert a package, compare both on probe tensors, and write it only if they agree."""
-    from model.archives import package_folder
     from model.conversion import default_version
     from model.conversion import optimise as convert
     from model.package import load_package
     from model.runtime_plan import RuntimeValues
 
     kind = RuntimeValues(runtime)
-    with failures_become_exit_codes(), package_folder(package) as folder:
+    with failures_become_exit_codes(), _folder_of(package, config) as folder:
         identity = load_package(folder).identity
         new_version = version or default_version(identity.version, kind)
         place = out or Path(f"{identity.name}-{new_version}")
@@ -56,6 +62,25 @@ def optimise(
         print_json(made)
     else:
         _say_what_was_made(made)
+
+
+@contextmanager
+def _folder_of(package: str, config: Path | None) -> Iterator[Path]:
+    """Yield the folder of a package: one that lies there, or an installed one."""
+    from daemon.catalogue import installed_catalogue
+    from daemon.config import load_config
+    from model.archives import package_folder
+    from model.errors import CatalogueFault
+
+    if Path(package).exists():
+        with package_folder(Path(package)) as folder:
+            yield folder
+        return
+    try:
+        yield installed_catalogue(load_config(config)).item(package).folder
+    except CatalogueFault as error:
+        typer.echo(f"medimgd: there is no file {package}, and {error}", err=True)
+        raise typer.Exit(ExitCode.NOT_FOUND) from error
 
 
 def _say_what_was_made(made: Conversion) -> None:
