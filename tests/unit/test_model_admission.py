@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,18 @@ def test_the_bundled_package_agrees_with_its_own_report() -> None:
     assert package.probes is not None
 
     assert contradictions(read_evaluation_report(package.evaluation.path), package) == []
+
+
+def test_an_evaluation_of_the_source_counts_for_the_converted_package(tmp_path: Path) -> None:
+    # Given a package whose report is about other weights,
+    source = "c" * 64
+    package = package_with(tmp_path, model__weights_sha256=source)
+    assert package.evaluation is not None
+    report = read_evaluation_report(package.evaluation.path)
+    assert "about weights" in contradictions(report, package)[0]
+
+    # then it is accepted from the package that was converted from these, and no other.
+    converted = replace(package, conversion={"source_weights_sha256": source})
+    other = replace(package, conversion={"source_weights_sha256": "d" * 64})
+    assert contradictions(report, converted) == []
+    assert "about weights" in contradictions(report, other)[0]

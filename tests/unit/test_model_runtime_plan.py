@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from model.errors import PackageFault
 from model.manifest import MANIFEST_NAME
 from model.package import load_package
 from model.runtime_plan import LayoutValues, RuntimeValues, url_fault
+from model.runtimes.signature import laid_out
 from tests.tiny_models import write_package
 
 REMOTE = {"runtime": "remote", "sha256": "a" * 64, "file": None}
@@ -88,3 +90,16 @@ def test_addresses_that_can_be_meant(url):
 )
 def test_addresses_that_cannot(url, fault):
     assert fault in url_fault(url)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4, 5, 6)])
+def test_channels_are_moved_to_the_front_and_nothing_is_mixed(shape):
+    batch = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+    moved = laid_out(batch, LayoutValues.CHANNELS_FIRST)
+
+    assert moved.shape == (2, shape[-1], *shape[1:-1])
+    assert moved.flags.c_contiguous
+    for channel in range(shape[-1]):
+        np.testing.assert_array_equal(moved[:, channel], batch[..., channel])
+    np.testing.assert_array_equal(laid_out(batch, LayoutValues.CHANNELS_LAST), batch)
