@@ -95,5 +95,8 @@ def _say_what_was_made(made: Conversion) -> None:
             "! all probes score alike, so that this proves little: pack the model with probes of "
             "both kinds ('medimgd models pack --probe'), and convert it again"
         )
-    say("! positive findings are not explained by a picture: this runtime computes no maps")
+    say(
+        "! positive findings are explained by occlusion now, coarser and for 64 more inputs each "
+        "(on volumes not at all): this runtime cannot look into the network"
+    )
     say(f"install it with 'medimgd models add {made.folder}'")

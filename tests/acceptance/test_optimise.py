@@ -24,7 +24,7 @@ def test_package_is_converted_shown_checked_and_installed(
     # then what was proven and what is lost is said,
     assert "tiny@1.0.0+onnx is in" in done.stdout
     assert "32 probes (0 of the package's own)" in done.stdout
-    assert "positive findings are not explained by a picture" in done.stdout
+    assert "positive findings are explained by occlusion now" in done.stdout
     # the new package can be installed and says where it comes from,
     site.run("models", "add", str(place), check=0)
     shown = json.loads(site.run("models", "show", "tiny", "--json", check=0).stdout)
