@@ -43,6 +43,9 @@ OUT_OF_MEMORY_PAUSE_SECONDS = 30.0
 ABSENT_SERVER_PAUSE_SECONDS = 30.0
 """A server that computes a model is asked again after this long; analyses wait meanwhile."""
 
+PAUSE_FOR_EACH_SECOND_OF_SILENCE = 9.0
+"""Waiting for a silent server may take a tenth of the time that other models need."""
+
 
 class ServedModels:
     """The packages this worker serves: loaded and warm, or out of order with the reason.
@@ -102,12 +105,22 @@ class ServedModels:
             if package.at_version == at_version:
                 self._load(package)
 
-    def set_aside(self, package: ModelPackage, error: ModelError) -> None:
-        """Take a package out of service; one whose server is absent is tried again later."""
+    def set_aside(self, package: ModelPackage, error: ModelError, seconds: float) -> None:
+        """Take a package out of service; one whose server is absent is tried again later.
+
+        Parameters
+        ----------
+        package : ModelPackage
+        error : ModelError
+            What is wrong with it.
+        seconds : float
+            How long that took to find out.
+        """
         name, fault = package.at_version, str(error)
         self._predictors.pop(name, None)
         if isinstance(error, RemoteUnavailable):
-            self._absent[name] = (package, time.monotonic() + ABSENT_SERVER_PAUSE_SECONDS)
+            pause = max(ABSENT_SERVER_PAUSE_SECONDS, seconds * PAUSE_FOR_EACH_SECOND_OF_SILENCE)
+            self._absent[name] = (package, time.monotonic() + pause)
         if self.out_of_order.get(name) != fault:
             self.out_of_order[name] = fault
             _log_out_of_order(name, fault)
@@ -122,12 +135,13 @@ class ServedModels:
         return bool(due)
 
     def _load(self, package: ModelPackage) -> None:
+        started = time.monotonic()
         try:
             predictor = self._make_predictor(package)
             predictor.load()
             seconds = predictor.warm_up()
         except ModelError as error:
-            self.set_aside(package, error)
+            self.set_aside(package, error, time.monotonic() - started)
             return
         self.out_of_order.pop(package.at_version, None)
         self._predictors[package.at_version] = (package, predictor)
@@ -259,7 +273,7 @@ class Worker:
             return
         except RemoteUnavailable as error:
             # Nothing is wrong with the jobs: they wait, however long, and no attempt is counted.
-            self._models.set_aside(package, error)
+            self._models.set_aside(package, error, time.monotonic() - started)
             give_back(self._database, self._owner, now_utc())
             return
         except ModelError as error:

@@ -6,10 +6,14 @@ the names of model, input and output; no identifier of a patient or a study leav
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
+
+import numpy as np
 
 from model.errors import RuntimeFault
 from model.package import ModelPackage
+from model.probes import read_probes
 from model.runtimes.batched import BatchedPredictor
 from model.runtimes.port import FloatArray, PredictorDescription
 from model.runtimes.remote.access import RemoteAccess, address_of, checked_access
@@ -104,6 +108,7 @@ class RemotePredictor(BatchedPredictor):
             precision="as the server computes",
             parameters=0,
         )
+        self._require_recorded_scores()
 
     def close(self) -> None:
         """End the connection; ``load`` opens it again."""
@@ -133,6 +138,24 @@ class RemotePredictor(BatchedPredictor):
         self._input_name, self._output_name = signature.input.name, signature.output.name
         if signature.fixed_batch is not None:
             self._sizes, self._takes_any_size = (signature.fixed_batch,), False
+
+    def _require_recorded_scores(self) -> None:
+        """Let the server score the package's probes: nothing else tells which weights it holds."""
+        probes = self._package.probes
+        if probes is None:
+            return
+        tensors = read_probes(probes.path, self._package.recipe.shape)
+        scores = np.stack([self.predict(each[np.newaxis])[0] for each in tensors])
+        recorded = np.array(probes.scores)
+        same_number = scores.shape == recorded.shape
+        difference = float(np.abs(scores - recorded).max()) if same_number else math.inf
+        if difference > probes.tolerance:
+            self._description = None
+            raise RuntimeFault(
+                f"{self._package.at_version}: {self._address.text} does not reproduce the scores "
+                f"recorded for the package's probes: the largest difference is {difference:.3g}, "
+                f"the tolerance {probes.tolerance:g}; it serves other weights under this name"
+            )
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         assert self._channel is not None  # noqa: S101 - predict refuses before load

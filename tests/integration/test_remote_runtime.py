@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 
 from model.errors import RemoteUnavailable, RuntimeFault, UnusableOutput
+from model.manifest_writing import write_manifest
 from model.package import load_package
+from model.package_files import sha256_of
+from model.probes import write_probes
 from model.runtimes.check import check_package
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.remote.access import RemoteAccess
@@ -462,6 +466,34 @@ def test_files_of_authorities_that_cannot_be_used_are_named(tmp_path):
         RemotePredictor(package, RemoteAccess(ca_file=empty)).load()
     with pytest.raises(RuntimeFault, match="ca_file means nothing without TLS"):
         RemotePredictor(package, RemoteAccess("http://127.0.0.1:1", ca_file=empty))
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1])
+def test_server_has_to_reproduce_the_recorded_scores_before_it_serves(tmp_path, bias):
+    # Given a package with a probe and its scores, and a server with these or other weights,
+    folder = tmp_path / "p"
+    model = remote_package(folder, "http://127.0.0.1:1")
+    (probe,) = write_probes(folder / "probes.npz", [SOME[0]])
+    plain = tomllib.loads((folder / "manifest.toml").read_text())
+    plain["probes"] = {
+        "file": "probes.npz", "sha256": sha256_of(folder / "probes.npz"), "tolerance": 1e-3,
+        "scores": [[float(value) for value in model.expected(probe)]],
+    }  # fmt: skip
+    write_manifest(folder, plain)
+    package = load_package(folder)
+
+    with http_server(replace(NETWORK, compute=lambda values: compute(values) + bias)) as server:
+        predictor = RemotePredictor(package, RemoteAccess(server.url))
+
+        # then it serves only with the weights that the package is about.
+        if not bias:
+            predictor.load()
+            assert predictor.predict(SOME).shape == (11, 2)
+            return
+        with pytest.raises(RuntimeFault, match="it serves other weights under this name"):
+            predictor.load()
+        with pytest.raises(RuntimeFault, match="is not loaded yet"):
+            predictor.predict(SOME)
 
 
 def test_missing_grpc_says_which_extra_to_install(tmp_path, monkeypatch):

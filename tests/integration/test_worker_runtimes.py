@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from daemon.runtimes import configured_predictor
 from daemon.worker import ServedModels, Worker
 from dicom_io.vocabulary import PresenceValues
 from model.catalogue import read_catalogue
+from model.errors import RemoteUnavailable
 from model.runtimes.opening import open_predictor
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
@@ -197,3 +199,19 @@ def test_doctor_names_each_runtime_with_its_version_and_what_a_package_lacks(
     assert not told["runtime openvino"].ok
     assert "pip install 'medimgd[openvino]'" in told["runtime openvino"].detail
     assert told["runtime onnx"].ok
+
+
+def test_silent_server_takes_a_tenth_of_the_time_at_most(tmp_path, database):
+    # Given a worker, and a server that let it wait for long,
+    write_onnx_package(tmp_path / "models" / "tiny-1.0.0")
+    clinic = Clinic(config_of(tmp_path), database)
+    clinic.models.refresh()
+    package, _ = clinic.models._predictors["tiny@1.0.0"]
+    pauses = []
+
+    for seconds in (0.1, 30.0):
+        clinic.models.set_aside(package, RemoteUnavailable("silent"), seconds)
+        pauses.append(clinic.models._absent["tiny@1.0.0"][1] - time.monotonic())
+
+    # then it is asked again the later, the longer that took.
+    assert pauses == [pytest.approx(30, abs=1), pytest.approx(270, abs=1)]
