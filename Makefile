@@ -14,7 +14,7 @@ run: $(VENV)/.runs ## set everything up, then show a study going in and a report
 	@$(BIN)/medimgd demo $(if $(ONCE),--once)
 
 test: $(VENV)/.tests peers check ## everything that must hold
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.tests ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -183,13 +183,12 @@ def test_missing_uids_are_refused_at_the_door_and_kept_in_the_list_of_refusals(
     status = clinic.send(ds)
 
     assert status == 0xC000
-    assert any(keyword in each["reason"] for each in refusals_at_the_door(clinic))
-
-
-def refusals_at_the_door(clinic: Clinic) -> list[dict[str, str]]:
-    clinic.site.wait(lambda: clinic.site.read(list_refused_instances, ()), "a refusal to be kept")
-    found = clinic.site.read(list_refused_instances, ())
-    return [{"reason": each.reason} for each in found]
+    clinic.site.wait(
+        lambda: any(
+            keyword in each.reason for each in clinic.site.read(list_refused_instances, ())
+        ),
+        f"a refusal that names {keyword}",
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tests.inference_server import Misbehaviour, ServedNetwork, http_server
 from tests.storage_hospital import STUDY, Hospital, make_tensor
 from tests.tiny_models import BRIGHT, write_package
 from tests.tiny_onnx import write_onnx_package
+from tests.waiting import wait_until
 
 OTHER = f"{STUDY}.9"
 
@@ -137,7 +138,7 @@ def test_studies_wait_while_a_server_is_away_and_no_attempt_is_counted(
         assert len(said) <= 2
         # and they are analysed as soon as it is back.
         server.misbehave = lambda _: None
-        assert clinic.models.refresh()
+        assert wait_until(clinic.models.refresh)
         assert clinic.models.out_of_order == {}
         assert clinic.worker.work()
         assert clinic.findings(STUDY) == [PresenceValues.PRESENT]
