@@ -34,6 +34,9 @@ _MOVE_ATTEMPTS = 8
 """Retention may remove an empty folder between its making and the move into it."""
 _MOST_REMEMBERED = 4096
 """Series whose folders are known to be synced; forgetting one costs two syncs."""
+_REMEMBERED_SECONDS = 60.0
+"""How long that is believed: retention may have removed a folder since, and another receiver made
+it again without having synced it yet. Retention lets whole days pass after the last instance."""
 
 _FILE_PATTERN = re.compile(r"(?P<uid>[0-9.]+)(?:\.conflict-(?P<digest>[0-9a-f]{12}))?\.dcm")
 _PART_PATTERN = re.compile(
@@ -77,7 +80,7 @@ class Spool:
         self._life = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._studies = folder / _STUDIES
-        self._synced_folders: set[str] = set()
+        self._synced_folders: dict[str, float] = {}
         try:
             for each in (self._incoming, self._studies):
                 make_folders(each)
@@ -186,7 +189,7 @@ class Spool:
             except FileExistsError:
                 return False
             except FileNotFoundError:
-                self._synced_folders.discard(target)
+                self._synced_folders.pop(target, None)
                 Path(target).mkdir(parents=True, exist_ok=True)
                 continue
             self._sync(target)
@@ -197,16 +200,18 @@ class Spool:
         """Make the names in a series' folder survive, and those of the folder and its study.
 
         Who made a folder may not have come to sync its name yet, or never will: that a folder is
-        there says nothing. So each series is synced with its way once by every process.
+        there says nothing. So every process syncs each series with its way once a minute.
         """
         sync_folder(series_folder)
-        if series_folder in self._synced_folders:
+        synced_at = self._synced_folders.get(series_folder, -_REMEMBERED_SECONDS)
+        now = time.monotonic()
+        if now - synced_at < _REMEMBERED_SECONDS:
             return
         sync_folder(Path(series_folder).parent)
         sync_folder(self._studies)
         if len(self._synced_folders) >= _MOST_REMEMBERED:
             self._synced_folders.clear()
-        self._synced_folders.add(series_folder)
+        self._synced_folders[series_folder] = now
 
     def sync_names(self, paths: Iterable[Path]) -> None:
         """Make the names of stored files survive, whoever gave them.

@@ -367,3 +367,26 @@ def test_a_spool_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpoolFailure, match="create the spool"):
         Spool(tmp_path / "file" / "spool")
+
+
+def test_a_series_is_synced_with_its_way_again_when_that_is_long_ago(
+    spool: Spool, monkeypatch
+) -> None:
+    synced: list[str] = []
+    real_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    spool.store(make_prefix(SOP), make_data_set(SOP))
+    spool.store(make_prefix(f"{SOP}.1"), make_data_set(f"{SOP}.1"))
+    assert synced.count("studies") == 1
+
+    # Retention and another receiver may have been here meanwhile.
+    monkeypatch.setattr(storage.spool, "_REMEMBERED_SECONDS", 0.0)
+    spool.store(make_prefix(f"{SOP}.2"), make_data_set(f"{SOP}.2"))
+
+    assert synced.count("studies") == 2
+    assert synced.count(STUDY) == 2
