@@ -1,7 +1,7 @@
 """One accepted association: pynetdicom negotiates and ends it, the data plane serves it.
 
 Owns the passing of the connection between pynetdicom's upper layer thread and the association's
-own thread, which serves C-STORE without a second thread and without polling. Must not know who is
+own thread, which serves C-STORE alone and waits in the kernel. Must not know who is
 admitted or where instances go.
 """
 

@@ -21,7 +21,7 @@ from tests.hostile_peers import BREACHES, FAREWELLS, LENGTH_LIES, LORIS_BEGINNIN
 from tests.receiver_process import Instance, ReceiverProcess
 from tests.waiting import wait_until
 
-MUTATIONS = int(os.environ.get("MEDIMGD_HOSTILE_MUTATIONS", "10000"))
+MUTATIONS = int(os.environ.get("MEDIMGD_HOSTILE_MUTATIONS", "20000"))
 SEED = int(os.environ.get("MEDIMGD_HOSTILE_SEED", "20260101"))
 
 MIB = 1024 * 1024
