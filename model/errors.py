@@ -14,6 +14,9 @@ Owns the branch below ``ModelError``:
     ├── CannotExplain               no attention map can be had; findings are true without one
     ├── TrainingDataFault           films for training are absent, unreadable or leak
     ├── DataGateFault               labelled data fail checks that nobody passed over
+    ├── TrainingPlanFault           the configuration of a training cannot be carried out
+    ├── TrainingRunFault            a run folder or the weights in it are of no use
+    ├── TrainingStopped             somebody asked a training to stop; it can go on from there
     └── EvaluationFault             package, data and question do not fit each other
 
 Every class says whether doing the same again later can help.
@@ -131,6 +134,24 @@ class TrainingDataFault(ModelError):
 
 class DataGateFault(_ListedFaults):
     """Labelled data fail checks of the gate that nobody passed over by name."""
+
+    retryable = False
+
+
+class TrainingPlanFault(_ListedFaults):
+    """The configuration of a training cannot be carried out; all faults are in ``faults``."""
+
+    retryable = False
+
+
+class TrainingRunFault(ModelError):
+    """A run folder belongs to another training, is damaged, or its weights came to nothing."""
+
+    retryable = False
+
+
+class TrainingStopped(ModelError):
+    """Somebody asked a training to stop; what was done is kept, and it can go on from there."""
 
     retryable = False
 

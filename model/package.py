@@ -179,11 +179,11 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
     labels, output = _read_labels(manifest)
     recipe = _read_recipe(manifest)
     preprocessing_digest = _read_preprocessing_digest(manifest, recipe)
-    selection = _read_selection(manifest.table("selection"))
+    selection = read_selection(manifest.table("selection"))
     contract = tuple(
         clause
         for table in manifest.tables("contract", required=False)
-        if (clause := _read_clause(table)) is not None
+        if (clause := read_clause(table)) is not None
     )
     package = None
     if recipe is not None and selection is not None:
@@ -325,7 +325,8 @@ def _read_band(table: ManifestTable, threshold: float) -> tuple[float, float]:
     return threshold, threshold
 
 
-def _read_selection(table: ManifestTable) -> SelectionRule | None:
+def read_selection(table: ManifestTable) -> SelectionRule | None:
+    """Read ``[selection]``; None, with the faults added, where its condition is none."""
     where = read_condition(table.raw("where"), table.place_of("where"), table.faults)
     rank = tuple(_read_rank(item) for item in table.tables("rank", required=False))
     table.refuse_unknown()
@@ -351,7 +352,8 @@ def _read_rank(table: ManifestTable) -> RankBy:
     return RankBy(attribute, OrderValues(order or OrderValues.ASCENDING))
 
 
-def _read_clause(table: ManifestTable) -> ContractClause | None:
+def read_clause(table: ManifestTable) -> ContractClause | None:
+    """Read one ``[[contract]]``; None, with the faults added, where its condition is none."""
     reasons = [str(reason) for reason in RefusalReason]
     reason = table.text(
         "reason",
