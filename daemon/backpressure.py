@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from daemon.config import MEBIBYTE, ReceiverSection
 from daemon.logs import ACTION, REASON
+from daemon.receiver_settings import ReceiverSection
+from daemon.settings import MEBIBYTE
 from dicom_io.errors import MedimgdError
 from storage.database import Database
 from storage.errors import SpoolFailure

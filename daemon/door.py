@@ -5,7 +5,8 @@ Owns that translation. Decides nothing itself and opens no file before somebody 
 
 from __future__ import annotations
 
-from daemon.config import Config, DestinationSection, ReceiverSection, TLSSection
+from daemon.config import Config, DestinationSection
+from daemon.receiver_settings import ReceiverSection, TLSSection
 from daemon.users import Users
 from dicom_io.receiving.access import Peer
 from dicom_io.receiving.user_identity import Authenticates

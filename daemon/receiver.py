@@ -11,12 +11,14 @@ from contextlib import ExitStack, closing
 
 from daemon.backpressure import Backpressure
 from daemon.committing import CommitmentDesk
-from daemon.config import MEBIBYTE, Config, ReceiverSection
+from daemon.config import Config
 from daemon.descriptors import allow_descriptors
 from daemon.door import acceptor_context_of, authenticates_of, peers_of
 from daemon.indexing import Closed, IndexWriter, Opened, Refused
 from daemon.logs import ACTION, ASSOCIATION, PEER, REASON, SOP_INSTANCE
+from daemon.receiver_settings import ReceiverSection
 from daemon.role import RoleProcess
+from daemon.settings import MEBIBYTE
 from daemon.settling import SpoolIndexing, settle_before_receiving
 from dicom_io.errors import InvalidUID, MedimgdError, UnreadableInstance
 from dicom_io.receiving.access import ANY

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from daemon.config import Config, PeerSection
+from daemon.config import Config
 from daemon.confirming import peer_of
+from daemon.receiver_settings import PeerSection
 from dicom_io.association import Destination
 from dicom_io.commitment import CommitmentRequest
 

@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from daemon.config import UserSection
 from daemon.passwords import hash_password, password_matches
+from daemon.receiver_settings import UserSection
 from dicom_io.errors import IdentityUnchecked
 
 RIGHT_SECONDS = 300.0

@@ -9,9 +9,9 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from daemon.config import ReceiverSection
 from daemon.indexing import IndexWriter
 from daemon.receiver import IndexedAssociations, SpoolSink, make_server
+from daemon.receiver_settings import ReceiverSection
 from storage.database import open_database
 from storage.spool import Spool
 

@@ -15,9 +15,10 @@ from pydicom.dataset import Dataset
 
 from daemon import committing
 from daemon.committing import CommitmentDesk
-from daemon.config import Config, DestinationSection, PeerSection, ReceiverSection, SiteSection
+from daemon.config import Config, DestinationSection, SiteSection
 from daemon.doctor import examine
 from daemon.receiver import make_server
+from daemon.receiver_settings import PeerSection, ReceiverSection
 from daemon.reporting import CommitmentReporter
 from daemon.requesters import remedy, requester_address
 from daemon.role import now_utc

@@ -12,10 +12,11 @@ import pydicom
 import pytest
 
 from daemon.committing import CommitmentDesk
-from daemon.config import Config, PeerSection, ReceiverSection, SiteSection
+from daemon.config import Config, SiteSection
 from daemon.demo import SAMPLES
 from daemon.indexing import IndexWriter
 from daemon.receiver import IndexedAssociations, SpoolSink, make_server
+from daemon.receiver_settings import PeerSection, ReceiverSection
 from daemon.reporting import CommitmentReporter
 from storage.commitments import list_commitments
 from storage.database import Database, migrate, open_database

@@ -15,9 +15,10 @@ import pydicom
 import pytest
 
 from daemon.composing import Composer
-from daemon.config import Config, ModelsSection, SiteSection
+from daemon.config import Config, SiteSection
 from daemon.errors import CannotReplay, PackageGone
 from daemon.explaining import with_explanations
+from daemon.model_settings import ModelsSection
 from daemon.picturing import pictured_explanations
 from daemon.preparer import Preparer
 from daemon.replaying import MAP_TOLERANCE, replay

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from daemon.catalogue import Shadow, digests_of, serving
-from daemon.config import Config, ModelsSection, SiteSection
+from daemon.config import Config, SiteSection
+from daemon.model_settings import ModelsSection
 from daemon.role import now_utc
 from daemon.shadow_preparing import ShadowPreparer, with_shadows
 from daemon.shadow_work import ShadowWorker

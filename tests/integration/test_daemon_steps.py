@@ -13,10 +13,11 @@ import pytest
 
 from daemon.catalogue import serving_of, state_of
 from daemon.composing import Composer
-from daemon.config import Config, DestinationSection, ModelsSection, SiteSection
+from daemon.config import Config, DestinationSection, SiteSection
 from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
 from daemon.doctor import examine
 from daemon.indexing import Closed, IndexWriter, Opened
+from daemon.model_settings import ModelsSection
 from daemon.preparer import Preparer
 from daemon.role import now_utc
 from daemon.status import read_status

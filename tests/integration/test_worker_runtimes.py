@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from daemon import worker as worker_module
-from daemon.config import Config, ModelsSection, RemoteSection, SiteSection
+from daemon.config import Config, SiteSection
 from daemon.doctor import examine
+from daemon.model_settings import ModelsSection, RemoteSection
 from daemon.runtimes import configured_predictor
 from daemon.worker import ServedModels, Worker
 from dicom_io.vocabulary import PresenceValues

@@ -16,8 +16,9 @@ from storage_hospital import STUDY, Hospital
 
 from daemon import backpressure as backpressure_module
 from daemon.backpressure import Backpressure
-from daemon.config import Config, ReceiverSection, SiteSection
+from daemon.config import Config, SiteSection
 from daemon.metrics import metrics_text
+from daemon.receiver_settings import ReceiverSection
 from daemon.role import now_utc
 from daemon.running import children_of
 from daemon.settling import SpoolIndexing, settle_before_receiving

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from daemon import users as module
-from daemon.config import UserSection
 from daemon.passwords import hash_password
+from daemon.receiver_settings import UserSection
 from daemon.users import RIGHT_SECONDS, WRONG_SECONDS, Users
 from dicom_io.errors import IdentityUnchecked
 
