@@ -26,15 +26,14 @@ from dicom_io.network import close
 from dicom_io.receiving.bounded_reading import BoundedDUL
 from dicom_io.receiving.commands import StoreCommand
 from dicom_io.receiving.data_plane import DataPlane, ProtocolFault
+from dicom_io.receiving.negotiation import AcceptingStateMachine, Negotiation
 from dicom_io.receiving.peer_stream import PeerGone, PeerSilent, PeerStream, ReadingEnded
 from dicom_io.receiving.storing import StoreInProgress
+from dicom_io.receiving.upper_layer import CONNECTION_CLOSED, ESTABLISHED, INVALID_PDU
 from dicom_io.statuses import StoreStatusValues
 
 LOGGER = logging.getLogger(__name__)
 
-_ESTABLISHED = "Sta6"
-_CONNECTION_CLOSED = "Evt17"
-_INVALID_PDU = "Evt19"
 _LOOK_UP_SECONDS = 0.25
 """How often the upper layer thread looks at its timers; everything else wakes it at once."""
 _NO_BELL = -1
@@ -117,7 +116,7 @@ class LendingDUL(BoundedDUL):
     @property
     def is_undisturbed(self) -> bool:
         """True while nothing has happened that pynetdicom's own loop must see."""
-        return not self.event_queue.queue and self.state_machine.current_state == _ESTABLISHED
+        return not self.event_queue.queue and self.state_machine.current_state == ESTABLISHED
 
     def _give_up(self, error: Exception) -> None:
         """Abort at once, bypassing the state machine, whose action failed."""
@@ -163,7 +162,7 @@ class LendingDUL(BoundedDUL):
                 os.eventfd_write(self._bell, 1)
 
     def _should_park(self) -> bool:
-        established = self.state_machine.current_state == _ESTABLISHED
+        established = self.state_machine.current_state == ESTABLISHED
         return self.may_lend and established and not self._wanted_back.is_set()
 
 
@@ -216,6 +215,8 @@ class AcceptedAssociation(Association):
         accepted.is_requested = accepted.is_admitted = accepted.is_announced = False
         accepted.begin_store = begin_store
         accepted.silence_seconds = silence_seconds
+        accepted.acse = Negotiation(accepted)
+        accepted.dul.state_machine = AcceptingStateMachine(accepted.dul)
         accepted.dul.__class__ = LendingDUL
         cast("LendingDUL", accepted.dul).prepare_to_lend(may_lend=begin_store is not None)
         return accepted
@@ -319,9 +320,9 @@ class AcceptedAssociation(Association):
             self.abort(block=False)
         except ProtocolFault as fault:
             self._tell_abort(f"it broke the upper layer protocol: {fault}")
-            self.dul.event_queue.put(_INVALID_PDU)
+            self.dul.event_queue.put(INVALID_PDU)
         except PeerGone:
-            self.dul.event_queue.put(_CONNECTION_CLOSED)
+            self.dul.event_queue.put(CONNECTION_CLOSED)
         except ReadingEnded:
             pass  # Whoever took the connection back ends the association.
         except Exception as error:  # noqa: BLE001 - the association's loop: only it may end

@@ -11,18 +11,22 @@ import select
 import socket
 import ssl
 import time
+from typing import Any
 
 from pynetdicom.dul import DULServiceProvider
 
 from dicom_io.receiving.data_plane import OTHER_PDU_MAX_BYTES
-
-_AWAITING_CLOSE = "Sta13"
-_ESTABLISHED = "Sta6"
-_CONNECTION_CLOSED = "Evt17"
-_ARTIM_EXPIRED = "Evt18"
-_INVALID_PDU = "Evt19"
+from dicom_io.receiving.negotiation import AssociateRequest
+from dicom_io.receiving.upper_layer import (
+    ARTIM_EXPIRED,
+    AWAITING_CLOSE,
+    CONNECTION_CLOSED,
+    ESTABLISHED,
+    INVALID_PDU,
+)
 
 _HEAD_BYTES = 6
+_ASSOCIATE_RQ = 0x01
 _P_DATA_TF = 0x04
 _PDU_TYPES = range(0x01, 0x08)
 _READ_AT_ONCE = 64 * 1024
@@ -42,12 +46,19 @@ class BoundedDUL(DULServiceProvider):
     def receive(self, pdu: bytes) -> None:
         """Queue a PDU that has been read as a whole."""
         try:
-            decoded, event = self._decode_pdu(bytearray(pdu))
+            decoded, event = self._decoded(pdu)
         except Exception:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
-            self.event_queue.put(_INVALID_PDU)
+            self.event_queue.put(INVALID_PDU)
             return
         self._recv_pdu.put(decoded)
         self.event_queue.put(event)
+
+    def _decoded(self, pdu: bytes) -> tuple[Any, str]:
+        if pdu[0] != _ASSOCIATE_RQ:
+            return self._decode_pdu(bytearray(pdu))
+        request = AssociateRequest()
+        request.decode(pdu)
+        return request, _REQUESTED
 
     def _is_transport_event(self) -> bool:
         # As pynetdicom's own, but for `select`, which knows no descriptor beyond 1023.
@@ -55,7 +66,7 @@ class BoundedDUL(DULServiceProvider):
         if wrapper is not None and self._has_data():
             self._read_pdu_data()
             return True
-        if self.state_machine.current_state == _AWAITING_CLOSE:
+        if self.state_machine.current_state == AWAITING_CLOSE:
             if wrapper is not None:
                 wrapper.close()
             return True
@@ -76,8 +87,8 @@ class BoundedDUL(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         wrapper = self.socket
         if wrapper is None or wrapper.socket is None:
-            self.event_queue.put(_CONNECTION_CLOSED)
-        elif self.state_machine.current_state == _AWAITING_CLOSE:
+            self.event_queue.put(CONNECTION_CLOSED)
+        elif self.state_machine.current_state == AWAITING_CLOSE:
             self._drop(wrapper.socket)
         else:
             self._read_pdu(wrapper.socket)
@@ -91,13 +102,13 @@ class BoundedDUL(DULServiceProvider):
             if self._may_be(head[0], length):
                 self.receive(head + _exactly(connection, length, deadline))
             else:
-                self.event_queue.put(_INVALID_PDU)
+                self.event_queue.put(INVALID_PDU)
             connection.settimeout(patience)
         except OSError:
-            self.event_queue.put(_CONNECTION_CLOSED)
+            self.event_queue.put(CONNECTION_CLOSED)
 
     def _may_be(self, kind: int, length: int) -> bool:
-        if kind == _P_DATA_TF and self.state_machine.current_state == _ESTABLISHED:
+        if kind == _P_DATA_TF and self.state_machine.current_state == ESTABLISHED:
             return True
         return kind in _PDU_TYPES and length <= OTHER_PDU_MAX_BYTES
 
@@ -113,9 +124,9 @@ class BoundedDUL(DULServiceProvider):
         except OSError:
             is_closed = True
         if is_closed:
-            self.event_queue.put(_CONNECTION_CLOSED)
+            self.event_queue.put(CONNECTION_CLOSED)
         elif time.monotonic() > self._dropping_until:
-            self.event_queue.put(_ARTIM_EXPIRED)
+            self.event_queue.put(ARTIM_EXPIRED)
 
 
 def _exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
