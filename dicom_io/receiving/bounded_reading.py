@@ -23,6 +23,7 @@ from dicom_io.receiving.upper_layer import (
     CONNECTION_CLOSED,
     ESTABLISHED,
     INVALID_PDU,
+    REQUESTED,
 )
 
 _HEAD_BYTES = 6
@@ -58,7 +59,7 @@ class BoundedDUL(DULServiceProvider):
             return self._decode_pdu(bytearray(pdu))
         request = AssociateRequest()
         request.decode(pdu)
-        return request, _REQUESTED
+        return request, REQUESTED
 
     def _is_transport_event(self) -> bool:
         # As pynetdicom's own, but for `select`, which knows no descriptor beyond 1023.

@@ -145,8 +145,9 @@ class AssociationListener(AssociationServer):
         self._on_ended = on_ended
         self._live: set[AcceptedAssociation] = set()
         self._live_lock = threading.Lock()
+        shared = _SharedContexts(contexts)
         super().__init__(
-            ae, address, ae_title, contexts, ssl_context, evt_handlers, _ConnectionHandler
+            ae, address, ae_title, shared, ssl_context, evt_handlers, _ConnectionHandler
         )
         self._thread = threading.Thread(target=self._serve, name="dicom-listener", daemon=True)
 

@@ -6,11 +6,17 @@ what is done in a state.
 
 from __future__ import annotations
 
+AWAITING_ANSWER = "Sta3"
+"""An association was requested, and is neither accepted nor rejected yet."""
 ESTABLISHED = "Sta6"
 """Association established and ready for data transfer."""
 AWAITING_CLOSE = "Sta13"
 """Awaiting the close of the connection: the association has ended."""
 
+REQUESTED = "Evt6"
+"""A-ASSOCIATE-RQ received."""
+ACCEPTED = "Evt7"
+"""We accept the association."""
 CONNECTION_CLOSED = "Evt17"
 ARTIM_EXPIRED = "Evt18"
 INVALID_PDU = "Evt19"
