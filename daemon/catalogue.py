@@ -6,7 +6,7 @@ waits for it. Whether a version may be admitted is ``daemon.admission``'s questi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -85,19 +85,26 @@ def serving(config: Config, standings: Sequence[Standing] = ()) -> Serving:
         catalogue = installed_catalogue(config)
         _cached.clear()
         _cached[key] = serving_of(
-            catalogue, standings, admission_required=config.models.admission.required
-        )
+            catalogue, standings, admission_required=config.models.admission.required,
+            demonstrations=config.models.demonstrations,
+        )  # fmt: skip
     return _cached[key]
 
 
 def serving_of(
-    catalogue: Catalogue, standings: Iterable[Standing], *, admission_required: bool = False
+    catalogue: Catalogue,
+    standings: Iterable[Standing],
+    *,
+    admission_required: bool = False,
+    demonstrations: Collection[str] = (),
 ) -> Serving:
     """Apply the site's rule; a pure function.
 
     The version that was admitted serves. Where a person has admitted or retired no version of a
     name, the highest serves by itself, unless `admission_required`; but never one that a person
-    has put aside: as a shadow, or as one that was only installed.
+    has put aside: as a shadow, or as one that was only installed. Nor does a shipped demonstration
+    that is not named in `demonstrations`, by name or name@version: a hospital's studies are no
+    place to find out that one is there.
 
     A standing is for the package a person looked at: one with another manifest under the same
     version neither serves nor runs.
@@ -105,12 +112,14 @@ def serving_of(
     known = {(each.name, each.version): each for each in standings}
     decided = {each.name for each in known.values() if each.state in _DECIDED}
     unchanged, faults = _as_decided(catalogue, known)
+    unasked = {p.at_version for p in shipped_demonstrations(catalogue)}
     by_itself = [
         package
         for package in unchanged
         if package.identity.name not in decided
         and _key(package) not in known
         and not admission_required
+        and (package.at_version not in unasked or _is_named(package, demonstrations))
     ]
     in_state = {state: [p for p in unchanged if _state(p, known) is state] for state in ModelState}
     packages = (*in_state[ModelState.ADMITTED], *highest_versions(by_itself))
@@ -126,6 +135,19 @@ def serving_of(
         ),
         out_of_order=MappingProxyType(faults),
     )
+
+
+def shipped_demonstrations(catalogue: Catalogue) -> tuple[ModelPackage, ...]:
+    """Return the usable packages that come with medimgd and make no clinical claim."""
+    return tuple(
+        item.package
+        for item in catalogue.installed
+        if item.bundled and item.usable and item.package and item.package.identity.demonstration
+    )
+
+
+def _is_named(package: ModelPackage, names: Collection[str]) -> bool:
+    return package.at_version in names or package.identity.name in names
 
 
 def _as_decided(
@@ -183,7 +205,8 @@ def state_of(item: InstalledPackage, now: Serving, standings: Iterable[Standing]
     """Return in one word where a package stands.
 
     ``broken``, ``disabled``, what a person decided (``admitted``, ``shadow``, ...), ``ready`` for
-    what serves by itself, ``older`` where a higher version does, else ``waits for admission``.
+    what serves by itself, ``older`` where a higher version does, ``demonstration`` for a shipped
+    one that nobody asked for, else ``waits for admission``.
     """
     package = item.package
     if package is None or not item.usable:
@@ -198,7 +221,15 @@ def state_of(item: InstalledPackage, now: Serving, standings: Iterable[Standing]
     name = package.identity.name
     if any(each.identity.name == name for each in now.packages) and not _is_higher(package, now):
         return "older"
-    return "waits for admission"
+    is_shipped_demonstration = item.bundled and package.identity.demonstration
+    return "demonstration" if is_shipped_demonstration else "waits for admission"
+
+
+def state_in_words(state: str) -> str:
+    """Return a state of ``state_of`` with what a reader may not expect of it."""
+    if state == "demonstration":
+        return f"{state}: serves only where models.demonstrations names it, or once admitted"
+    return state
 
 
 def _is_higher(package: ModelPackage, now: Serving) -> bool:
@@ -220,4 +251,5 @@ def _state_of(config: Config) -> tuple[object, ...]:
         files = sorted(path for path in folder.glob("*/*") if path.is_file())
         entries.extend((str(path), path.stat().st_mtime_ns) for path in files)
     models = config.models
-    return (models.bundled, models.disabled, models.admission.required, *entries)
+    rules = (models.bundled, models.disabled, models.demonstrations, models.admission.required)
+    return (*rules, *entries)

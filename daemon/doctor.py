@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon.catalogue import known_standings, serving, state_of
+from daemon.catalogue import known_standings, serving, state_in_words, state_of
 from daemon.config import Config
 from daemon.confirming import peer_of
 from daemon.door import tls_call_to_ourselves, tls_files_of
@@ -277,7 +277,7 @@ def _models(config: Config) -> Iterator[Diagnosis]:
     for item in now.catalogue.installed:
         yield Diagnosis(
             f"model {item.title}", ok=not item.faults,
-            detail="; ".join(item.faults) or state_of(item, now, standings),
+            detail="; ".join(item.faults) or state_in_words(state_of(item, now, standings)),
         )  # fmt: skip
     for title, fault in now.out_of_order.items():
         if title not in {item.title for item in now.catalogue.broken}:

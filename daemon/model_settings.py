@@ -69,6 +69,9 @@ class ModelsSection(Section):
     """Whether the packages shipped with medimgd take part."""
     disabled: tuple[str, ...] = ()
     """``name`` or ``name@version`` of packages that must not run."""
+    demonstrations: tuple[str, ...] = ()
+    """``name`` or ``name@version`` of shipped demonstrations that serve. They prove a path and make
+    no clinical claim; none serves unless it is named here or admitted by a person."""
     remote: tuple[RemoteSection, ...] = ()
     """How servers that compute models are reached, one block for each: ``model`` and, where they
     differ from the package's manifest or the defaults, ``url``, ``token_file``, ``ca_file`` and

@@ -90,20 +90,25 @@ def show_model(
     as_json: AsJSON = False,
 ) -> None:
     """Show one package: labels, thresholds, contract, metrics, limits."""
-    from daemon.catalogue import installed_catalogue
+    from daemon.catalogue import known_standings, serving, state_in_words, state_of
     from daemon.config import load_config
     from model.errors import CatalogueFault
 
     with failures_become_exit_codes():
+        loaded = load_config(config)
+        standings = known_standings(loaded)
+        now = serving(loaded, standings)
         try:
-            item = installed_catalogue(load_config(config)).item(name)
+            item = now.catalogue.item(name)
         except CatalogueFault as error:
             typer.echo(f"medimgd: {error}", err=True)
             raise typer.Exit(ExitCode.NOT_FOUND) from error
+    state = state_of(item, now, standings)
     if as_json:
-        print_json(_summary(item) | (_promises(item.package) if item.package else {}))
+        promises = _promises(item.package) if item.package else {}
+        print_json(_summary(item, now) | {"state": state} | promises)
         return
-    say(f"{item.title}: {item.state}, in {item.folder}")
+    say(f"{item.title}: {state_in_words(state)}, in {item.folder}")
     for fault in item.faults:
         say(f"! {fault}")
     if item.package is not None:
@@ -199,10 +204,9 @@ def _print_faults(folder: Path, faults: tuple[str, ...]) -> None:
         typer.echo(f"medimgd: {folder}: {fault}", err=True)
 
 
-def _summary(item: InstalledPackage, now: Serving | None = None) -> dict[str, Any]:
-    serves = {} if now is None else {"serves": item.package in now.packages}
+def _summary(item: InstalledPackage, now: Serving) -> dict[str, Any]:
     return {
-        **serves,
+        "serves": item.package in now.packages,
         "model": item.title,
         "state": item.state,
         "folder": item.folder,

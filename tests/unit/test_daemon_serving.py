@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,43 @@ def test_a_bundled_package_serves_by_itself_until_somebody_decides(tmp_path: Pat
 
     assert "cxr-pneumonia" in [p.identity.name for p in serving_of(bundled, ()).packages]
     assert serving_of(bundled, (), admission_required=True).packages == ()
+
+
+def shipped(catalogue: Catalogue) -> Catalogue:
+    """Return the same packages as if they came with medimgd; all of them are demonstrations."""
+    return Catalogue(tuple(replace(item, bundled=True) for item in catalogue.installed))
+
+
+def test_a_shipped_demonstration_serves_only_where_it_is_named(catalogue) -> None:
+    found = shipped(catalogue)
+
+    nobody = serving_of(found, ())
+    named = serving_of(found, (), demonstrations=["tiny"])
+    one_version = serving_of(found, (), demonstrations=["tiny@1.1.0", "unknown"])
+
+    assert nobody.packages == ()
+    assert {state_of(item, nobody) for item in found.installed} == {"demonstration"}
+    assert [p.at_version for p in named.packages] == ["tiny@2.0.0"]
+    assert [p.at_version for p in one_version.packages] == ["tiny@1.1.0"]
+
+
+def test_a_shipped_demonstration_serves_once_a_person_admitted_it(catalogue) -> None:
+    decided = standings(catalogue, {"tiny@1.0.0": "admitted", "other@1.0.0": "shadow"})
+
+    now = serving_of(shipped(catalogue), decided)
+
+    assert [p.at_version for p in now.packages] == ["tiny@1.0.0"]
+    assert [each.package.at_version for each in now.shadows] == ["other@1.0.0"]
+
+
+def test_to_name_a_demonstration_does_not_replace_a_required_admission(catalogue) -> None:
+    now = serving_of(shipped(catalogue), (), admission_required=True, demonstrations=["tiny"])
+
+    assert now.packages == ()
+
+
+def test_a_demonstration_that_the_site_laid_into_its_folder_serves(catalogue) -> None:
+    assert [p.at_version for p in serving_of(catalogue, ()).packages] == [
+        "other@1.0.0",
+        "tiny@2.0.0",
+    ]
