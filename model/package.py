@@ -28,6 +28,7 @@ from model.package_files import (
     read_probe_file,
     sha256_of,
 )
+from model.region_plan import RegionPlan, read_region_plan
 from model.runtime_plan import RuntimePlan, RuntimeValues, read_runtime_plan
 
 MANIFEST_FORMAT = 1
@@ -130,6 +131,8 @@ class ModelPackage:
     runtime: RuntimePlan
     preprocessing_digest: str
     explanation: ExplanationPlan = field(default_factory=ExplanationPlan)
+    regions: RegionPlan | None = None
+    """None where the network does not say where a finding lies."""
     manifest_sha256: str = ""
     """Stands for the whole package: the manifest names the digests of all other files."""
     evaluation: EvaluationFiles | None = None
@@ -202,6 +205,7 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
             evaluation=read_evaluation_files(folder, manifest),
             probes=read_probe_file(folder, manifest, len(labels)),
             explanation=read_explanation_plan(manifest.table("explanation", required=False)),
+            regions=read_region_plan(manifest, labels, output.kind),
             limits=manifest.texts("limits"),
             metrics=manifest.table("metrics", required=False).plain(),
             training=manifest.table("training", required=False).plain(),
