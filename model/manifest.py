@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from dicom_io.vocabulary import Code
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 MANIFEST_NAME = "manifest.toml"
 LARGEST_MANIFEST_BYTES = 1_000_000
@@ -103,6 +106,15 @@ class ManifestTable:
             self.add_fault(key, "must be true or false")
             return default
         return value
+
+    def choice(self, key: str, choices: type[Choice], default: Choice) -> Choice:
+        """Return one of a closed set of words; the default when the field is absent or wrong."""
+        value = self.text(key, default=str(default))
+        if value in set(choices):
+            return choices(value)
+        if value:
+            self.add_fault(key, f"must be one of {', '.join(choices)}")
+        return default
 
     def table(self, key: str, *, required: bool = True) -> ManifestTable:
         """Return an inner table; an empty one when it is absent or no table."""

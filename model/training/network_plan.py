@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
 from model.manifest import ManifestTable
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 LARGEST_CHANNELS = 4096
 LARGEST_BLOCKS = 32
@@ -115,7 +112,8 @@ class NetworkPlan:
     """Share of the last features dropped while training."""
     l2: float = 0.0
     """Weight of the squared kernels in the loss; the network adds it to its ``losses``."""
-    stages: tuple[Stage, ...] = FILM_STAGES
+    stages: tuple[Stage, ...] = ()
+    """Empty means those of the kind, with or without a map: see ``planned_stages``."""
     stem_channels: int = DEFAULT_STEM_CHANNELS
     stem_stride: int = 2
     standardise: bool = True
@@ -137,12 +135,17 @@ class NetworkPlan:
     train_norm: bool = True
     """False keeps the backbone's BatchNormalization as it was trained, also when fine-tuning."""
 
+    @property
+    def planned_stages(self) -> tuple[Stage, ...]:
+        """The stages, or those of the kind where none are stated."""
+        return self.stages or _DEFAULT_STAGES.get((self.kind, self.has_map), ())
+
     def as_mapping(self) -> dict[str, object]:
         """Return the plan for a manifest or a run's record; fields that say nothing are absent."""
         fields = {key: value for key, value in asdict(self).items() if key in _own_fields(self)}
         fields["kind"] = str(self.kind)
         if "stages" in fields:
-            fields["stages"] = [asdict(stage) for stage in self.stages]
+            fields["stages"] = [asdict(stage) for stage in self.planned_stages]
         if "has_map" in fields:
             fields["map"] = fields.pop("has_map")
         if "slice_pooling" in fields:
@@ -182,7 +185,7 @@ def read_network_plan(table: ManifestTable, folder: Path | None = None) -> Netwo
     -------
     NetworkPlan
     """
-    kind = _choice(table, "kind", NetworkKindValues, NetworkKindValues.COMPACT)
+    kind = table.choice("kind", NetworkKindValues, NetworkKindValues.COMPACT)
     values: dict[str, object] = {"kind": kind, "l2": table.number("l2", 0.0, 1.0, 0.0)}
     values["dropout"] = _read_dropout(table, kind)
     fields = _FIELDS[kind]
@@ -190,7 +193,7 @@ def read_network_plan(table: ManifestTable, folder: Path | None = None) -> Netwo
         values["has_map"] = table.flag("map", default=False)
         values["map_sharpness"] = table.number("map_sharpness", 0.1, 100, DEFAULT_SHARPNESS)
     if "slice_pooling" in fields:
-        pooling = _choice(table, "slice_pooling", SlicePoolingValues, SlicePoolingValues.MEAN)
+        pooling = table.choice("slice_pooling", SlicePoolingValues, SlicePoolingValues.MEAN)
         values["slice_pooling"] = pooling
     if "stages" in fields:
         values |= _read_convolutions(table, kind, has_map=bool(values["has_map"]))
@@ -198,15 +201,6 @@ def read_network_plan(table: ManifestTable, folder: Path | None = None) -> Netwo
         values |= _read_backbone(table, folder or Path())
     table.refuse_unknown()
     return NetworkPlan(**values)  # type: ignore[arg-type]  # names and types are those above
-
-
-def _choice(table: ManifestTable, key: str, choices: type[_Choice], default: _Choice) -> _Choice:
-    value = table.text(key, default=str(default))
-    if value in set(choices):
-        return choices(value)
-    if value:
-        table.add_fault(key, f"must be one of {', '.join(choices)}")
-    return default
 
 
 def _read_dropout(table: ManifestTable, kind: NetworkKindValues) -> float:
@@ -221,11 +215,12 @@ def _read_dropout(table: ManifestTable, kind: NetworkKindValues) -> float:
 def _read_convolutions(
     table: ManifestTable, kind: NetworkKindValues, *, has_map: bool
 ) -> dict[str, object]:
+    """Read what networks of plain convolutions share."""
     stages = tuple(_read_stage(each, kind) for each in table.tables("stages", required=False))
     if has_map and any(stage.slice_stride != 1 for stage in stages):
         table.add_fault("stages", "slice_stride must be 1 where the network has a map")
     return {
-        "stages": stages or _DEFAULT_STAGES[kind, has_map],
+        "stages": stages,
         "stem_channels": table.whole_number(
             "stem_channels", 1, LARGEST_CHANNELS, DEFAULT_STEM_CHANNELS
         ),

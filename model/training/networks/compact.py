@@ -45,7 +45,7 @@ def compact_features(image: Any, plan: NetworkPlan) -> Any:
     )(image)
     x = layers.BatchNormalization(momentum=NORM_MOMENTUM)(x)
     x = layers.Activation("relu")(x)
-    for stage in plan.stages:
+    for stage in plan.planned_stages:
         for block in range(stage.blocks):
             x = _residual(x, stage.channels, stage.stride if block == 0 else 1, plan)
     return x

@@ -22,7 +22,7 @@ def volume_features(volume: Any, plan: NetworkPlan) -> Any:
     stride = (1, plan.stem_stride, plan.stem_stride)
     x = _convolved(volume, plan.stem_channels, _IN_PLANE, stride, plan)
     x = layers.Activation("relu")(x)
-    for stage in plan.stages:
+    for stage in plan.planned_stages:
         for block in range(stage.blocks):
             first = (stage.slice_stride, stage.stride, stage.stride)
             x = _residual(x, stage.channels, first if block == 0 else (1, 1, 1), plan)
