@@ -265,7 +265,7 @@ def _counts(
 
 
 def _stored(instant: datetime) -> str:
-    """Return an instant as ``schema.UTCDateTime`` stores it, for comparison."""
+    """Return an instant as ``UTCDateTime`` stores it, for comparison."""
     return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 

@@ -6,15 +6,11 @@ test compares the two.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from sqlalchemy import (
     JSON,
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
-    Dialect,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -25,8 +21,20 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
+)
+
+from storage.columns import (
+    SHA256,
+    STATE,
+    UID,
+    count,
+    image_tensor,
+    instant,
+    lease,
+    model_version,
+    study_key,
+    text,
 )
 
 metadata = MetaData(
@@ -39,59 +47,13 @@ metadata = MetaData(
     }
 )
 
-
-class UTCDateTime(TypeDecorator[datetime]):
-    """An instant: aware in the program, UTC without offset in the database, microseconds kept."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Turn an aware instant into naive UTC; a naive one is a fault of the program."""
-        del dialect
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("an instant without time zone must not be stored: use aware UTC")
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the stored instant its zone back."""
-        del dialect
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
-_UID = String(64)
-_STATE = String(16)
-_SHA256 = String(64)
-
-
-def _text(name: str) -> Column[str]:
-    """A text that is empty, never NULL, when absent."""
-    return Column(name, Text, nullable=False, default="", server_default="")
-
-
-def _count(name: str) -> Column[int]:
-    return Column(name, Integer, nullable=False, default=0, server_default="0")
-
-
-def _when(name: str, *, required: bool = False) -> Column[datetime]:
-    return Column(name, UTCDateTime, nullable=not required)
-
-
-def _study_key() -> Column[str]:
-    return Column(
-        "study_instance_uid", _UID, ForeignKey("study.study_instance_uid"), nullable=False
-    )
-
-
 installation = Table(
     "installation",
     metadata,
     Column("only", Integer, CheckConstraint("only = 1", name="single_row"), primary_key=True),
     Column("uid_namespace", String(36), nullable=False),
     Column("node_id", String(36), nullable=False),
-    _when("created_at", required=True),
+    instant("created_at", required=True),
 )
 
 process = Table(
@@ -103,8 +65,8 @@ process = Table(
     Column("host", String(255), nullable=False),
     Column("state", String(32), nullable=False),
     Column("detail", JSON, nullable=False),
-    _when("started_at", required=True),
-    _when("heartbeat_at", required=True),
+    instant("started_at", required=True),
+    instant("heartbeat_at", required=True),
 )
 
 association = Table(
@@ -112,11 +74,11 @@ association = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("slot", String(64), nullable=False),
-    _text("calling_ae_title"),
-    _text("called_ae_title"),
-    _text("address"),
-    _when("opened_at", required=True),
-    _when("closed_at"),
+    text("calling_ae_title"),
+    text("called_ae_title"),
+    text("address"),
+    instant("opened_at", required=True),
+    instant("closed_at"),
 )
 Index("ix_association_open", association.c.slot, sqlite_where=association.c.closed_at.is_(None))
 
@@ -124,38 +86,37 @@ association_study = Table(
     "association_study",
     metadata,
     Column("association_id", String(64), primary_key=True),
-    Column("study_instance_uid", _UID, primary_key=True),
+    Column("study_instance_uid", UID, primary_key=True),
     Index("ix_association_study_study", "study_instance_uid"),
 )
 
 study = Table(
     "study",
     metadata,
-    Column("study_instance_uid", _UID, primary_key=True),
-    _text("patient_id"),
-    _text("patient_name"),
-    _text("accession_number"),
-    _text("study_date"),
-    _text("study_time"),
-    _text("description"),
+    Column("study_instance_uid", UID, primary_key=True),
+    text("patient_id"),
+    text("patient_name"),
+    text("accession_number"),
+    text("study_date"),
+    text("study_time"),
+    text("description"),
     Column("modalities", JSON, nullable=False),
-    _count("instance_count"),
-    _count("conflict_count"),
+    count("instance_count"),
+    count("conflict_count"),
     Column("expected_instances", Integer),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
-    _text("reason"),
-    _when("first_instance_at", required=True),
-    _when("last_instance_at", required=True),
-    _when("completed_at"),
-    _when("prepared_at"),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
+    text("reason"),
+    instant("first_instance_at", required=True),
+    instant("last_instance_at", required=True),
+    instant("completed_at"),
+    instant("prepared_at"),
     Column("completion_evidence", JSON),
-    Column("instance_set_digest", _SHA256),
-    _count("attempts"),
-    Column("lease_owner", String(128)),
-    _when("lease_until"),
-    _when("purged_at"),
-    _count("patient_mismatch_count"),
+    Column("instance_set_digest", SHA256),
+    count("attempts"),
+    *lease(),
+    instant("purged_at"),
+    count("patient_mismatch_count"),
     Column("purged_instance_count", Integer),
     Index("ix_study_state", "state", "state_since"),
     Index("ix_study_last_instance_at", "last_instance_at"),
@@ -166,11 +127,11 @@ study = Table(
 series = Table(
     "series",
     metadata,
-    Column("study_instance_uid", _UID, primary_key=True),
-    Column("series_instance_uid", _UID, primary_key=True),
-    _text("modality"),
-    _text("description"),
-    _text("body_part_examined"),
+    Column("study_instance_uid", UID, primary_key=True),
+    Column("series_instance_uid", UID, primary_key=True),
+    text("modality"),
+    text("description"),
+    text("body_part_examined"),
     Column("series_number", Integer),
     ForeignKeyConstraint(["study_instance_uid"], ["study.study_instance_uid"]),
 )
@@ -178,19 +139,19 @@ series = Table(
 instance = Table(
     "instance",
     metadata,
-    Column("study_instance_uid", _UID, primary_key=True),
-    Column("sop_instance_uid", _UID, primary_key=True),
-    Column("series_instance_uid", _UID, nullable=False),
-    Column("sop_class_uid", _UID, nullable=False),
-    Column("transfer_syntax_uid", _UID, nullable=False),
+    Column("study_instance_uid", UID, primary_key=True),
+    Column("sop_instance_uid", UID, primary_key=True),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("transfer_syntax_uid", UID, nullable=False),
     Column("instance_number", Integer),
     Column("number_of_frames", Integer, nullable=False),
     Column("rows", Integer, nullable=False),
     Column("columns", Integer, nullable=False),
     Column("path", Text, nullable=False),
-    Column("sha256", _SHA256, nullable=False),
+    Column("sha256", SHA256, nullable=False),
     Column("size", Integer, nullable=False),
-    _when("received_at", required=True),
+    instant("received_at", required=True),
     ForeignKeyConstraint(
         ["study_instance_uid", "series_instance_uid"],
         ["series.study_instance_uid", "series.series_instance_uid"],
@@ -204,12 +165,12 @@ instance_conflict = Table(
     "instance_conflict",
     metadata,
     Column("id", Integer, primary_key=True),
-    _study_key(),
-    Column("sop_instance_uid", _UID, nullable=False),
-    Column("sha256", _SHA256, nullable=False),
+    study_key(),
+    Column("sop_instance_uid", UID, nullable=False),
+    Column("sha256", SHA256, nullable=False),
     Column("path", Text, nullable=False),
     Column("size", Integer, nullable=False),
-    _when("received_at", required=True),
+    instant("received_at", required=True),
     UniqueConstraint("study_instance_uid", "sop_instance_uid", "sha256"),
 )
 
@@ -217,12 +178,12 @@ refused_instance = Table(
     "refused_instance",
     metadata,
     Column("id", Integer, primary_key=True),
-    _when("at", required=True),
-    _text("calling_ae_title"),
-    _text("called_ae_title"),
-    _text("address"),
-    _text("sop_class_uid"),
-    _text("sop_instance_uid"),
+    instant("at", required=True),
+    text("calling_ae_title"),
+    text("called_ae_title"),
+    text("address"),
+    text("sop_class_uid"),
+    text("sop_instance_uid"),
     Column("status", Integer),
     Column("reason", Text, nullable=False),
     Index("ix_refused_instance_at", "at"),
@@ -232,13 +193,12 @@ decision = Table(
     "decision",
     metadata,
     Column("id", Integer, primary_key=True),
-    _study_key(),
-    Column("model_name", String(128), nullable=False),
-    Column("model_version", String(64), nullable=False),
-    Column("series_instance_uid", _UID),
+    study_key(),
+    *model_version(),
+    Column("series_instance_uid", UID),
     Column("chosen", Boolean(create_constraint=False), nullable=False),
     Column("evaluation", JSON, nullable=False),
-    _when("at", required=True),
+    instant("at", required=True),
     Index("ix_decision_study", "study_instance_uid"),
 )
 
@@ -246,28 +206,26 @@ job = Table(
     "job",
     metadata,
     Column("id", Integer, primary_key=True),
-    _study_key(),
+    study_key(),
     # Empty, not NULL, when no series could be chosen: NULLs would escape the uniqueness below.
-    Column("series_instance_uid", _UID, nullable=False),
-    Column("model_name", String(128), nullable=False),
-    Column("model_version", String(64), nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    *model_version(),
     Column("model_identity", JSON, nullable=False),
-    Column("instance_set_digest", _SHA256, nullable=False),
-    Column("preprocessing_digest", _SHA256, nullable=False),
+    Column("instance_set_digest", SHA256, nullable=False),
+    Column("preprocessing_digest", SHA256, nullable=False),
     Column("sop_instance_uids", JSON, nullable=False),
-    _count("priority"),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
+    count("priority"),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
     Column("run", Integer, nullable=False, default=1, server_default="1"),
-    _count("attempts"),
-    _count("crashes"),
-    _when("available_at", required=True),
-    Column("lease_owner", String(128)),
-    _when("lease_until"),
-    _text("reason"),
-    _when("enqueued_at", required=True),
-    _when("claimed_at"),
-    _when("finished_at"),
+    count("attempts"),
+    count("crashes"),
+    instant("available_at", required=True),
+    *lease(),
+    text("reason"),
+    instant("enqueued_at", required=True),
+    instant("claimed_at"),
+    instant("finished_at"),
     UniqueConstraint(
         "study_instance_uid",
         "series_instance_uid",
@@ -285,12 +243,7 @@ tensor = Table(
     "tensor",
     metadata,
     Column("job_id", Integer, ForeignKey("job.id"), primary_key=True),
-    Column("dtype", String(16), nullable=False),
-    Column("shape", JSON, nullable=False),
-    Column("axes", JSON, nullable=False),
-    Column("spacing_mm", JSON),
-    Column("notes", JSON, nullable=False),
-    Column("data", LargeBinary, nullable=False),
+    *image_tensor(),
 )
 
 result = Table(
@@ -299,21 +252,21 @@ result = Table(
     Column("id", Integer, primary_key=True),
     Column("job_id", Integer, ForeignKey("job.id"), nullable=False),
     Column("run", Integer, nullable=False),
-    _study_key(),
+    study_key(),
     Column("model_name", String(128), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("findings", JSON, nullable=False),
-    _text("refusal_reason"),
-    _text("refusal_message"),
-    Column("result_digest", _SHA256, nullable=False),
-    _when("analysis_started_at", required=True),
-    _when("finished_at", required=True),
-    _when("composed_at"),
+    text("refusal_reason"),
+    text("refusal_message"),
+    Column("result_digest", SHA256, nullable=False),
+    instant("analysis_started_at", required=True),
+    instant("finished_at", required=True),
+    instant("composed_at"),
     Column("version_number", Integer, nullable=False),
     Column("predecessor_result_id", Integer, ForeignKey("result.id")),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
-    _text("reason"),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
+    text("reason"),
     UniqueConstraint("job_id", "run"),
     UniqueConstraint("study_instance_uid", "model_name", "version_number"),
     Index("ix_result_state", "state"),
@@ -325,7 +278,7 @@ explanation = Table(
     metadata,
     Column("result_id", Integer, ForeignKey("result.id"), primary_key=True),
     Column("label", String(64), primary_key=True),
-    _text("method"),
+    text("method"),
     Column("layers", JSON, nullable=False),
     Column("region", JSON, nullable=False),
     Column("source_slices", Integer, nullable=False),
@@ -334,7 +287,7 @@ explanation = Table(
     Column("shape", JSON, nullable=False),
     # uint8 in C order, compressed with zlib; empty when there is no map, and `reason` says why.
     Column("data", LargeBinary, nullable=False),
-    _text("reason"),
+    text("reason"),
 )
 
 document = Table(
@@ -343,11 +296,11 @@ document = Table(
     Column("id", Integer, primary_key=True),
     Column("result_id", Integer, ForeignKey("result.id"), nullable=False),
     Column("role", String(8), nullable=False),
-    Column("sop_class_uid", _UID, nullable=False),
-    Column("sop_instance_uid", _UID, nullable=False, unique=True),
-    Column("series_instance_uid", _UID, nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("sop_instance_uid", UID, nullable=False, unique=True),
+    Column("series_instance_uid", UID, nullable=False),
     Column("data", LargeBinary, nullable=False),
-    _when("composed_at", required=True),
+    instant("composed_at", required=True),
     UniqueConstraint("result_id", "role", "sop_class_uid"),
     sqlite_autoincrement=True,
 )
@@ -360,17 +313,17 @@ delivery = Table(
     Column("document_id", Integer, ForeignKey("document.id"), nullable=False),
     Column("role", String(8), nullable=False),
     Column("destination", String(128), nullable=False),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
-    _count("attempts"),
-    _when("next_attempt_at", required=True),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
+    count("attempts"),
+    instant("next_attempt_at", required=True),
     Column("last_status", Integer),
-    _text("last_comment"),
-    _when("created_at", required=True),
-    _when("sent_at"),
-    _when("confirmed_at"),
-    _count("confirm_misses"),
-    _when("confirm_next_at"),
+    text("last_comment"),
+    instant("created_at", required=True),
+    instant("sent_at"),
+    instant("confirmed_at"),
+    count("confirm_misses"),
+    instant("confirm_next_at"),
     UniqueConstraint("result_id", "role", "destination"),
     Index("ix_delivery_state", "state", "next_attempt_at"),
     sqlite_autoincrement=True,
@@ -380,19 +333,19 @@ destination_state = Table(
     "destination_state",
     metadata,
     Column("name", String(128), primary_key=True),
-    _when("last_attempt_at"),
-    _when("last_success_at"),
-    _text("last_answer"),
-    Column("sr_sop_class_uid", _UID),
-    _count("consecutive_failures"),
-    _when("breaker_until"),
+    instant("last_attempt_at"),
+    instant("last_success_at"),
+    text("last_answer"),
+    Column("sr_sop_class_uid", UID),
+    count("consecutive_failures"),
+    instant("breaker_until"),
 )
 
 commitment = Table(
     "commitment",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("transaction_uid", _UID, nullable=False),
+    Column("transaction_uid", UID, nullable=False),
     Column("calling_ae_title", String(16), nullable=False),
     Column("called_ae_title", String(16), nullable=False),
     Column("address", String(64), nullable=False),
@@ -401,13 +354,13 @@ commitment = Table(
     Column("references", JSON, nullable=False),
     # Its transaction UID was in use for other instances: nothing of it is committed to.
     Column("is_duplicate", Boolean(create_constraint=False), nullable=False),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
-    _when("requested_at", required=True),
-    _count("attempts"),
-    _count("refusals"),
-    _when("next_attempt_at", required=True),
-    _text("last_answer"),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
+    instant("requested_at", required=True),
+    count("attempts"),
+    count("refusals"),
+    instant("next_attempt_at", required=True),
+    text("last_answer"),
     Column("committed_count", Integer),
     Column("failed_count", Integer),
     Index("ix_commitment_state", "state", "next_attempt_at"),
@@ -421,13 +374,13 @@ model_standing = Table(
     metadata,
     Column("name", String(128), primary_key=True),
     Column("version", String(64), primary_key=True),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
     # Of the package as it was when a person decided; another one under its version is not meant.
-    Column("manifest_sha256", _SHA256, nullable=False),
-    Column("weights_sha256", _SHA256, nullable=False),
-    _text("decided_by"),
-    _text("reason"),
+    Column("manifest_sha256", SHA256, nullable=False),
+    Column("weights_sha256", SHA256, nullable=False),
+    text("decided_by"),
+    text("reason"),
 )
 Index(
     "ix_model_standing_admitted",
@@ -441,24 +394,22 @@ shadow_run = Table(
     "shadow_run",
     metadata,
     Column("id", Integer, primary_key=True),
-    _study_key(),
-    Column("instance_set_digest", _SHA256, nullable=False),
-    Column("model_name", String(128), nullable=False),
-    Column("model_version", String(64), nullable=False),
-    Column("weights_sha256", _SHA256, nullable=False),
-    Column("preprocessing_digest", _SHA256, nullable=False),
-    Column("series_instance_uid", _UID, nullable=False, default="", server_default=""),
+    study_key(),
+    Column("instance_set_digest", SHA256, nullable=False),
+    *model_version(),
+    Column("weights_sha256", SHA256, nullable=False),
+    Column("preprocessing_digest", SHA256, nullable=False),
+    Column("series_instance_uid", UID, nullable=False, default="", server_default=""),
     Column("sop_instance_uids", JSON, nullable=False),
-    Column("state", _STATE, nullable=False),
-    _when("state_since", required=True),
-    _count("attempts"),
-    _when("available_at", required=True),
-    Column("lease_owner", String(128)),
-    _when("lease_until"),
+    Column("state", STATE, nullable=False),
+    instant("state_since", required=True),
+    count("attempts"),
+    instant("available_at", required=True),
+    *lease(),
     Column("findings", JSON, nullable=False),
-    _text("reason"),
-    _when("claimed_at", required=True),
-    _when("finished_at"),
+    text("reason"),
+    instant("claimed_at", required=True),
+    instant("finished_at"),
     UniqueConstraint(
         "study_instance_uid",
         "model_name",
@@ -474,22 +425,17 @@ shadow_tensor = Table(
     "shadow_tensor",
     metadata,
     Column("run_id", Integer, ForeignKey("shadow_run.id"), primary_key=True),
-    Column("dtype", String(16), nullable=False),
-    Column("shape", JSON, nullable=False),
-    Column("axes", JSON, nullable=False),
-    Column("spacing_mm", JSON),
-    Column("notes", JSON, nullable=False),
-    Column("data", LargeBinary, nullable=False),
+    *image_tensor(),
 )
 
 audit = Table(
     "audit",
     metadata,
     Column("id", Integer, primary_key=True),
-    _when("at", required=True),
+    instant("at", required=True),
     Column("actor", String(64), nullable=False),
     Column("action", String(64), nullable=False),
-    _text("subject"),
+    text("subject"),
     Column("detail", JSON, nullable=False),
     Index("ix_audit_subject", "subject"),
     sqlite_autoincrement=True,
