@@ -1,8 +1,8 @@
 """The shadow's part of the preparer: shows studies to shadows once the active models have them.
 
-Owns what a preparer does with ``storage.shadows``. A study is shown to a shadow only after its
-own preparation is committed, and while no other study waits: whatever a shadow does, no study is
-prepared later, otherwise or not at all because of it.
+Owns what a preparer does with ``storage.shadow_preparation``. A study is shown to a shadow only
+after its own preparation is committed, and while no other study waits: whatever a shadow does, no
+study is prepared later, otherwise or not at all because of it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from model.package import ModelPackage
 from model.selection import OutcomeValues, StudyInstance, select, wanted_keywords
 from storage.database import Database
 from storage.errors import LeaseLost
-from storage.shadows import (
-    ShadowModel,
+from storage.shadow_preparation import (
     ShadowTask,
     await_worker,
     claim_study_for_shadow,
     end_preparation,
-    renew_runs,
 )
+from storage.shadow_runs import ShadowModel
+from storage.shadows import renew_runs
 from storage.spool import Spool
 from storage.states import ShadowState
 

@@ -20,7 +20,7 @@ from storage.database import Database
 from storage.errors import StorageError
 from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
-from storage.shadows import forget_shadow_pixels_within
+from storage.shadow_runs import forget_shadow_pixels_within
 from storage.spool import Spool
 from storage.states import (
     Actor,

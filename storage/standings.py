@@ -18,7 +18,7 @@ from storage import audit, schema
 from storage.database import Database
 from storage.jobs import JobRecord, drop_tensor, job_from_row, move_job, result_of
 from storage.results import ResultKind, write_result
-from storage.shadows import drop_runs_within
+from storage.shadow_runs import drop_runs_within
 from storage.states import MODEL_MOVES, Actor, JobState, ModelState, check_move
 
 _TABLE = schema.model_standing

@@ -16,7 +16,7 @@ from dicom_io.tensors import build_tensor
 from model.package import load_package
 from storage.database import migrate, open_database
 from storage.processes import list_processes
-from storage.shadows import runs_of_study
+from storage.shadow_runs import runs_of_study
 from storage.standings import Decision, admit_version, shadow_version
 from storage.states import JobState, ShadowState, StudyState
 from tests.acceptance.installation import Installation, recording_archive

@@ -22,7 +22,8 @@ from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
-from storage.shadows import ShadowModel, await_worker, claim_study_for_shadow, runs_of_study
+from storage.shadow_preparation import await_worker, claim_study_for_shadow
+from storage.shadow_runs import ShadowModel, runs_of_study
 from storage.spool import Spool
 from storage.standings import Decision, admit_version, list_standings, shadow_version
 from storage.states import JobState, ShadowState
