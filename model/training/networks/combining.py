@@ -80,7 +80,7 @@ def calibrate(members: Sequence[Any], scale: npt.ArrayLike, offset: npt.ArrayLik
     scales, offsets = np.asarray(scale, np.float64), np.asarray(offset, np.float64)
     if not (np.isfinite(scales).all() and np.isfinite(offsets).all() and (scales > 0).all()):
         raise NetworkFault(
-            f"calibration: the scale must be above zero and all finite; got {scale} and {offset}"
+            f"calibration: the scale must be above zero and all finite; got {scales} and {offsets}"
         )
     for member in members:
         if not has_map(member):

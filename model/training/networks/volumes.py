@@ -45,10 +45,10 @@ def _residual(x: Any, channels: int, stride: tuple[int, int, int], plan: Network
     if shortcut.shape[-1] != channels:
         shortcut = _convolved(shortcut, channels, (1, 1, 1), (1, 1, 1), plan)
     for number in range(2):
-        within, across = ((1, *stride[1:]), (stride[0], 1, 1)) if number == 0 else (1, 1)
-        x = _convolved(x, channels, _IN_PLANE, within, plan)
+        slices, rows, columns = stride if number == 0 else (1, 1, 1)
+        x = _convolved(x, channels, _IN_PLANE, (1, rows, columns), plan)
         x = layers.Activation("relu")(x)
-        x = _convolved(x, channels, _ACROSS, across, plan)
+        x = _convolved(x, channels, _ACROSS, (slices, 1, 1), plan)
         if number == 0:
             x = layers.Activation("relu")(x)
     return layers.Activation("relu")(layers.Add()([x, shortcut]))
