@@ -10,47 +10,20 @@ down_revision = None
 
 
 def upgrade() -> None:
-    op.create_table(
-        "association",
-        sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("slot", sa.String(length=64), nullable=False),
-        sa.Column("calling_ae_title", sa.Text(), server_default="", nullable=False),
-        sa.Column("called_ae_title", sa.Text(), server_default="", nullable=False),
-        sa.Column("address", sa.Text(), server_default="", nullable=False),
-        sa.Column("opened_at", sa.DateTime(), nullable=False),
-        sa.Column("closed_at", sa.DateTime(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_association")),
-    )
-    op.create_index(
-        "ix_association_open",
-        "association",
-        ["slot"],
-        unique=False,
-        sqlite_where=sa.text("closed_at IS NULL"),
-    )
-    op.create_table(
-        "association_study",
-        sa.Column("association_id", sa.String(length=64), nullable=False),
-        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
-        sa.PrimaryKeyConstraint(
-            "association_id", "study_instance_uid", name=op.f("pk_association_study")
-        ),
-    )
-    op.create_index(
-        "ix_association_study_study", "association_study", ["study_instance_uid"], unique=False
-    )
-    op.create_table(
-        "audit",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("at", sa.DateTime(), nullable=False),
-        sa.Column("actor", sa.String(length=64), nullable=False),
-        sa.Column("action", sa.String(length=64), nullable=False),
-        sa.Column("subject", sa.Text(), server_default="", nullable=False),
-        sa.Column("detail", sa.JSON(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
-        sqlite_autoincrement=True,
-    )
-    op.create_index("ix_audit_subject", "audit", ["subject"], unique=False)
+    _create_installation()
+    _create_audit()
+    _create_associations()
+    _create_studies()
+    _create_instances()
+    _create_conflicts()
+    _create_decisions()
+    _create_jobs()
+    _create_tensors()
+    _create_results()
+    _create_documents()
+
+
+def _create_installation() -> None:
     op.create_table(
         "destination_state",
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -83,6 +56,53 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("slot", name=op.f("pk_process")),
     )
+
+
+def _create_audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("action", sa.String(length=64), nullable=False),
+        sa.Column("subject", sa.Text(), server_default="", nullable=False),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_audit_subject", "audit", ["subject"], unique=False)
+
+
+def _create_associations() -> None:
+    op.create_table(
+        "association",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("slot", sa.String(length=64), nullable=False),
+        sa.Column("calling_ae_title", sa.Text(), server_default="", nullable=False),
+        sa.Column("called_ae_title", sa.Text(), server_default="", nullable=False),
+        sa.Column("address", sa.Text(), server_default="", nullable=False),
+        sa.Column("opened_at", sa.DateTime(), nullable=False),
+        sa.Column("closed_at", sa.DateTime(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_association")),
+    )
+    op.create_index(
+        "ix_association_open",
+        "association",
+        ["slot"],
+        unique=False,
+        sqlite_where=sa.text("closed_at IS NULL"),
+    )
+    op.create_table(
+        "association_study",
+        sa.Column("association_id", sa.String(length=64), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "association_id", "study_instance_uid", name=op.f("pk_association_study")
+        ),
+    )
+    op.create_index(
+        "ix_association_study_study", "association_study", ["study_instance_uid"], unique=False
+    )
     op.create_table(
         "refused_instance",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -97,6 +117,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_refused_instance")),
     )
     op.create_index("ix_refused_instance_at", "refused_instance", ["at"], unique=False)
+
+
+def _create_studies() -> None:
     op.create_table(
         "study",
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
@@ -129,23 +152,56 @@ def upgrade() -> None:
     op.create_index("ix_study_last_instance_at", "study", ["last_instance_at"], unique=False)
     op.create_index("ix_study_state", "study", ["state", "state_since"], unique=False)
     op.create_table(
-        "decision",
-        sa.Column("id", sa.Integer(), nullable=False),
+        "series",
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("model_name", sa.String(length=128), nullable=False),
-        sa.Column("model_version", sa.String(length=64), nullable=False),
-        sa.Column("series_instance_uid", sa.String(length=64), nullable=True),
-        sa.Column("chosen", sa.Boolean(), nullable=False),
-        sa.Column("evaluation", sa.JSON(), nullable=False),
-        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("modality", sa.Text(), server_default="", nullable=False),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("body_part_examined", sa.Text(), server_default="", nullable=False),
+        sa.Column("series_number", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(
             ["study_instance_uid"],
             ["study.study_instance_uid"],
-            name=op.f("fk_decision_study_instance_uid"),
+            name=op.f("fk_series_study_instance_uid"),
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
+        sa.PrimaryKeyConstraint(
+            "study_instance_uid", "series_instance_uid", name=op.f("pk_series")
+        ),
     )
-    op.create_index("ix_decision_study", "decision", ["study_instance_uid"], unique=False)
+
+
+def _create_instances() -> None:
+    op.create_table(
+        "instance",
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
+        sa.Column("instance_number", sa.Integer(), nullable=True),
+        sa.Column("number_of_frames", sa.Integer(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("columns", sa.Integer(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("received_at", sa.DateTime(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["study_instance_uid", "series_instance_uid"],
+            ["series.study_instance_uid", "series.series_instance_uid"],
+            name=op.f("fk_instance_study_instance_uid_series_instance_uid"),
+        ),
+        sa.PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", name=op.f("pk_instance")),
+    )
+    op.create_index(
+        "ix_instance_series",
+        "instance",
+        ["study_instance_uid", "series_instance_uid"],
+        unique=False,
+    )
+
+
+def _create_conflicts() -> None:
     op.create_table(
         "instance_conflict",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -168,6 +224,30 @@ def upgrade() -> None:
             name=op.f("uq_instance_conflict_study_instance_uid_sop_instance_uid_sha256"),
         ),
     )
+
+
+def _create_decisions() -> None:
+    op.create_table(
+        "decision",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("model_name", sa.String(length=128), nullable=False),
+        sa.Column("model_version", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=True),
+        sa.Column("chosen", sa.Boolean(), nullable=False),
+        sa.Column("evaluation", sa.JSON(), nullable=False),
+        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["study_instance_uid"],
+            ["study.study_instance_uid"],
+            name=op.f("fk_decision_study_instance_uid"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
+    )
+    op.create_index("ix_decision_study", "decision", ["study_instance_uid"], unique=False)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "job",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -210,51 +290,24 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_job_state", "job", ["state", "model_name", "model_version"], unique=False)
+
+
+def _create_tensors() -> None:
     op.create_table(
-        "series",
-        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("modality", sa.Text(), server_default="", nullable=False),
-        sa.Column("description", sa.Text(), server_default="", nullable=False),
-        sa.Column("body_part_examined", sa.Text(), server_default="", nullable=False),
-        sa.Column("series_number", sa.Integer(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["study_instance_uid"],
-            ["study.study_instance_uid"],
-            name=op.f("fk_series_study_instance_uid"),
-        ),
-        sa.PrimaryKeyConstraint(
-            "study_instance_uid", "series_instance_uid", name=op.f("pk_series")
-        ),
+        "tensor",
+        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("dtype", sa.String(length=16), nullable=False),
+        sa.Column("shape", sa.JSON(), nullable=False),
+        sa.Column("axes", sa.JSON(), nullable=False),
+        sa.Column("spacing_mm", sa.JSON(), nullable=True),
+        sa.Column("notes", sa.JSON(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_tensor_job_id")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_tensor")),
     )
-    op.create_table(
-        "instance",
-        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
-        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
-        sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
-        sa.Column("instance_number", sa.Integer(), nullable=True),
-        sa.Column("number_of_frames", sa.Integer(), nullable=False),
-        sa.Column("rows", sa.Integer(), nullable=False),
-        sa.Column("columns", sa.Integer(), nullable=False),
-        sa.Column("path", sa.Text(), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("size", sa.Integer(), nullable=False),
-        sa.Column("received_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["study_instance_uid", "series_instance_uid"],
-            ["series.study_instance_uid", "series.series_instance_uid"],
-            name=op.f("fk_instance_study_instance_uid_series_instance_uid"),
-        ),
-        sa.PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", name=op.f("pk_instance")),
-    )
-    op.create_index(
-        "ix_instance_series",
-        "instance",
-        ["study_instance_uid", "series_instance_uid"],
-        unique=False,
-    )
+
+
+def _create_results() -> None:
     op.create_table(
         "result",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -295,18 +348,9 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_result_state", "result", ["state"], unique=False)
-    op.create_table(
-        "tensor",
-        sa.Column("job_id", sa.Integer(), nullable=False),
-        sa.Column("dtype", sa.String(length=16), nullable=False),
-        sa.Column("shape", sa.JSON(), nullable=False),
-        sa.Column("axes", sa.JSON(), nullable=False),
-        sa.Column("spacing_mm", sa.JSON(), nullable=True),
-        sa.Column("notes", sa.JSON(), nullable=False),
-        sa.Column("data", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_tensor_job_id")),
-        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_tensor")),
-    )
+
+
+def _create_documents() -> None:
     op.create_table(
         "document",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -10,6 +10,12 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
+    _create_standings()
+    _create_shadow_runs()
+    _create_shadow_tensors()
+
+
+def _create_standings() -> None:
     op.create_index("ix_study_prepared_at", "study", ["prepared_at"], unique=False)
     op.create_table(
         "model_standing",
@@ -30,6 +36,9 @@ def upgrade() -> None:
         unique=True,
         sqlite_where=sa.text("state = 'admitted'"),
     )
+
+
+def _create_shadow_runs() -> None:
     op.create_table(
         "shadow_run",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -69,6 +78,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_shadow_run_state", "shadow_run", ["state", "model_name", "model_version"], unique=False
     )
+
+
+def _create_shadow_tensors() -> None:
     op.create_table(
         "shadow_tensor",
         sa.Column("run_id", sa.Integer(), nullable=False),
