@@ -1,21 +1,30 @@
-"""What every runtime but Keras does around its library: check, cut into batches, pad, judge range.
+"""What every runtime does around its library: check, cut into batches, pad, judge range.
 
-Owns the loop. Imports no runtime; each has a class of its own below this one.
+Owns the loop, and the smaller batches when a device runs out of memory. Imports no runtime; each
+has a class of its own below this one.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from model.errors import RuntimeFault
+from model.errors import DeviceOutOfMemory, RuntimeFault
 from model.findings import probabilities
 from model.package import ModelPackage
-from model.runtimes.port import FloatArray, PredictorDescription, planned_batches
+from model.runtimes.port import (
+    DEVICE_CHOICES,
+    FloatArray,
+    PredictorDescription,
+    planned_batches,
+)
 from model.runtimes.signature import fits, probe_shape
+
+_logger = logging.getLogger(__name__)
 
 IMAGE_BATCH_SIZES = (1, 8, 32)
 VOLUME_BATCH_SIZES = (1, 4)
@@ -37,6 +46,8 @@ class BatchedPredictor(ABC):
         self._sizes = tuple(sorted(batch_sizes or default))
         self._takes_any_size = False
         """True where a batch needs no padding: the largest size is only a limit then."""
+        self._out_of_memory: type[Exception] = DeviceOutOfMemory
+        """What ``_run`` raises when a smaller batch may do."""
         self._description: PredictorDescription | None = None
 
     @property
@@ -46,7 +57,7 @@ class BatchedPredictor(ABC):
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The sizes a batch is cut into."""
+        """The sizes a batch is cut into, smaller ones only after the device ran out of memory."""
         return self._sizes
 
     @property
@@ -85,7 +96,11 @@ class BatchedPredictor(ABC):
         done = 0
         while done < len(batch):
             size, used = self._next_batch(len(batch) - done)
-            given = self._run(padded(batch[done : done + used], size))
+            try:
+                given = self._run(padded(batch[done : done + used], size))
+            except self._out_of_memory as error:
+                self._shrink(size, error)
+                continue
             self._check_output(given, size)
             outputs[done : done + used] = given[:used]
             done += used
@@ -107,6 +122,23 @@ class BatchedPredictor(ABC):
         if self._description is None:
             raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
 
+    def _shrink(self, size: int, error: Exception) -> None:
+        """Give up the sizes that do not fit; the next smaller one is tried."""
+        smaller = tuple(known for known in self._sizes if known < size)
+        if not smaller:
+            if isinstance(error, DeviceOutOfMemory):
+                raise error
+            raise DeviceOutOfMemory(
+                f"{self._package.at_version}: {self.device} has no memory for a batch of "
+                f"{size}; free the device or run the worker on the CPU"
+            ) from error
+        _logger.warning(
+            "%s: %s has no memory for a batch of %d; using at most %d from now on",
+            self._package.at_version, self.device, size, smaller[-1],
+            extra={"action": "batch_shrunk", "batch_size": smaller[-1]},
+        )  # fmt: skip
+        self._sizes = smaller
+
     def _check_output(self, given: FloatArray, size: int) -> None:
         wanted = (size, self._package.output.size)
         if given.shape != wanted:
@@ -114,6 +146,13 @@ class BatchedPredictor(ABC):
                 f"{self._package.at_version}: the network must answer {size} inputs with numbers "
                 f"of shape {wanted}, received {given.shape}; the manifest or the network is wrong"
             )
+
+
+def checked_device(device: str) -> str:
+    """Return a device choice; ``RuntimeFault`` unless it is one."""
+    if device not in DEVICE_CHOICES:
+        raise RuntimeFault(f"device: must be one of {', '.join(DEVICE_CHOICES)}; got {device}")
+    return device
 
 
 def padded(chunk: FloatArray, size: int) -> FloatArray:

@@ -16,18 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import CannotExplain, DeviceOutOfMemory, RuntimeFault
-from model.findings import probabilities
+from model.errors import CannotExplain, RuntimeFault
 from model.package import ModelPackage
-from model.runtimes.batched import IMAGE_BATCH_SIZES, VOLUME_BATCH_SIZES, padded
+from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.keras_attention import KerasAttention
-from model.runtimes.port import (
-    DEVICE_CHOICES,
-    Attention,
-    FloatArray,
-    PredictorDescription,
-    planned_batches,
-)
+from model.runtimes.port import Attention, FloatArray, PredictorDescription
 from model.runtimes.signature import fits, probe_shape, squashing_faults
 from model.runtimes.weights_file import read_weights_file
 
@@ -40,7 +33,7 @@ _LOAD_FAULTS = (
 """What Keras raises for files it cannot use; anything else is a fault of ours and passes."""
 
 
-class KerasPredictor:
+class KerasPredictor(BatchedPredictor):
     """A ``Predictor`` for Keras 3 models on TensorFlow.
 
     Parameters
@@ -64,31 +57,14 @@ class KerasPredictor:
         batch_sizes: Sequence[int] | None = None,
         threads: int | None = None,
     ) -> None:
-        if device not in DEVICE_CHOICES:
-            raise RuntimeFault(f"device: must be one of {', '.join(DEVICE_CHOICES)}; got {device}")
-        default = VOLUME_BATCH_SIZES if package.recipe.kind == "volume" else IMAGE_BATCH_SIZES
-        self._package = package
-        self._wanted_device = device
-        self._sizes = tuple(sorted(batch_sizes or default))
+        super().__init__(package, batch_sizes)
+        self._wanted_device = checked_device(device)
         self._threads = threads
-        self._device_name = ""
         self._tf_device = ""
         self._network: Any = None
         self._compiled: Any = None
         self._attention: KerasAttention | CannotExplain | None = None
         """What computes maps, or why nothing does; None before it was asked for."""
-        self._out_of_memory: type[Exception] = DeviceOutOfMemory
-        self._description: PredictorDescription | None = None
-
-    @property
-    def device(self) -> str:
-        """The device in use; empty before ``load``."""
-        return self._device_name
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """The sizes in use, smaller ones only after the device ran out of memory."""
-        return self._sizes
 
     @property
     def network(self) -> Any:
@@ -100,19 +76,6 @@ class KerasPredictor:
         """How often the network was compiled; it stands still after ``warm_up``."""
         return 0 if self._compiled is None else int(self._compiled.experimental_get_tracing_count())
 
-    @property
-    def description(self) -> PredictorDescription:
-        """What computes.
-
-        Raises
-        ------
-        RuntimeFault
-            Before ``load``.
-        """
-        if self._description is None:
-            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
-        return self._description
-
     def load(self) -> None:
         """Load the weights on the device and check shapes and last layer against the manifest.
 
@@ -123,7 +86,7 @@ class KerasPredictor:
         """
         weights = read_weights_file(self._package.weights_path)
         tf, keras = _import_libraries()
-        self._choose_device(tf)
+        device = self._choose_device(tf)
         self._out_of_memory = tf.errors.ResourceExhaustedError
         with tf.device(self._tf_device), warnings.catch_warnings():
             # Keras 3.15 converts its variables in a way NumPy 2 calls outdated; nothing to act on.
@@ -136,37 +99,20 @@ class KerasPredictor:
         self._description = PredictorDescription(
             model=self._package.at_version,
             runtime=f"keras {keras.__version__}, tensorflow {tf.__version__}",
-            device=self._device_name,
+            device=device,
             precision=str(keras.config.floatx()),
             parameters=int(self._network.count_params()),
         )
 
     def warm_up(self) -> float:
         """Compute every batch size once, so that no study waits for it; return the seconds."""
+        seconds = super().warm_up()
         started = time.perf_counter()
-        shape = probe_shape(self._package.recipe)
-        for size in self._sizes:
-            self.predict(np.zeros((size, *shape), np.float32))
         if self._package.explanation.method.needs_the_network:
+            blank = np.zeros((1, *probe_shape(self._package.recipe)), np.float32)
             with contextlib.suppress(CannotExplain):  # said with every finding that misses it
-                self.explain(np.zeros((1, *shape), np.float32), [self._package.labels[0].index])
-        return time.perf_counter() - started
-
-    def predict(self, batch: FloatArray) -> FloatArray:
-        """Return probabilities, (batch, labels); see ``Predictor.predict``."""
-        self._check(batch)
-        outputs = np.empty((len(batch), self._package.output.size), np.float32)
-        done = 0
-        while done < len(batch):
-            size, used = planned_batches(len(batch) - done, self._sizes)[0]
-            chunk = padded(batch[done : done + used], size)
-            try:
-                outputs[done : done + used] = self._run(chunk)[:used]
-            except self._out_of_memory as error:
-                self._shrink(size, error)
-                continue
-            done += used
-        return probabilities(outputs, self._package.output, self._package.labels)
+                self.explain(blank, [self._package.labels[0].index])
+        return seconds + time.perf_counter() - started
 
     def explain(self, batch: FloatArray, outputs: Sequence[int]) -> Attention:
         """Return where each input speaks for one output; see ``Explainer.explain``.
@@ -187,37 +133,13 @@ class KerasPredictor:
         except CannotExplain as error:
             return error
 
-    def _check(self, batch: FloatArray) -> None:
-        shape = self._package.recipe.shape
-        if not fits(shape, batch.shape[1:]) or batch.dtype != np.float32:
-            raise RuntimeFault(
-                f"{self._package.at_version}: batch must be float32 with inputs of shape "
-                f"{shape}, received {batch.dtype} {batch.shape}"
-            )
-        if self._compiled is None:
-            raise RuntimeFault(f"{self._package.at_version}: is not loaded yet")
-
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch of a compiled size; (size, outputs)."""
         outputs: FloatArray = self._compiled(chunk).numpy()
         return outputs
 
-    def _shrink(self, size: int, error: Exception) -> None:
-        """Give up the sizes that do not fit; the next smaller one is tried."""
-        smaller = tuple(known for known in self._sizes if known < size)
-        if not smaller:
-            raise DeviceOutOfMemory(
-                f"{self._package.at_version}: {self._device_name} has no memory for a batch of "
-                f"{size}; free the device or run the worker on the CPU"
-            ) from error
-        logger.warning(
-            "%s: %s has no memory for a batch of %d; using at most %d from now on",
-            self._package.at_version, self._device_name, size, smaller[-1],
-            extra={"action": "batch_shrunk", "batch_size": smaller[-1]},
-        )  # fmt: skip
-        self._sizes = smaller
-
-    def _choose_device(self, tf: Any) -> None:
+    def _choose_device(self, tf: Any) -> str:
+        """Settle where TensorFlow computes; return the device's name."""
         gpus = tf.config.list_physical_devices("GPU") if self._wanted_device != "cpu" else []
         if self._wanted_device == "gpu" and not gpus:
             raise RuntimeFault(
@@ -227,12 +149,12 @@ class KerasPredictor:
         if self._threads is not None:
             _limit_threads(tf, self._threads)
         if not gpus:
-            self._tf_device, self._device_name = "/CPU:0", "CPU"
-            return
+            self._tf_device = "/CPU:0"
+            return "CPU"
         _grow_memory(tf, gpus)
         details = tf.config.experimental.get_device_details(gpus[0])
         self._tf_device = "/GPU:0"
-        self._device_name = str(details.get("device_name", "GPU"))
+        return str(details.get("device_name", "GPU"))
 
     def _load_network(self, keras: Any, keras_version: str) -> Any:
         path = self._package.weights_path

@@ -13,9 +13,9 @@ from typing import Any
 
 from model.errors import DeviceOutOfMemory, RuntimeFault
 from model.package import ModelPackage
-from model.runtimes.batched import BatchedPredictor
+from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.onnx_file import ONNXFile, read_onnx_file
-from model.runtimes.port import DEVICE_CHOICES, FloatArray, PredictorDescription
+from model.runtimes.port import FloatArray, PredictorDescription
 from model.runtimes.signature import (
     Shape,
     Signature,
@@ -55,8 +55,7 @@ class OpenVINOPredictor(BatchedPredictor):
         batch_sizes: Sequence[int] | None = None,
         threads: int | None = None,
     ) -> None:
-        if device not in DEVICE_CHOICES:
-            raise RuntimeFault(f"device: must be one of {', '.join(DEVICE_CHOICES)}; got {device}")
+        checked_device(device)
         if device == "gpu":
             raise RuntimeFault(
                 f"{package.at_version}: device: gpu was asked for, but the OpenVINO runtime "
