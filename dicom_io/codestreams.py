@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
@@ -17,10 +16,8 @@ from pydicom.uid import (
 )
 
 from dicom_io.errors import CannotDecode
+from dicom_io.image_pixel import ImagePixel
 from dicom_io.reading import EncodedDataSet, PixelElement, syntax_name
-
-if TYPE_CHECKING:
-    from dicom_io.decoding import ImagePixel
 
 _ITEM_TAG = (0xFFFE, 0xE000)
 _DELIMITER_TAG = (0xFFFE, 0xE0DD)

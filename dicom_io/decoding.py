@@ -19,9 +19,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
-from dicom_io.attributes import integer, raw_value, text
+from dicom_io.attributes import raw_value, text
 from dicom_io.codestreams import check_fragments
 from dicom_io.errors import CannotDecode
+from dicom_io.image_pixel import MONOCHROME, PALETTE, ImagePixel, image_pixel
 from dicom_io.reading import (
     PARSER_FAULTS,
     PIXEL_DATA_TAG,
@@ -42,40 +43,6 @@ MAX_DECODED_BYTES = 2 * 1024**3
 
 MAX_LOOKUP_BYTES = 16 * 1024 * 1024
 """Header values above this are left out; palettes and lookup tables stay far below."""
-
-_MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
-_PALETTE = "PALETTE COLOR"
-_SINGLE_SAMPLE = _MONOCHROME | {_PALETTE}
-_BITS_ALLOCATED = frozenset({1, 8, 16, 32})
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePixel:
-    """The Image Pixel module of a header, checked (PS3.3 C.7.6.3)."""
-
-    rows: int
-    columns: int
-    frames: int
-    samples: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    photometric_interpretation: str
-    planar_configuration: int
-
-    @property
-    def decoded_bits(self) -> int:
-        """The size of all frames when decoded."""
-        return self.rows * self.columns * self.samples * self.frames * self.bits_allocated
-
-    @property
-    def encoded_bytes(self) -> int:
-        """The size of all frames in native encoding, padding byte left out."""
-        bits = self.decoded_bits
-        if self.photometric_interpretation == "YBR_FULL_422":
-            bits = bits * 2 // 3
-        return -(-bits // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +85,7 @@ def open_image(path: Path) -> StoredImage:
         ds, found = parse_open(path, encoded, None, MAX_LOOKUP_BYTES)
         element = _checked_element(found)
         with quiet_pydicom():
-            pixel = _image_pixel(ds)
+            pixel = image_pixel(ds)
         image = StoredImage(path, ds, pixel, element, encoded.transfer_syntax_uid)
         decoder = _decoder(image)
         _check_size(image, encoded)
@@ -241,9 +208,9 @@ def _finished(image: StoredImage, values: StoredValues, photometric: str) -> Sto
         raise ValueError(f"decoded shape {values.shape[:2]}")
     if _needs_shift(image):
         values = masked(values, pixel.bits_stored, pixel.high_bit, is_signed=pixel.is_signed)
-    if photometric == _PALETTE:
+    if photometric == PALETTE:
         values = apply_color_lut(values, image.header)[..., :3]
-    elif photometric not in _MONOCHROME | {"RGB"}:
+    elif photometric not in MONOCHROME | {"RGB"}:
         raise CannotDecode(
             f"PhotometricInterpretation (0028,0004) {photometric} cannot be turned into RGB or "
             "grey; send the object as MONOCHROME2 or RGB"
@@ -355,83 +322,6 @@ def _check_native(image: StoredImage, encoded: EncodedDataSet) -> None:
             f"{pixel.columns} x {pixel.frames} frames x {pixel.samples} samples of "
             f"{pixel.bits_allocated} bits need {pixel.encoded_bytes}: truncated, send it again"
         )
-
-
-def _image_pixel(ds: Dataset) -> ImagePixel:
-    bits_allocated = _required(ds, "BitsAllocated")
-    bits_stored = _default(integer(ds, "BitsStored"), bits_allocated)
-    pixel = ImagePixel(
-        rows=_required(ds, "Rows"),
-        columns=_required(ds, "Columns"),
-        frames=_frames(ds),
-        samples=_default(integer(ds, "SamplesPerPixel"), 1),
-        bits_allocated=bits_allocated,
-        bits_stored=bits_stored,
-        high_bit=_default(integer(ds, "HighBit"), bits_stored - 1),
-        is_signed=integer(ds, "PixelRepresentation") == 1,
-        photometric_interpretation=text(ds, "PhotometricInterpretation").upper(),
-        planar_configuration=_default(integer(ds, "PlanarConfiguration"), 0),
-    )
-    _check_consistent(pixel)
-    return pixel
-
-
-def _frames(ds: Dataset) -> int:
-    """Return how many frames are promised; an illegal number must not pass for one frame."""
-    frames = integer(ds, "NumberOfFrames")
-    if frames is None and text(ds, "NumberOfFrames"):
-        raise CannotDecode(
-            "NumberOfFrames (0028,0008) must be a whole number (PS3.3 C.7.6.6): correct the sender"
-        )
-    return _default(frames, 1)
-
-
-def _default(value: int | None, default: int) -> int:
-    return default if value is None else value
-
-
-def _required(ds: Dataset, keyword: str) -> int:
-    value = integer(ds, keyword)
-    if value is None or value <= 0:
-        raise CannotDecode(
-            f"{keyword} must be a positive whole number (PS3.3 C.7.6.3): received "
-            f"{'nothing' if value is None else value}"
-        )
-    return value
-
-
-def _check_consistent(pixel: ImagePixel) -> None:
-    single = pixel.photometric_interpretation in _SINGLE_SAMPLE
-    rules = (
-        (pixel.frames >= 1, "NumberOfFrames (0028,0008)", pixel.frames),
-        (pixel.samples in {1, 3}, "SamplesPerPixel (0028,0002)", pixel.samples),
-        (
-            pixel.bits_allocated in _BITS_ALLOCATED,
-            "BitsAllocated (0028,0100)",
-            pixel.bits_allocated,
-        ),
-        (
-            1 <= pixel.bits_stored <= pixel.bits_allocated,
-            "BitsStored (0028,0101)",
-            pixel.bits_stored,
-        ),
-        (
-            pixel.bits_stored - 1 <= pixel.high_bit < pixel.bits_allocated,
-            "HighBit (0028,0102)",
-            pixel.high_bit,
-        ),
-        (
-            bool(pixel.photometric_interpretation) and single == (pixel.samples == 1),
-            "PhotometricInterpretation (0028,0004)",
-            pixel.photometric_interpretation or "nothing",
-        ),
-    )
-    for holds, attribute, received in rules:
-        if not holds:
-            raise CannotDecode(
-                f"{attribute} does not fit the other attributes of the image (PS3.3 C.7.6.3): "
-                f"received {received}"
-            )
 
 
 def _check_size(image: StoredImage, encoded: EncodedDataSet) -> None:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from dicom_io.attributes import integer, items, number, numbers, raw_value, text
-from dicom_io.decoding import ImagePixel, StoredImage, StoredValues
+from dicom_io.decoding import StoredImage, StoredValues
 from dicom_io.errors import CannotDecode
+from dicom_io.image_pixel import ImagePixel
 from dicom_io.intensity import (
     Limits,
     LookupTable,
