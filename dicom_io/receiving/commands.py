@@ -1,8 +1,8 @@
-"""The command set of a C-STORE, read and written without a data set library.
+"""The command sets of C-STORE and C-ECHO, read and written without a data set library.
 
-Owns the few elements of group 0000 that a Storage SCP needs for every instance. Must not know how
-a command travels; own code, because pydicom spends more time on these 150 bytes than the disk on
-an image.
+Owns the few elements of group 0000 that a Storage SCP needs for every instance and every probe.
+Must not know how a command travels; own code, because pydicom spends more time on these 150 bytes
+than the disk on an image.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ NO_DATA_SET = 0x0101
 
 _C_STORE_RQ = 0x0001
 _C_STORE_RSP = 0x8001
+_C_ECHO_RQ = 0x0030
+_C_ECHO_RSP = 0x8030
+_GROUP_LENGTH = 0x0000
 _AFFECTED_SOP_CLASS_UID = 0x0002
 _COMMAND_FIELD = 0x0100
 _MESSAGE_ID = 0x0110
@@ -29,6 +32,8 @@ _ERROR_COMMENT = 0x0902
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
 _ERROR_COMMENT_MAX_LENGTH = 64
 _UID_MAX_LENGTH = 64
+
+_VERIFICATION = "1.2.840.10008.1.1"
 
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<H")
@@ -74,6 +79,30 @@ def read_store_command(command: bytes | bytearray) -> StoreCommand | None:
 
 
 _PRIORITIES = frozenset(_US.pack(priority) for priority in (0, 1, 2))
+
+
+def read_echo_command(command: bytes | bytearray) -> int | None:
+    """Return the message ID of a C-ECHO-RQ; None for every other command, and for strange ones.
+
+    References
+    ----------
+    PS3.7 section 9.3.5.1, Table 9.3-12.
+    """
+    elements = command_elements(command)
+    if elements is None or not _ECHO_ELEMENTS <= elements.keys() <= _ECHO_ELEMENTS_AND_LENGTH:
+        return None
+    message_id = elements[_MESSAGE_ID]
+    is_echo = (
+        elements[_COMMAND_FIELD] == _US.pack(_C_ECHO_RQ)
+        and elements[_DATA_SET_TYPE] == _US.pack(NO_DATA_SET)
+        and _uid(elements[_AFFECTED_SOP_CLASS_UID]) == _VERIFICATION
+        and len(message_id) == _US.size
+    )
+    return _US.unpack(message_id)[0] if is_echo else None
+
+
+_ECHO_ELEMENTS = {_AFFECTED_SOP_CLASS_UID, _COMMAND_FIELD, _MESSAGE_ID, _DATA_SET_TYPE}
+_ECHO_ELEMENTS_AND_LENGTH = {_GROUP_LENGTH, *_ECHO_ELEMENTS}
 
 
 def announces_data_set(command: bytes | bytearray) -> bool:
@@ -122,7 +151,21 @@ def store_response(command: StoreCommand, answer: StoreAnswer) -> bytes:
             _element(_AFFECTED_SOP_INSTANCE_UID, _padded_uid(command.sop_instance_uid)),
         )
     )
-    return _element(0x0000, _UL.pack(len(group))) + group
+    return _element(_GROUP_LENGTH, _UL.pack(len(group))) + group
+
+
+def echo_response(message_id: int) -> bytes:
+    """Return the command set of the C-ECHO-RSP (PS3.7 section 9.3.5.2); it is always Success."""
+    group = b"".join(
+        (
+            _element(_AFFECTED_SOP_CLASS_UID, _padded_uid(_VERIFICATION)),
+            _element(_COMMAND_FIELD, _US.pack(_C_ECHO_RSP)),
+            _element(_RESPONDED_TO, _US.pack(message_id)),
+            _element(_DATA_SET_TYPE, _US.pack(NO_DATA_SET)),
+            _element(_STATUS, _US.pack(int(StoreStatusValues.SUCCESS))),
+        )
+    )
+    return _element(_GROUP_LENGTH, _UL.pack(len(group))) + group
 
 
 def error_comment(answer: StoreAnswer) -> str:

@@ -1,8 +1,9 @@
-"""C-STORE from the socket to the sink: P-DATA streamed, everything else passed on.
+"""C-STORE from the socket to the sink: P-DATA streamed, nearly everything else passed on.
 
 Owns the order of presentation data values within one association. A C-STORE request is answered
-here, with memory that does not grow with the instance; other messages go to pynetdicom value by
-value and other PDUs whole. Must not know pynetdicom, sockets or files: the ports below do.
+here, with memory that does not grow with the instance, and so is a C-ECHO; other messages go to
+pynetdicom value by value and other PDUs whole. Must not know pynetdicom, sockets or files: the
+ports below do.
 
 References
 ----------
@@ -18,6 +19,8 @@ from typing import Protocol
 from dicom_io.receiving.commands import (
     StoreCommand,
     announces_data_set,
+    echo_response,
+    read_echo_command,
     read_store_command,
     store_response,
 )
@@ -203,6 +206,10 @@ class DataPlane:
         if request is not None:
             self._store = request, self._begin_store(request, self._context_id)
             self._takes_data_set = True
+            return
+        echo = read_echo_command(command)
+        if echo is not None:
+            self._respond(echo_response(echo))
             return
         self._ordinary_bytes = 0
         self._takes_data_set = announces_data_set(command)

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_messages import C_ECHO_RQ, C_ECHO_RSP, C_STORE_RQ, C_STORE_RSP, DIMSEMessage
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import decode, encode
 
 from dicom_io.receiving.commands import (
     StoreCommand,
     announces_data_set,
     command_elements,
+    echo_response,
     error_comment,
+    read_echo_command,
     read_store_command,
     store_response,
 )
@@ -33,7 +35,7 @@ COMMENTS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude
 MESSAGE_IDS = st.integers(0, 0xFFFF)
 
 
-def _pynetdicom_command(message: C_STORE_RQ | C_STORE_RSP, primitive: C_STORE) -> bytes:
+def _pynetdicom_command(message: DIMSEMessage, primitive: C_STORE | C_ECHO) -> bytes:
     """Return the command set that pynetdicom would send."""
     message.primitive_to_message(primitive)
     encoded = encode(message.command_set, True, True)
@@ -207,3 +209,41 @@ def test_an_error_comment_is_one_line_of_64_ascii_characters(comment):
 
 def test_success_has_no_comment():
     assert error_comment(StoreAnswer(StoreStatusValues.SUCCESS, "all went well")) == ""
+
+
+@given(message_id=MESSAGE_IDS)
+def test_an_echo_is_read_and_answered_as_pynetdicom_does(message_id):
+    request, response = C_ECHO(), C_ECHO()
+    request.MessageID = response.MessageIDBeingRespondedTo = message_id
+    request.AffectedSOPClassUID = response.AffectedSOPClassUID = UID(ul.VERIFICATION)
+    response.Status = 0x0000
+
+    assert read_echo_command(_pynetdicom_command(C_ECHO_RQ(), request)) == message_id
+    assert echo_response(message_id) == _pynetdicom_command(C_ECHO_RSP(), response)
+
+
+ECHO = {
+    0x0002: ul.padded_uid(ul.VERIFICATION),
+    0x0100: ul.us(ul.C_ECHO_RQ),
+    0x0110: ul.us(9),
+    0x0800: ul.us(ul.NO_DATA_SET),
+}
+NO_ECHO = {
+    "no class": {0x0002: None},
+    "another class": {0x0002: ul.padded_uid(ul.CT_IMAGE_STORAGE)},
+    "another command": {0x0100: ul.us(ul.C_STORE_RQ)},
+    "no message ID": {0x0110: None},
+    "a message ID of three bytes": {0x0110: b"abc"},
+    "a data set": {0x0800: ul.us(1)},
+    "one element more": {0x1000: b"1.2."},
+}
+
+
+@pytest.mark.parametrize("name", NO_ECHO)
+def test_what_is_no_plain_echo_is_left_to_others(name):
+    elements = sorted((ECHO | NO_ECHO[name]).items())
+    changed = ul.command_set([(tag, value) for tag, value in elements if value is not None])
+
+    assert read_echo_command(ul.command_set(ECHO.items())) == 9
+    assert read_echo_command(changed) is None
+    assert read_echo_command(changed[:-1]) is None

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dicom_io.receiving.commands import echo_response
 from dicom_io.receiving.data_plane import (
     COMMAND_MAX_BYTES,
     ORDINARY_MAX_BYTES,
@@ -430,17 +431,35 @@ def test_empty_command_fragments_without_end_take_no_memory():
 
 
 OTHER_COMMANDS = {
+    "C-ECHO request that announces a data set": ul.command_set(
+        [
+            (0x0002, ul.padded_uid(ul.VERIFICATION)),
+            (0x0100, ul.us(ul.C_ECHO_RQ)),
+            (0x0110, ul.us(1)),
+            (0x0800, ul.us(1)),
+        ]
+    ),
     "C-STORE response": ul.store_request(field=ul.C_STORE_RSP),
     "C-STORE request without UID": ul.store_request(None),
     "C-FIND request": ul.store_request(field=0x0020),
 }
 
 
-def test_an_echo_goes_the_ordinary_way_at_once():
-    served = Plane(ul.p_data(*pieces(3, COMMAND, cut(ul.echo_request(), [3, 30]))) + store())
+def test_an_echo_is_answered_at_once_on_its_own_context():
+    served = Plane(ul.p_data(*pieces(3, COMMAND, cut(ul.echo_request(5), [3, 30]))) + store())
     served.serve()
 
-    assert served.ordinary.values == [(3, LAST_COMMAND, ul.echo_request(), True)]
+    assert served.ordinary.values == []
+    assert served.statuses == [StoreStatusValues.SUCCESS] * 2
+    assert served.stream.sent[0] == p_data(3, echo_response(5), 0)[0]
+
+
+def test_an_echo_that_is_not_as_it_should_be_goes_the_ordinary_way():
+    strange = ul.command_set([(0x0100, ul.us(ul.C_ECHO_RQ)), (0x0800, ul.us(ul.NO_DATA_SET))])
+    served = Plane(ul.p_data(*pieces(3, COMMAND, cut(strange, [3, 30]))) + store())
+    served.serve()
+
+    assert served.ordinary.values == [(3, LAST_COMMAND, strange, True)]
     assert served.statuses == [StoreStatusValues.SUCCESS]
 
 
