@@ -15,54 +15,48 @@ from model.errors import RuntimeFault
 _STRING, _BOOL, _INT64, _BYTES, _FLOAT, _MESSAGE = 9, 8, 3, 12, 2, 11
 _OPTIONAL, _REPEATED = 1, 3
 
-_TABLE: Mapping[str, Mapping[str, tuple[int, int, int, str]]] = {
+_Field = tuple[int, int, int, str]
+
+
+def _one(number: int, kind: int = _STRING, of: str = "") -> _Field:
+    return number, kind, _OPTIONAL, of
+
+
+def _many(number: int, kind: int = _STRING, of: str = "") -> _Field:
+    return number, kind, _REPEATED, of
+
+
+_MODEL = {"name": _one(1), "version": _one(2)}
+_MODEL_OF_INFERENCE = {"model_name": _one(1), "model_version": _one(2)}
+_KIND_OF_TENSOR = {"name": _one(1), "datatype": _one(2), "shape": _many(3, _INT64)}
+
+_TABLE: Mapping[str, Mapping[str, _Field]] = {
     "ServerMetadataRequest": {},
-    "ServerMetadataResponse": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "version": (2, _STRING, _OPTIONAL, ""),
-        "extensions": (3, _STRING, _REPEATED, ""),
-    },
-    "ModelReadyRequest": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "version": (2, _STRING, _OPTIONAL, ""),
-    },
-    "ModelReadyResponse": {"ready": (1, _BOOL, _OPTIONAL, "")},
-    "ModelMetadataRequest": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "version": (2, _STRING, _OPTIONAL, ""),
-    },
-    "TensorMetadata": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "datatype": (2, _STRING, _OPTIONAL, ""),
-        "shape": (3, _INT64, _REPEATED, ""),
-    },
+    "ServerMetadataResponse": {**_MODEL, "extensions": _many(3)},
+    "ModelReadyRequest": _MODEL,
+    "ModelReadyResponse": {"ready": _one(1, _BOOL)},
+    "ModelMetadataRequest": _MODEL,
+    "TensorMetadata": _KIND_OF_TENSOR,
     "ModelMetadataResponse": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "versions": (2, _STRING, _REPEATED, ""),
-        "platform": (3, _STRING, _OPTIONAL, ""),
-        "inputs": (4, _MESSAGE, _REPEATED, "TensorMetadata"),
-        "outputs": (5, _MESSAGE, _REPEATED, "TensorMetadata"),
+        "name": _one(1),
+        "versions": _many(2),
+        "platform": _one(3),
+        "inputs": _many(4, _MESSAGE, "TensorMetadata"),
+        "outputs": _many(5, _MESSAGE, "TensorMetadata"),
     },
-    "InferTensorContents": {"fp32_contents": (6, _FLOAT, _REPEATED, "")},
-    "InferTensor": {
-        "name": (1, _STRING, _OPTIONAL, ""),
-        "datatype": (2, _STRING, _OPTIONAL, ""),
-        "shape": (3, _INT64, _REPEATED, ""),
-        "contents": (5, _MESSAGE, _OPTIONAL, "InferTensorContents"),
-    },
-    "InferRequestedOutputTensor": {"name": (1, _STRING, _OPTIONAL, "")},
+    "InferTensorContents": {"fp32_contents": _many(6, _FLOAT)},
+    "InferTensor": {**_KIND_OF_TENSOR, "contents": _one(5, _MESSAGE, "InferTensorContents")},
+    "InferRequestedOutputTensor": {"name": _one(1)},
     "ModelInferRequest": {
-        "model_name": (1, _STRING, _OPTIONAL, ""),
-        "model_version": (2, _STRING, _OPTIONAL, ""),
-        "inputs": (5, _MESSAGE, _REPEATED, "InferTensor"),
-        "outputs": (6, _MESSAGE, _REPEATED, "InferRequestedOutputTensor"),
-        "raw_input_contents": (7, _BYTES, _REPEATED, ""),
+        **_MODEL_OF_INFERENCE,
+        "inputs": _many(5, _MESSAGE, "InferTensor"),
+        "outputs": _many(6, _MESSAGE, "InferRequestedOutputTensor"),
+        "raw_input_contents": _many(7, _BYTES),
     },
     "ModelInferResponse": {
-        "model_name": (1, _STRING, _OPTIONAL, ""),
-        "model_version": (2, _STRING, _OPTIONAL, ""),
-        "outputs": (5, _MESSAGE, _REPEATED, "InferTensor"),
-        "raw_output_contents": (6, _BYTES, _REPEATED, ""),
+        **_MODEL_OF_INFERENCE,
+        "outputs": _many(5, _MESSAGE, "InferTensor"),
+        "raw_output_contents": _many(6, _BYTES),
     },
 }
 """By message and field: number, type, repetition, and of which message it is one."""
