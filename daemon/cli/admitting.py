@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +22,7 @@ from daemon.cli.output import (
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from daemon.config import Config
     from model.admission import Criterion
     from storage.standings import Decision, Moved
 
@@ -43,6 +47,20 @@ def _account() -> str:
         return "unknown account"
 
 
+@contextmanager
+def _deciding(config_path: Path | None) -> Iterator[Config]:
+    """Give the configuration to decide under; a version that is not there has its exit status."""
+    from daemon.config import load_config
+    from model.errors import CatalogueFault
+
+    with failures_become_exit_codes():
+        try:
+            yield load_config(config_path)
+        except CatalogueFault as error:
+            typer.echo(f"medimgd: {error}", err=True)
+            raise typer.Exit(ExitCode.NOT_FOUND) from error
+
+
 def admit(
     version: Annotated[
         str, typer.Argument(help="name@version, or a package folder or file to install.")
@@ -54,18 +72,14 @@ def admit(
 ) -> None:
     """Let a version serve, if it is what the site asks for; what served before is superseded."""
     from daemon import admission
-    from daemon.config import load_config
     from daemon.errors import AdmissionRefused
-    from model.errors import CatalogueFault
 
-    with failures_become_exit_codes():
+    with _deciding(config) as loaded:
         try:
-            admitted = admission.admit(load_config(config), version, decision(by, reason))
+            admitted = admission.admit(loaded, version, decision(by, reason))
         except AdmissionRefused as error:
             _print_refusal(error, as_json=as_json)
             raise typer.Exit(ExitCode.FAILED) from error
-        except CatalogueFault as error:
-            raise _not_found(error) from error
     if as_json:
         print_json(
             {
@@ -109,14 +123,9 @@ def retire(
 ) -> None:
     """Let a version never speak again; analyses that wait for it are refused, with the reason."""
     from daemon import admission
-    from daemon.config import load_config
-    from model.errors import CatalogueFault
 
-    with failures_become_exit_codes():
-        try:
-            moved = admission.retire(load_config(config), version, decision(by, reason))
-        except CatalogueFault as error:
-            raise _not_found(error) from error
+    with _deciding(config) as loaded:
+        moved = admission.retire(loaded, version, decision(by, reason))
     if as_json:
         print_json(moved)
         return
@@ -136,16 +145,10 @@ def shadow(
 ) -> None:
     """Run a version on live studies beside the one that serves; what it says goes nowhere."""
     from daemon import admission
-    from daemon.config import load_config
-    from model.errors import CatalogueFault
 
-    with failures_become_exit_codes():
-        loaded, decided = load_config(config), decision(by, reason)
+    with _deciding(config) as loaded:
         change = admission.stop_shadow if end else admission.begin_shadow
-        try:
-            moved = change(loaded, version, decided)
-        except CatalogueFault as error:
-            raise _not_found(error) from error
+        moved = change(loaded, version, decision(by, reason))
     if as_json:
         print_json(moved)
         return
@@ -156,8 +159,3 @@ def shadow(
 def _print_dropped(moved: Moved) -> None:
     if moved.dropped_runs:
         say(f"{moved.dropped_runs} runs of the shadow that were not made yet are dropped")
-
-
-def _not_found(error: Exception) -> typer.Exit:
-    typer.echo(f"medimgd: {error}", err=True)
-    return typer.Exit(ExitCode.NOT_FOUND)
