@@ -17,7 +17,8 @@ from model.package import load_package
 from model.runtimes.check import try_package
 from model.runtimes.keras_attention import attention_layers
 from model.runtimes.keras_runtime import KerasPredictor
-from model.training.networks import compact_network, mean_of
+from model.training.network_plan import NetworkPlan
+from model.training.networks import build_network, mean_of
 from tests.tiny_models import BRIGHT, DARK, write_package
 
 layers = keras.layers
@@ -276,7 +277,7 @@ def test_a_sequential_network_is_looked_into() -> None:
 
 
 def test_the_compact_network_is_seen_in_ten_by_ten_cells() -> None:
-    network = mean_of([compact_network(160, 160, dropout=0.0) for _ in range(2)])
+    network = mean_of([build_network(NetworkPlan(), (160, 160, 1), 1) for _ in range(2)])
 
     found = attention_layers(network, ExplanationPlan(MethodValues.HIRES_CAM))
 

@@ -8,22 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from model.training.films import check_splits, list_films, opened, patient_key, read_films
 
 from dicom_io.tensors import TensorRecipe, image_values_to_tensor, read_film
 from model.errors import TrainingDataFault
-from model.training.augment import AugmentationRanges, augment_batch, augment_film
-from model.training.films import check_splits, list_films, opened, patient_key, read_films
 from model.training.measures import figures_at, fitted_calibration, highest_threshold, measured
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 RECIPE = TensorRecipe.from_mapping({"kind": "image", "rows": 16, "columns": 16})
-STILL = AugmentationRanges(
-    rotation_degrees=0, shift_fraction=0, zoom=0, aspect=0, border_crop_fraction=0,
-    border_add_fraction=0, flip_probability=0, gamma=0, brightness=0, contrast=0,
-    blur_probability=0, noise=0, erase_probability=0, mixup_alpha=0,
-)  # fmt: skip
 
 
 def put_film(folder: Path, name: str, seed: int) -> None:
@@ -97,49 +89,6 @@ def test_identical_film_in_both_splits_is_refused_whatever_its_name(data):
 def test_class_without_films_is_named(data):
     with pytest.raises(TrainingDataFault, match="train/TUBERCULOSIS: no film found"):
         list_films(data, "train", ("NORMAL", "TUBERCULOSIS"))
-
-
-def test_ranges_of_zero_leave_the_film_as_it_is():
-    film = np.random.default_rng(5).random((16, 16), dtype=np.float32)
-
-    changed = augment_film(film, STILL, np.random.default_rng(0))
-
-    np.testing.assert_allclose(changed, film, atol=1e-4)
-
-
-def test_flip_mirrors_left_and_right():
-    film = np.random.default_rng(5).random((16, 16), dtype=np.float32)
-    ranges = AugmentationRanges(**{**STILL.as_mapping(), "flip_probability": 1.0})
-
-    changed = augment_film(film, ranges, np.random.default_rng(0))
-
-    # The outermost column maps onto the border between film and surround.
-    np.testing.assert_allclose(changed[:, 1:], film[:, ::-1][:, :-1], atol=1e-4)
-
-
-@given(st.integers(0, 10_000))
-def test_changed_films_stay_films(seed):
-    film = np.random.default_rng(seed).random((24, 20), dtype=np.float32)
-
-    changed = augment_film(film, AugmentationRanges(), np.random.default_rng(seed))
-
-    assert (changed.shape, changed.dtype) == ((24, 20), np.float32)
-    assert np.isfinite(changed).all()
-    assert 0 <= changed.min() <= changed.max() <= 1
-
-
-def test_same_seed_gives_the_same_batch():
-    values = np.random.default_rng(6).random((4, 16, 16, 1), dtype=np.float32)
-    labels = np.array([0, 1, 0, 1], dtype=np.float32)
-
-    first, second = (
-        augment_batch(values, labels, AugmentationRanges(), np.random.default_rng(7))
-        for _ in range(2)
-    )
-
-    np.testing.assert_array_equal(first[0], second[0])
-    np.testing.assert_array_equal(first[1], second[1])
-    assert not np.array_equal(first[0], values)
 
 
 def test_figures_are_those_counted_by_hand():

@@ -6,6 +6,7 @@ network, and the reading of weights. Nothing is ever downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def scaled(image: Any, scaling: ScalingValues) -> Any:
             return layers.Rescaling(255.0)(image)
 
 
+def backbone_of(network: Any) -> Any:
+    """Return the backbone inside a network of this kind, None in others."""
+    return next((layer for layer in all_layers(network) if layer.name == BACKBONE_LAYER), None)
+
+
+def all_layers(network: Any) -> Iterator[Any]:
+    """Yield the layers of a network and of the networks inside it."""
+    for layer in network.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from all_layers(layer)
+
+
 def _read_weights(backbone: Any, path: Path, application: str) -> None:
     try:
         if path.suffix == ".keras":
@@ -79,15 +93,14 @@ def _read_weights(backbone: Any, path: Path, application: str) -> None:
 def _saved_backbone(path: Path) -> Any:
     """Return the network of a file, or the backbone inside one that was trained here."""
     network = keras.models.load_model(path, compile=False, safe_mode=True)
-    inner = [layer for layer in network.layers if layer.name == BACKBONE_LAYER]
-    return inner[0] if inner else network
+    return backbone_of(network) or network
 
 
 def _penalise(backbone: Any, plan: NetworkPlan) -> None:
     """Put the plan's penalty on every kernel of a backbone that was built without one."""
     if not plan.l2:
         return
-    for layer in backbone._flatten_layers(include_self=False):  # noqa: SLF001
+    for layer in all_layers(backbone):
         for name in ("kernel", "depthwise_kernel", "pointwise_kernel"):
             weight = getattr(layer, name, None)
             if weight is not None:

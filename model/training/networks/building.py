@@ -14,18 +14,17 @@ from keras import layers
 
 from model.errors import NetworkFault
 from model.training.network_plan import NetworkKindValues, NetworkPlan, SlicePoolingValues
-from model.training.networks.backbones import BACKBONE_LAYER, backbone_features
+from model.training.networks.backbones import all_layers, backbone_features, backbone_of
 from model.training.networks.compact import compact_features, standardised
 from model.training.networks.heads import LOGITS_LAYER, MAP_LAYER, map_head, regulariser
 from model.training.networks.reference import reference_features
-from model.training.networks.slices import each_slice, gathered
+from model.training.networks.slices import read_by_slice
 from model.training.networks.volumes import volume_features
 
 __all__ = [
     "LOGITS_LAYER",
     "MAP_LAYER",
     "build_network",
-    "compact_network",
     "set_backbone_trainable",
 ]
 
@@ -78,11 +77,6 @@ def build_network(plan: NetworkPlan, shape: Shape, outputs: int) -> Any:
     return keras.Model(image, answer)
 
 
-def compact_network(rows: int, columns: int, *, dropout: float) -> Any:
-    """Build the compact network for films of one channel, ending in one logit."""
-    return build_network(NetworkPlan(dropout=dropout), (rows, columns, 1), 1)
-
-
 def set_backbone_trainable(network: Any, trainable: bool, *, train_norm: bool = True) -> None:
     """Freeze or release the backbone of an ``application`` network.
 
@@ -102,14 +96,14 @@ def set_backbone_trainable(network: Any, trainable: bool, *, train_norm: bool = 
     NetworkFault
         The network has no backbone.
     """
-    backbones = [layer for layer in network.layers if layer.name == BACKBONE_LAYER]
-    if not backbones:
+    backbone = backbone_of(network)
+    if backbone is None:
         raise NetworkFault(
             "network.frozen_epochs: only networks of the kind application have a backbone to freeze"
         )
-    backbones[0].trainable = trainable
+    backbone.trainable = trainable
     if trainable and not train_norm:
-        for layer in backbones[0]._flatten_layers():  # noqa: SLF001  also those of inner models
+        for layer in all_layers(backbone):
             if isinstance(layer, layers.BatchNormalization):
                 layer.trainable = False
 
@@ -161,7 +155,7 @@ def _headed(features: Any, pool: Any, plan: NetworkPlan, outputs: int) -> Any:
 
 def _slicewise(volume: Any, of_plane: _Step, plan: NetworkPlan, outputs: int) -> Any:
     """Read every slice by itself, then answer for all of them."""
-    features = gathered(of_plane(each_slice(volume), plan), volume)
+    features = read_by_slice(volume, lambda image: of_plane(image, plan))
     if plan.has_map:
         return map_head(features, plan, outputs)
     is_mean = plan.slice_pooling is SlicePoolingValues.MEAN

@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import NetworkFault
+from model.training.networks.backbones import BACKBONE_LAYER, all_layers
 from model.training.networks.heads import LOGITS_LAYER, MAP_LAYER, SHARPENED_LAYER, pooled
+
+SPOKEN_LAYERS = frozenset({BACKBONE_LAYER, LOGITS_LAYER, MAP_LAYER, SHARPENED_LAYER})
+"""Names by which code finds a layer; they are the same in every network."""
 
 
 def mean_of(members: Sequence[Any]) -> Any:
@@ -31,26 +35,42 @@ def mean_of(members: Sequence[Any]) -> Any:
     _check_alike(members)
     if len(members) == 1:
         return members[0]
-    image = keras.Input(members[0].input_shape[1:], name="image")
     for number, member in enumerate(members):
-        member.name = f"member_{number}"
+        _name_after(member, f"member_{number}")
+    image = keras.Input(members[0].input_shape[1:], name="image")
     if not has_map(members[0]):
         mean = keras.layers.Average(name="mean_logit")([member(image) for member in members])
         return keras.Model(image, mean)
-    maps = [_map_network(member)(image) for member in members]
-    positions = keras.layers.Average(dtype="float32", name=MAP_LAYER)(maps)
+    positions = keras.layers.Activation("linear", dtype="float32", name=MAP_LAYER)
     first = members[0]
     layers = first.get_layer(SHARPENED_LAYER), first.get_layer(LOGITS_LAYER)
-    return keras.Model(image, pooled(positions, *layers))
+    return keras.Model(image, pooled(positions(_mean_map(members)(image)), *layers))
+
+
+def _name_after(member: Any, name: str) -> None:
+    """Give a member a name, and its layers names that no other member has.
+
+    Members come from files and processes of their own and bear the same names.
+    """
+    member.name = name
+    for layer in all_layers(member):
+        if layer.name not in SPOKEN_LAYERS and not layer.name.startswith(name):
+            layer.name = f"{name}_{layer.name}"
+
+
+def _mean_map(members: Sequence[Any]) -> Any:
+    """Return the network from an input to the mean of the members' maps."""
+    image = keras.Input(members[0].input_shape[1:], name="image")
+    maps = [
+        keras.Model(each.inputs, each.get_layer(MAP_LAYER).output, name=each.name)(image)
+        for each in members
+    ]
+    return keras.Model(image, keras.layers.Average(dtype="float32")(maps), name="members")
 
 
 def has_map(network: Any) -> bool:
     """Return True when a network has the layer ``map``."""
     return any(layer.name == MAP_LAYER for layer in network.layers)
-
-
-def _map_network(member: Any) -> Any:
-    return keras.Model(member.inputs, member.get_layer(MAP_LAYER).output, name=member.name)
 
 
 def _check_alike(members: Sequence[Any]) -> None:
