@@ -8,6 +8,7 @@ from model.training.networks.building import (
     LOGITS_LAYER,
     MAP_LAYER,
     build_network,
+    compact_network,
     set_backbone_trainable,
 )
 from model.training.networks.combining import calibrate, mean_of
@@ -17,6 +18,7 @@ __all__ = [
     "MAP_LAYER",
     "build_network",
     "calibrate",
+    "compact_network",
     "mean_of",
     "set_backbone_trainable",
 ]

@@ -5,6 +5,7 @@ Owns what happens to networks after their training.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +36,7 @@ def mean_of(members: Sequence[Any]) -> Any:
     _check_alike(members)
     if len(members) == 1:
         return members[0]
-    for number, member in enumerate(members):
-        _name_after(member, f"member_{number}")
+    _name_apart(members)
     image = keras.Input(members[0].input_shape[1:], name="image")
     if not has_map(members[0]):
         mean = keras.layers.Average(name="mean_logit")([member(image) for member in members])
@@ -47,15 +47,17 @@ def mean_of(members: Sequence[Any]) -> Any:
     return keras.Model(image, pooled(positions(_mean_map(members)(image)), *layers))
 
 
-def _name_after(member: Any, name: str) -> None:
-    """Give a member a name, and its layers names that no other member has.
+def _name_apart(members: Sequence[Any]) -> None:
+    """Number the members, and put its number before every layer name that others bear too.
 
-    Members come from files and processes of their own and bear the same names.
+    Members come from files and processes of their own, where names are given out anew.
     """
-    member.name = name
-    for layer in all_layers(member):
-        if layer.name not in SPOKEN_LAYERS and not layer.name.startswith(name):
-            layer.name = f"{name}_{layer.name}"
+    named = Counter(layer.name for member in members for layer in all_layers(member))
+    for number, member in enumerate(members):
+        member.name = f"member_{number}"
+        for layer in all_layers(member):
+            if named[layer.name] > 1 and layer.name not in SPOKEN_LAYERS:
+                layer.name = f"{member.name}_{layer.name}"
 
 
 def _mean_map(members: Sequence[Any]) -> Any:
