@@ -10,7 +10,8 @@ Owns the root of the tree; each package's ``errors.py`` hangs its own branches b
     ├── Refusal                     the input is outside what can be analysed; never a negative
     │   ├── CannotDecode
     │   ├── UnsuitableSeries        gaps, tilt, duplicates, mixed matrices
-    │   └── OutsideContract
+    │   ├── OutsideContract
+    │   └── UnlikeTraining          it does not resemble what the model was trained on
     ├── CannotCompose               a report could not be built from this reference header
     ├── AssociationFailed           peer unreachable, rejected us or aborted
     ├── ReceiverNotStarted          the listening port could not be taken
@@ -73,6 +74,7 @@ class RefusalReason(StrEnum):
     OUTSIDE_CONTRACT = "outside the model's input contract"
     QUALITY = "insufficient quality"
     SOFTWARE_FAILURE = "software failure"
+    UNLIKE_TRAINING = "unlike the images of training"
     WITHDRAWN = "model withdrawn"
 
 
@@ -115,6 +117,27 @@ class OutsideContract(Refusal):
 
     retryable = False
     reason = RefusalReason.OUTSIDE_CONTRACT
+
+
+class UnlikeTraining(Refusal):
+    """An input does not resemble those that a model was trained on, whatever its header says.
+
+    Parameters
+    ----------
+    distance, limit : float
+        How far it lies from them, and how far it may.
+    """
+
+    retryable = False
+    reason = RefusalReason.UNLIKE_TRAINING
+
+    def __init__(self, distance: float, limit: float) -> None:
+        super().__init__(
+            f"This image does not look like the images the model was trained on "
+            f"(distance {distance:.2f}, limit {limit:.2f})."
+        )
+        self.distance = distance
+        self.limit = limit
 
 
 class CannotCompose(MedimgdError):

@@ -35,7 +35,7 @@ IMAGE_LIBRARY_GROUP = Code("126200", "DCM", "Image Library Group")
 SOURCE = Code("260753009", "SCT", "Source")
 MODALITY = Code("121139", "DCM", "Modality")
 
-# Groups and their items (TID 1500, 1501, 4019).
+# Groups and their items (TID 1500, 1501, 1410, 4019).
 IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
 MEASUREMENT_GROUP = Code("125007", "DCM", "Measurement Group")
 QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
@@ -51,8 +51,13 @@ ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
 CERTAINTY_OF_FINDING = Code("111012", "DCM", "Certainty of Finding")
 SOURCE_OF_MEASUREMENT = Code("121112", "DCM", "Source of Measurement")
 VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
+GEOMETRIC_PURPOSE = Code("130400", "DCM", "Geometric purpose of region")
+BOUNDED_BY = Code("75958009", "SCT", "Bounded by")
+IMAGE_REGION = Code("111030", "DCM", "Image Region")
+LONG_AXIS = Code("103339001", "SCT", "Long Axis")
 COMMENT = Code("121106", "DCM", "Comment")
 PERCENT = Code("%", "UCUM", "percent")
+MILLIMETRE = Code("mm", "UCUM", "millimeter")
 
 # Status of an analysis that was not performed (CID 6042, 6044).
 SUMMARY_OF_ANALYSES = Code("111065", "DCM", "Summary of Analyses")
@@ -86,6 +91,9 @@ REFUSAL_REASONS = MappingProxyType(
         ),
         RefusalReason.QUALITY: Code("110531", "DCM", "Insufficient quality for interpretation"),
         RefusalReason.SOFTWARE_FAILURE: Code("111218", "DCM", "Software failure"),
+        RefusalReason.UNLIKE_TRAINING: Code(
+            "UNLIKE-TRAINING", PRIVATE_SCHEME, "Unlike the images the model was trained on"
+        ),
         RefusalReason.WITHDRAWN: Code("MODEL-WITHDRAWN", PRIVATE_SCHEME, "Model withdrawn"),
     }
 )

@@ -1,0 +1,152 @@
+"""What an input looks like from afar, as a few hundred numbers that exposure does not change.
+
+Owns the two descriptions of an image or volume that ``model.input_distribution`` judges by: where
+it is lighter and darker, and which way its edges run. Both are made of ranks, so that gamma,
+contrast and window play no part; neither sees detail, so that sharpness plays little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dicom_io.resampling import area_weights, linear_weights
+
+FloatArray = npt.NDArray[np.float32]
+
+DESCRIPTOR_VERSION = 1
+"""Written into every file: figures of other descriptors are not comparable."""
+
+IMAGE_GRID = (80, 80)
+VOLUME_GRID = (24, 60, 60)
+"""What an input is shrunk to first; all descriptors are made of that."""
+
+_IMAGE_EDGES_GRID, _IMAGE_CELLS = (40, 40), (5, 5)
+_VOLUME_EDGES_GRID, _VOLUME_CELLS = (12, 30, 30), (3, 5, 5)
+_IMAGE_TONES_GRID, _VOLUME_TONES_GRID = (20, 20), (6, 10, 10)
+_DIRECTIONS = 8
+
+
+def shrunk(values: FloatArray, grid: Sequence[int]) -> FloatArray:
+    """Bring arrays to a grid, each axis by the rule of ``dicom_io.resampling``.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n, [slices,] rows, columns).
+    grid : sequence of int
+        One edge for each axis but the first.
+    """
+    for axis, edge in enumerate(grid, start=1):
+        count = values.shape[axis]
+        if count != edge:
+            weights = area_weights(count, edge) if edge < count else linear_weights(count, edge)
+            mixed: FloatArray = np.tensordot(values, weights, axes=(axis, 1))
+            values = np.moveaxis(mixed, -1, axis)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def thumbnails(values: FloatArray) -> FloatArray:
+    """Shrink inputs to the grid that everything else is made of.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n, rows, columns, channels) or (n, slices, rows, columns, channels), float32 in [0, 1].
+
+    Returns
+    -------
+    ndarray
+        (n, *IMAGE_GRID) or (n, *VOLUME_GRID), float32.
+    """
+    grey = np.asarray(values, dtype=np.float32).mean(axis=-1, dtype=np.float32)
+    return shrunk(grey, VOLUME_GRID if grey.ndim == 4 else IMAGE_GRID)
+
+
+def descriptors(thumbs: FloatArray) -> dict[str, FloatArray]:
+    """Describe thumbnails.
+
+    Parameters
+    ----------
+    thumbs : ndarray
+        As ``thumbnails`` returns them.
+
+    Returns
+    -------
+    dict of str to ndarray
+        (n, numbers) for ``edges`` and ``tones``.
+    """
+    volume = thumbs.ndim == 4
+    ranks = _ranks(shrunk(thumbs, _VOLUME_EDGES_GRID if volume else _IMAGE_EDGES_GRID))
+    tones = shrunk(ranks, _VOLUME_TONES_GRID if volume else _IMAGE_TONES_GRID)
+    return {
+        "edges": _edges(ranks, _VOLUME_CELLS if volume else _IMAGE_CELLS),
+        "tones": tones.reshape(len(tones), -1) - np.float32(0.5),
+    }
+
+
+def described_numbers(dimensions: int) -> dict[str, int]:
+    """Return how many numbers each description of a tensor of so many axes has."""
+    grid = VOLUME_GRID if dimensions == 4 else IMAGE_GRID
+    described = descriptors(np.zeros((1, *grid), dtype=np.float32))
+    return {name: numbers.shape[1] for name, numbers in described.items()}
+
+
+def _ranks(thumbs: FloatArray) -> FloatArray:
+    """Replace every grey value by its rank among those of its image, in (0, 1]; ties share one."""
+    flat = thumbs.reshape(len(thumbs), -1)
+    ranked = np.stack([_ranked(one) for one in flat])
+    return ranked.reshape(thumbs.shape)
+
+
+def _ranked(values: FloatArray) -> FloatArray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(middle[place] / len(values), dtype=np.float32)
+
+
+def _edges(ranks: FloatArray, cells: Sequence[int]) -> FloatArray:
+    """Say how much edge of which direction lies in which cell, dark to light.
+
+    The shares of one image sum to one; their roots are returned, so that the Euclidean distance
+    of two images is the Hellinger distance of their distributions.
+    """
+    slopes = np.gradient(_smoothed(ranks), axis=tuple(range(1, ranks.ndim)))
+    parts = _directed(slopes[-2], slopes[-1])
+    if len(slopes) == 3:
+        parts += [np.maximum(slopes[0], 0), np.maximum(-slopes[0], 0)]
+    counted = np.stack([_summed(part, cells) for part in parts], axis=1)
+    flat = counted.reshape(len(counted), -1)
+    shares: FloatArray = flat / (flat.sum(axis=1, keepdims=True) + np.float32(1e-6))
+    return np.sqrt(shares)
+
+
+def _smoothed(values: FloatArray) -> FloatArray:
+    """Mix every point with its neighbours, 1 to 2 to 1 along each axis but the first."""
+    for axis in range(1, values.ndim):
+        ends = [(0, 0)] * values.ndim
+        ends[axis] = (1, 1)
+        wide = np.moveaxis(np.pad(values, ends, mode="edge"), axis, 0)
+        mixed = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) * np.float32(0.25)
+        values = np.moveaxis(mixed, 0, axis)
+    return values
+
+
+def _directed(down: FloatArray, across: FloatArray) -> list[FloatArray]:
+    """Share every slope's length among the two nearest of the directions around the circle."""
+    length = np.hypot(down, across)
+    place = np.arctan2(down, across) * (_DIRECTIONS / (2 * np.pi))
+    half = _DIRECTIONS / 2
+    distances = (np.abs(np.mod(place - n + half, _DIRECTIONS) - half) for n in range(_DIRECTIONS))
+    return [length * np.maximum(0, 1 - distance) for distance in distances]
+
+
+def _summed(values: FloatArray, cells: Sequence[int]) -> FloatArray:
+    """Sum over equal boxes, as many as `cells` says along each axis."""
+    shape = [len(values)]
+    for edge, count in zip(values.shape[1:], cells, strict=True):
+        shape += [count, edge // count]
+    summed: FloatArray = values.reshape(shape).sum(axis=tuple(range(2, len(shape), 2)))
+    return summed

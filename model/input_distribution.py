@@ -1,0 +1,196 @@
+"""What a model's inputs look like: asked in service before a job is made.
+
+Owns the file ``input_distribution.npz``, the limit and the refusal. Fitted by
+``model.input_distribution_fitting.fit_distribution``. Uses NumPy only: the preparer asks it, and
+every process that reads packages loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.errors import UnlikeTraining
+from dicom_io.tensors import TensorRecipe
+from model.errors import PackageFault
+from model.input_descriptors import (
+    DESCRIPTOR_VERSION,
+    FloatArray,
+    described_numbers,
+    descriptors,
+    thumbnails,
+)
+from model.input_subspace import Subspace
+from model.manifest import ManifestTable
+from model.package_files import read_file
+
+DISTRIBUTION_NAME = "input_distribution.npz"
+LARGEST_BYTES = 400_000
+_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class InputDistribution:
+    """What a model's inputs look like, and where that ends."""
+
+    clouds: Mapping[str, Subspace]
+    limit: float
+    """The largest distance of an input that resembles those of training."""
+    preprocessing_digest: str
+    """Of the steps that made the tensors it was fitted on; empty when not stated."""
+    dimensions: int
+    """Axes of a tensor: 3 for images, 4 for volumes."""
+    fitted: int
+    """How many training inputs it stands for."""
+    limited: int
+    """How many inputs chose the limit."""
+
+    def distances(self, values: FloatArray) -> FloatArray:
+        """Return how far inputs (n, [slices,] rows, columns, channels) lie, (n,), from 0 up."""
+        chunks = [
+            self.distances_of_thumbnails(thumbnails(values[start : start + _CHUNK]))
+            for start in range(0, len(values), _CHUNK)
+        ]
+        return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+    def distance(self, tensor: FloatArray) -> float:
+        """Return how far one input ([slices,] rows, columns, channels) lies; 1 is the outskirts."""
+        return float(self.distances(tensor[None])[0])
+
+    def check(self, tensor: FloatArray) -> None:
+        """Refuse an input that does not look like those of training.
+
+        Raises
+        ------
+        UnlikeTraining
+            Its distance is beyond the limit, or it is no finite array.
+        """
+        distance = self.distance(tensor)
+        if not distance <= self.limit:
+            raise UnlikeTraining(distance, self.limit)
+
+    def write(self, path: Path) -> None:
+        """Write the file; the same distribution gives the same bytes."""
+        about = {
+            "version": DESCRIPTOR_VERSION,
+            "limit": self.limit,
+            "preprocessing_digest": self.preprocessing_digest,
+            "dimensions": self.dimensions,
+            "fitted": self.fitted,
+            "limited": self.limited,
+            "clouds": sorted(self.clouds),
+        }
+        arrays: dict[str, np.ndarray] = {
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8)
+        }
+        for name in sorted(self.clouds):
+            arrays |= self.clouds[name].as_arrays(name)
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+    def distances_of_thumbnails(self, thumbs: FloatArray) -> FloatArray:
+        """Return the same for what ``thumbnails`` made of inputs."""
+        described = descriptors(thumbs)
+        found = [cloud.distances(described[name]) for name, cloud in self.clouds.items()]
+        furthest: FloatArray = np.stack(found).max(axis=0)
+        return furthest
+
+
+def read_distribution(path: Path) -> InputDistribution:
+    """Read a file that ``InputDistribution.write`` wrote.
+
+    Raises
+    ------
+    PackageFault
+        It is damaged, too large, or of descriptors that this installation does not compute.
+    """
+    try:
+        _check_size(path)
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return _from_arrays(arrays)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        fault = f"is no distribution of inputs, or is damaged: {error}; pack the model again"
+        raise PackageFault(path.name, [fault]) from error
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that would unpack to more than any distribution holds."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if max(unpacked, path.stat().st_size) > LARGEST_BYTES:
+        raise ValueError(f"it holds {unpacked} bytes, more than {LARGEST_BYTES}")
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> InputDistribution:
+    about = json.loads(arrays["about"].tobytes())
+    if about["version"] != DESCRIPTOR_VERSION:
+        raise ValueError(
+            f"its descriptors are of version {about['version']}, this installation computes "
+            f"version {DESCRIPTOR_VERSION}"
+        )
+    names, limit, dimensions = about["clouds"], float(about["limit"]), int(about["dimensions"])
+    clouds = {str(name): Subspace.from_arrays(arrays, str(name)) for name in names}
+    found = {name: len(cloud.mean) for name, cloud in clouds.items()}
+    if found != described_numbers(dimensions) or not 0 < limit < math.inf:
+        raise ValueError(f"its parts do not fit each other: {found}, limit {limit:g}")
+    return InputDistribution(
+        clouds, limit, str(about["preprocessing_digest"]), dimensions,
+        int(about["fitted"]), int(about["limited"]),
+    )  # fmt: skip
+
+
+def read_distribution_file(
+    folder: Path, manifest: ManifestTable, recipe: TensorRecipe | None
+) -> InputDistribution | None:
+    """Read table ``[input_distribution]``; None when there is none, as in older packages.
+
+    Checked are the file's digest, its parts, and that it was fitted on tensors of this recipe.
+    """
+    if not manifest.has("input_distribution"):
+        return None
+    table = manifest.table("input_distribution")
+    before = len(manifest.faults)
+    path, _ = read_file(folder, table, "file", "sha256")
+    table.refuse_unknown()
+    if len(manifest.faults) > before:
+        return None
+    try:
+        distribution = read_distribution(path)
+    except PackageFault as fault:
+        table.add_fault("file", "; ".join(fault.faults))
+        return None
+    if recipe is not None:
+        _check_recipe(table, distribution, recipe)
+    return distribution
+
+
+def _check_recipe(
+    table: ManifestTable, distribution: InputDistribution, recipe: TensorRecipe
+) -> None:
+    if distribution.preprocessing_digest != recipe.digest:
+        table.add_fault(
+            "file",
+            f"was fitted on tensors of the preprocessing digest "
+            f"{distribution.preprocessing_digest or 'not stated'}, those of [input] have "
+            f"{recipe.digest}; fit it again",
+        )
+    if distribution.dimensions != len(recipe.shape):
+        table.add_fault(
+            "file",
+            f"was fitted on tensors of {distribution.dimensions} axes, not of a {recipe.kind}",
+        )
