@@ -5,12 +5,13 @@ A claimed job stays in the table as ``running``; whoever holds the lease may end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     or_,
     select,
     update,
@@ -125,20 +126,35 @@ def renew(
     return mine
 
 
-def give_back(database: Database, owner: str, now: datetime) -> int:
-    """Return what `owner` has claimed and will not finish; the attempt is not counted."""
+def give_back(
+    database: Database, owner: str, now: datetime, jobs: Collection[int] | None = None
+) -> int:
+    """Return what `owner` has claimed and will not finish; the attempt is not counted.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    owner : str
+        In whose name they are leased; what is somebody else's by now is left alone.
+    now : datetime
+        This moment.
+    jobs : collection of int, optional
+        Only these, by id; everything the owner holds when None.
+    """
+    mine = schema.job.c.lease_owner == owner
+    if jobs is not None:
+        mine = and_(mine, schema.job.c.id.in_(jobs))
     with database.write() as connection:
-        jobs = _running(connection, schema.job.c.lease_owner == owner)
-        for job in jobs:
-            move_job(
-                connection,
-                job,
-                JobState.WAITING,
-                Actor.WORKER,
-                now,
-                attempts=max(0, job.attempts - 1),
-            )
-    return len(jobs)
+        held = _running(connection, mine)
+        for job in held:
+            _give_back_one(connection, job, Actor.WORKER, now)
+    return len(held)
+
+
+def _give_back_one(connection: Connection, job: JobRecord, actor: Actor, now: datetime) -> None:
+    attempts = max(0, job.attempts - 1)
+    move_job(connection, job, JobState.WAITING, actor, now, attempts=attempts)
 
 
 def _running(connection: Connection, which: ColumnElement[bool]) -> list[JobRecord]:
@@ -148,7 +164,11 @@ def _running(connection: Connection, which: ColumnElement[bool]) -> list[JobReco
 
 
 def reclaim_expired(
-    database: Database, now: datetime, *, owner: str | None = None
+    database: Database,
+    now: datetime,
+    *,
+    owner: str | None = None,
+    not_begun: Collection[int] = (),
 ) -> tuple[JobRecord, ...]:
     """Take back the jobs of workers that died, and count the crash.
 
@@ -160,6 +180,8 @@ def reclaim_expired(
         Leases that end before are over.
     owner : str, optional
         A worker known to be dead: its leases are over at once.
+    not_begun : collection of int
+        Jobs that the dead worker held and did not compute: no attempt and no crash is counted.
 
     Returns
     -------
@@ -176,7 +198,10 @@ def reclaim_expired(
     with database.write() as connection:
         dead = _running(connection, over)
         for job in dead:
-            _count_crash(connection, job, now)
+            if job.id in not_begun:
+                _give_back_one(connection, job, Actor.SCHEDULER, now)
+            else:
+                _count_crash(connection, job, now)
         return tuple(require_job(connection, job.id) for job in dead)
 
 

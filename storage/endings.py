@@ -6,7 +6,6 @@ Every ending is one transaction of the job's move and its result, open to the le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
@@ -17,7 +16,6 @@ from sqlalchemy import (
 )
 
 from dicom_io.errors import RefusalReason
-from dicom_io.vocabulary import Explanation, Finding
 from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
@@ -32,23 +30,24 @@ from storage.jobs import (
     require_job,
     result_of,
 )
+from storage.plain_endings import Analysed, finish_plain_ones, plain_ones
 from storage.results import ResultKind, write_result
 from storage.standings import withdrawal_within
 from storage.states import Actor, JobState
 from storage.studies import require_study
 
+__all__ = (
+    "Analysed",
+    "dead_letter",
+    "fail_attempt",
+    "finish_batch",
+    "finish_job",
+    "held_job",
+    "refuse_job",
+    "require_held",
+)
+
 DEFAULT_MAX_ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Analysed:
-    """What the worker found for one claimed job."""
-
-    job: ClaimedJob
-    findings: tuple[Finding, ...]
-    analysis_started_at: datetime
-    explanations: tuple[Explanation, ...] = ()
-    """Of findings that have one, or that should and cannot; see ``model.explain``."""
 
 
 def finish_job(database: Database, analysed: Analysed, now: datetime) -> JobState:
@@ -79,14 +78,21 @@ def finish_batch(
     tuple of JobState or None
         In the order of `batch`, as ``finish_job``; None where the lease was lost.
     """
-    states: list[JobState | None] = []
     with database.write() as connection:
-        for analysed in batch:
-            try:
-                states.append(_finish_within(connection, analysed, now))
-            except LeaseLost:
-                states.append(None)
-    return tuple(states)
+        plain = plain_ones(connection, batch)
+        states = tuple(
+            JobState.DONE if place in plain else _finish_or_none(connection, each, now)
+            for place, each in enumerate(batch)
+        )
+        finish_plain_ones(connection, plain.values(), now)
+    return states
+
+
+def _finish_or_none(connection: Connection, analysed: Analysed, now: datetime) -> JobState | None:
+    try:
+        return _finish_within(connection, analysed, now)
+    except LeaseLost:
+        return None
 
 
 def _finish_within(connection: Connection, analysed: Analysed, now: datetime) -> JobState:
@@ -157,8 +163,29 @@ def fail_attempt(
     now: datetime,
     max_attempts: int = DEFAULT_MAX_ATTEMPTS,
     retry_after_seconds: float = 0.0,
+    suspect: bool = False,
 ) -> JobState:
     """End an attempt that failed: the job waits again, or is dead-lettered with a result.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    job : ClaimedJob
+        Leased to the caller.
+    reason : str
+        What happened, in a sentence.
+    retryable : bool
+        Whether doing the same again can help.
+    now : datetime
+        This moment.
+    max_attempts : int
+        The last one ends as a dead letter.
+    retry_after_seconds : float
+        How long it waits before it may be claimed.
+    suspect : bool
+        It stopped a whole worker: from now on it is claimed alone, as after a crash, but no crash
+        is counted beyond the first.
 
     Returns
     -------
@@ -169,6 +196,7 @@ def fail_attempt(
         held = require_held(connection, job)
         if retryable and held.attempts < max_attempts:
             available = after(now, retry_after_seconds)
+            crashes = max(1, held.crashes) if suspect else held.crashes
             move_job(
                 connection,
                 held,
@@ -177,6 +205,7 @@ def fail_attempt(
                 now,
                 reason=reason,
                 available_at=available,
+                crashes=crashes,
             )
             return JobState.WAITING
         said = f"{reason} (attempt {held.attempts} of {max_attempts})" if retryable else reason

@@ -86,6 +86,8 @@ class WaitingModel:
     model_version: str
     jobs: int
     oldest_at: datetime
+    priority: int
+    """The highest among them; above 0 is urgent."""
 
 
 NEWER_SET = "a newer instance set of the study is analysed instead"
@@ -149,7 +151,13 @@ def waiting_models(database: Database, now: datetime) -> tuple[WaitingModel, ...
     table = schema.job
     oldest = func.min(table.c.enqueued_at)
     query = (
-        select(table.c.model_name, table.c.model_version, func.count(), oldest)
+        select(
+            table.c.model_name,
+            table.c.model_version,
+            func.count(),
+            oldest,
+            func.max(table.c.priority),
+        )
         .where(table.c.state == JobState.WAITING, table.c.available_at <= now)
         .group_by(table.c.model_name, table.c.model_version)
         .order_by(oldest)

@@ -137,27 +137,41 @@ def write_result(connection: Connection, new: NewResult, now: datetime) -> int:
         .order_by(table.c.version_number.desc())
         .limit(1)
     ).first()
-    inserted = connection.execute(
-        insert(table).values(
-            job_id=new.job_id,
-            run=new.run,
-            study_instance_uid=new.study_instance_uid,
-            model_name=new.model.name,
-            kind=new.kind,
-            findings=findings_to_json(new.findings),
-            refusal_reason=new.refusal_reason or "",
-            refusal_message=new.refusal_message,
-            result_digest=_digest(new),
-            analysis_started_at=new.analysis_started_at,
-            finished_at=now,
-            version_number=1 if latest is None else latest.version_number + 1,
-            predecessor_result_id=None if latest is None else latest.id,
-            state=ResultState.AWAITING,
-            state_since=now,
-        )
-    )
+    known = None if latest is None else (latest.id, latest.version_number)
+    inserted = connection.execute(insert(table).values(new_result_values(new, known, now)))
     assert inserted.inserted_primary_key is not None  # noqa: S101 - one row, integer key
     return int(inserted.inserted_primary_key[0])
+
+
+def new_result_values(
+    new: NewResult, latest: tuple[int, int] | None, now: datetime
+) -> dict[str, Any]:
+    """Return the columns of a new result.
+
+    Parameters
+    ----------
+    new : NewResult
+    latest : (id, version_number) or None
+        Of the last result of the same study and model; None where this is the first.
+    now : datetime
+    """
+    return {
+        "job_id": new.job_id,
+        "run": new.run,
+        "study_instance_uid": new.study_instance_uid,
+        "model_name": new.model.name,
+        "kind": new.kind,
+        "findings": findings_to_json(new.findings),
+        "refusal_reason": new.refusal_reason or "",
+        "refusal_message": new.refusal_message,
+        "result_digest": _digest(new),
+        "analysis_started_at": new.analysis_started_at,
+        "finished_at": now,
+        "version_number": 1 if latest is None else latest[1] + 1,
+        "predecessor_result_id": None if latest is None else latest[0],
+        "state": ResultState.AWAITING,
+        "state_since": now,
+    }
 
 
 def _digest(new: NewResult) -> str:
