@@ -185,3 +185,78 @@ class Explanation:
     def is_available(self) -> bool:
         """True when there is a map."""
         return self.values is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionOutline:
+    """A region on one image, or on one frame of it."""
+
+    sop_instance_uid: str
+    points: tuple[tuple[float, float], ...]
+    """Column and row in pixels of the source, 0 at the outer edge of the first; the last point is
+    the first one again (PS3.3 C.18.6.1.1)."""
+    certainty: float
+    """0..1: the highest on this image."""
+    frame_number: int | None = None
+    """From 1; None for instances of one frame."""
+    long_axis_mm: float | None = None
+    """The longer side; None where the header states no spacing in the patient."""
+
+    @property
+    def certainty_percent(self) -> float:
+        """0..100, rounded to one decimal as it is reported."""
+        return round(self.certainty * 100, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One place that a detecting network itself marked, read from its map of logits.
+
+    Never made from what explains a finding: that says where a network looked.
+    """
+
+    label: str
+    """The finding's label."""
+    number: int
+    """From 1, the most certain first."""
+    name: str
+    """What such a region is called, for example ``Nodule``."""
+    code: Code
+    site: Code | None
+    certainty: float
+    """0..1: the highest in the region."""
+    threshold: float
+    outlines: tuple[RegionOutline, ...]
+    """One for each image it is seen on, in slice order; boxes."""
+
+    @property
+    def tracked_as(self) -> str:
+        """Its name with its number: ``Nodule 1``."""
+        return f"{self.name} {self.number}"
+
+    @property
+    def certainty_percent(self) -> float:
+        """0..100, rounded to one decimal as it is reported."""
+        return round(self.certainty * 100, 1)
+
+    @property
+    def long_axis_mm(self) -> float | None:
+        """The longest on any image; None where the header states no spacing."""
+        known = [each.long_axis_mm for each in self.outlines if each.long_axis_mm is not None]
+        return max(known, default=None)
+
+    @property
+    def strongest(self) -> RegionOutline:
+        """The outline on the image where it is most certain; of equals the middle one."""
+        highest = max(each.certainty for each in self.outlines)
+        equal = [each for each in self.outlines if each.certainty >= highest]
+        return equal[len(equal) // 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a detecting network says of places, beside a finding that is not absent."""
+
+    regions: tuple[Region, ...] = ()
+    note: str = ""
+    """Why there are none, or not all of them; empty when nothing needs to be said."""

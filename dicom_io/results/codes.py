@@ -54,10 +54,10 @@ VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
 GEOMETRIC_PURPOSE = Code("130400", "DCM", "Geometric purpose of region")
 BOUNDED_BY = Code("75958009", "SCT", "Bounded by")
 IMAGE_REGION = Code("111030", "DCM", "Image Region")
-LONG_AXIS = Code("103339001", "SCT", "Long Axis")
+LONG_AXIS = Code("103339001", "SCT", "Long axis")
 COMMENT = Code("121106", "DCM", "Comment")
 PERCENT = Code("%", "UCUM", "percent")
-MILLIMETRE = Code("mm", "UCUM", "millimeter")
+MILLIMETRE = Code("mm", "UCUM", "mm")
 
 # Status of an analysis that was not performed (CID 6042, 6044).
 SUMMARY_OF_ANALYSES = Code("111065", "DCM", "Summary of Analyses")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
+import numpy as np
 from highdicom.sr import (
     CodeContentItem,
     CodedConcept,
@@ -16,9 +17,11 @@ from highdicom.sr import (
     ContainerContentItem,
     ContentItem,
     ContentSequence,
+    GraphicTypeValues,
     ImageContentItem,
     NumContentItem,
     RelationshipTypeValues,
+    ScoordContentItem,
     TextContentItem,
     UIDRefContentItem,
 )
@@ -31,11 +34,12 @@ from dicom_io.results.request import (
     DocumentRole,
     EncodedDocument,
     LanguageValues,
+    PredecessorReference,
     ReportRequest,
     SRClassValues,
     SRTitleValues,
 )
-from dicom_io.vocabulary import MANUFACTURER, Code
+from dicom_io.vocabulary import MANUFACTURER, Code, RegionOutline
 
 CONTAINS = RelationshipTypeValues.CONTAINS
 HAS_CONCEPT_MOD = RelationshipTypeValues.HAS_CONCEPT_MOD
@@ -79,10 +83,34 @@ def uid_item(name: Code, value: str, relationship: RelationshipTypeValues) -> Co
 
 def percent_item(name: Code, value: float) -> ContentItem:
     """Return a NUM item in percent; the value must be rounded, a DS holds 16 characters."""
-    item = NumContentItem(concept(name), value, concept(codes.PERCENT), relationship_type=CONTAINS)
+    return number_item(name, value, codes.PERCENT)
+
+
+def number_item(name: Code, value: float, unit: Code) -> ContentItem:
+    """Return a NUM item; the value must be rounded, a DS holds 16 characters."""
+    item = NumContentItem(concept(name), value, concept(unit), relationship_type=CONTAINS)
     # The decimal string is exact; a binary twin (0.1 as 0.1000000000000000055) adds nothing.
     del item.MeasuredValueSequence[0].FloatingPointValue
     return item
+
+
+def outline_item(name: Code, outline: RegionOutline, source: InstanceReference) -> ContentItem:
+    """Return a closed line on one image, in its columns and rows (PS3.3 C.18.6), as SCOORD."""
+    item = ScoordContentItem(
+        concept(name),
+        GraphicTypeValues.POLYLINE,
+        np.array(outline.points, dtype=np.float64),
+        relationship_type=CONTAINS,
+    )
+    frames = None if outline.frame_number is None else [outline.frame_number]
+    image = ImageContentItem(
+        concept(codes.SOURCE),
+        source.sop_class_uid,
+        source.sop_instance_uid,
+        referenced_frame_numbers=frames,
+        relationship_type=RelationshipTypeValues.SELECTED_FROM,
+    )
+    return _with_children(item, [image])
 
 
 def reference_content(
@@ -123,15 +151,32 @@ def measurement_group(
 
     Viewers raise an exception at a group without tracking UID, so every group gets both.
     """
+    sources = [reference_content(codes.SOURCE_OF_MEASUREMENT, cited) for cited in evidence.cited]
+    tracking = tracking_items(request, evidence, tracked, tracked)
+    return container(codes.MEASUREMENT_GROUP, [*tracking, *statements, *sources], template="1501")
+
+
+def tracking_items(
+    request: ReportRequest, evidence: Evidence, tracked: str, identifier: str
+) -> list[ContentItem]:
+    """Return the tracking identity of a group: `identifier` for people, a UID over `tracked`."""
     uid = identity.tracking_uid(
         request.site_namespace, evidence.study_instance_uid, request.model, tracked
     )
-    sources = [reference_content(codes.SOURCE_OF_MEASUREMENT, cited) for cited in evidence.cited]
-    tracking = [
-        text_item(codes.TRACKING_IDENTIFIER, tracked, HAS_OBS_CONTEXT),
+    return [
+        text_item(codes.TRACKING_IDENTIFIER, identifier, HAS_OBS_CONTEXT),
         uid_item(codes.TRACKING_UNIQUE_IDENTIFIER, uid, HAS_OBS_CONTEXT),
     ]
-    return container(codes.MEASUREMENT_GROUP, [*tracking, *statements, *sources], template="1501")
+
+
+def algorithm_items(request: ReportRequest, parameters: str) -> list[ContentItem]:
+    """Return which algorithm speaks, and under which settings (TID 4019)."""
+    return [
+        text_item(codes.ALGORITHM_NAME, request.model.name, HAS_CONCEPT_MOD),
+        text_item(codes.ALGORITHM_VERSION, request.model.version, HAS_CONCEPT_MOD),
+        text_item(codes.ALGORITHM_PARAMETERS, parameters, HAS_CONCEPT_MOD),
+        code_item(codes.ALGORITHM_FAMILY, codes.ARTIFICIAL_INTELLIGENCE, HAS_CONCEPT_MOD),
+    ]
 
 
 def encode_report(
@@ -139,22 +184,34 @@ def encode_report(
     evidence: Evidence,
     sop_class: SRClassValues,
     content: Iterable[ContentItem],
-    capture: EncodedDocument | None,
+    companions: Iterable[EncodedDocument],
+    role: DocumentRole = DocumentRole.REPORT,
 ) -> EncodedDocument:
-    """Put `content` below the header of the tree, surround it with a document and encode it."""
+    """Put `content` below the header of the tree, surround it with a document and encode it.
+
+    `companions` are other objects of the same result; they are listed as evidence and sent first.
+    """
+    # Another title is for sites whose viewers show no report of this one without coordinates.
+    title = (
+        SRTitleValues.IMAGING_MEASUREMENT_REPORT
+        if role is DocumentRole.REGIONS
+        else request.sr_title
+    )
     root = container(
-        _TITLES[request.sr_title],
+        _TITLES[title],
         [*_context(request, evidence), *_image_library(evidence), *content],
         template="1500",
         is_root=True,
     )
-    ds = new_document(request, evidence, DocumentRole.REPORT, sop_class)
+    ds = new_document(request, evidence, role, sop_class)
     ds.update(root)
     _add_status(ds)
-    _add_references(ds, request, evidence, capture)
+    _add_references(ds, evidence, companions)
+    if earlier := request.predecessors(role):
+        ds.PredecessorDocumentsSequence = _predecessors(earlier)
     if schemes := _private_schemes(root):
         ds.CodingSchemeIdentificationSequence = schemes
-    return encode(ds, request, DocumentRole.REPORT)
+    return encode(ds, request, role)
 
 
 def _with_children(item: ContentItem, children: Iterable[ContentItem]) -> ContentItem:
@@ -214,28 +271,31 @@ def _add_status(ds: Dataset) -> None:
     ds.PreliminaryFlag = "PRELIMINARY"
 
 
-def _add_references(
-    ds: Dataset, request: ReportRequest, evidence: Evidence, capture: EncodedDocument | None
-) -> None:
-    study_instance_uid = evidence.study_instance_uid
-    listed = list(evidence.instances)
-    if capture is not None:
-        listed.append(
-            InstanceReference(
-                capture.series_instance_uid, capture.sop_class_uid, capture.sop_instance_uid
-            )
-        )
-    ds.CurrentRequestedProcedureEvidenceSequence = [reference_tree(study_instance_uid, listed)]
+def _add_references(ds: Dataset, evidence: Evidence, companions: Iterable[EncodedDocument]) -> None:
+    listed = [
+        *evidence.instances,
+        *(
+            InstanceReference(each.series_instance_uid, each.sop_class_uid, each.sop_instance_uid)
+            for each in companions
+        ),
+    ]
+    ds.CurrentRequestedProcedureEvidenceSequence = [
+        reference_tree(evidence.study_instance_uid, listed)
+    ]
     ds.ReferencedPerformedProcedureStepSequence = []
     ds.PerformedProcedureCodeSequence = [coded_item(_procedure(evidence.header))]
     if "RequestAttributesSequence" in evidence.header:
         ds.ReferencedRequestSequence = _requests(evidence.header)
-    if request.predecessor is not None:
-        earlier = request.predecessor
-        reference = InstanceReference(
-            earlier.series_instance_uid, earlier.sop_class_uid, earlier.sop_instance_uid
+
+
+def _predecessors(earlier: Iterable[PredecessorReference]) -> list[Dataset]:
+    """Return the documents that this one replaces, grouped by study."""
+    by_study: dict[str, list[InstanceReference]] = {}
+    for each in earlier:
+        by_study.setdefault(each.study_instance_uid, []).append(
+            InstanceReference(each.series_instance_uid, each.sop_class_uid, each.sop_instance_uid)
         )
-        ds.PredecessorDocumentsSequence = [reference_tree(earlier.study_instance_uid, [reference])]
+    return [reference_tree(study, references) for study, references in by_study.items()]
 
 
 def _requests(header: Dataset) -> list[Dataset]:

@@ -36,7 +36,11 @@ _LONG_STRING_MAX_LENGTH = 64
 _TEXT_VRS = frozenset(
     {"AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
 )
-_MODALITY = {DocumentRole.REPORT: "SR", DocumentRole.CAPTURE: "OT"}
+_MODALITY = {
+    DocumentRole.REPORT: "SR",
+    DocumentRole.REGIONS: "SR",
+    DocumentRole.CAPTURE: "OT",
+}
 
 
 @contextmanager
@@ -147,14 +151,14 @@ def encode(ds: Dataset, request: ReportRequest, role: DocumentRole) -> EncodedDo
 
 def _add_series(ds: Dataset, request: ReportRequest, role: DocumentRole) -> None:
     ds.Modality = _MODALITY[role]
-    ds.SeriesDescription = request.series_description
+    ds.SeriesDescription = request.described(role)
     ds.SeriesNumber = identity.series_number(request.model, role)
     ds.SeriesInstanceUID = identity.series_uid(
         request.site_namespace,
         str(ds.StudyInstanceUID),
         request.model,
         role,
-        request.series_description,
+        ds.SeriesDescription,
     )
 
 

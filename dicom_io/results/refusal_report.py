@@ -61,7 +61,8 @@ def compose_refusal_report(
         statements = _statements(request, request.refusal)
         group = measurement_group(request, evidence, TRACKED, statements)
         content = [container(codes.IMAGING_MEASUREMENTS, [group])]
-        return encode_report(request, evidence, sop_class, content, capture)
+        companions = [] if capture is None else [capture]
+        return encode_report(request, evidence, sop_class, content, companions)
 
 
 def _statements(request: ReportRequest, refusal: RefusalDetail) -> Iterator[ContentItem]:

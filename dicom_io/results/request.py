@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from dicom_io.errors import CannotCompose, RefusalReason
-from dicom_io.vocabulary import Finding, ModelIdentity, PresenceValues, checked_uid
+from dicom_io.vocabulary import (
+    Detection,
+    Finding,
+    ModelIdentity,
+    PresenceValues,
+    Region,
+    checked_uid,
+)
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{16,128}")
 _UNWRITABLE = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
@@ -60,6 +67,7 @@ class DocumentRole(StrEnum):
 
     REPORT = "SR"
     CAPTURE = "SC"
+    REGIONS = "SR-ROI"
 
 
 class OutcomeValues(StrEnum):
@@ -138,8 +146,13 @@ class ReportRequest:
     refusal: RefusalDetail | None = None
     version_number: int = 1
     """Counts the results of this study and model; becomes Instance Number."""
+    detection: Detection | None = None
+    """Where the model itself marked what it found; None for models that tell no places."""
     predecessor: PredecessorReference | None = None
     """The report that this one replaces."""
+    earlier_regions: PredecessorReference | None = None
+    """The region report of the version before; where there are no regions now, the report itself
+    replaces it too."""
     sr_title: SRTitleValues = SRTitleValues.IMAGING_MEASUREMENT_REPORT
     language: LanguageValues = LanguageValues.ENGLISH_UNITED_STATES
 
@@ -180,6 +193,11 @@ class ReportRequest:
                 probabilities,
             ),
             (
+                not {each.label for each in self.regions} <= self._found,
+                "regions must belong to a finding that is not absent",
+                sorted({each.label for each in self.regions}),
+            ),
+            (
                 self.version_number < 1,
                 "version_number must be 1 or more",
                 self.version_number,
@@ -196,15 +214,34 @@ class ReportRequest:
             ),
         )
 
+    @property
+    def _found(self) -> set[str]:
+        findings = self.findings
+        return {each.label for each in findings if each.presence is not PresenceValues.ABSENT}
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the result, the most certain first."""
+        return () if self.detection is None else self.detection.regions
+
+    def predecessors(self, role: DocumentRole) -> tuple[PredecessorReference, ...]:
+        """Return the earlier documents that a document of this role replaces."""
+        earlier = [self.predecessor] if role is DocumentRole.REPORT else []
+        if role is DocumentRole.REGIONS or (role is DocumentRole.REPORT and not self.regions):
+            earlier.append(self.earlier_regions)
+        return tuple(each for each in earlier if each is not None)
+
     def _written(self) -> Iterator[str]:
         """Yield every text that becomes a short attribute, where a backslash would split it."""
         yield from (self.node_id, self.software_version)
         yield from (self.model.name, self.model.version, self.model.title)
-        for finding in self.findings:
-            yield finding.label
-            for code in (finding.code, finding.site):
-                if code is not None:
-                    yield from (code.value, code.scheme, code.meaning)
+        yield from (each.label for each in self.findings)
+        yield from (each.tracked_as for each in self.regions)
+        codes = [code for each in self.findings for code in (each.code, each.site)]
+        codes += [code for each in self.regions for code in (each.code, each.site)]
+        for code in codes:
+            if code is not None:
+                yield from (code.value, code.scheme, code.meaning)
 
     @property
     def outcome(self) -> OutcomeValues:
@@ -221,10 +258,18 @@ class ReportRequest:
     @property
     def series_description(self) -> str:
         """The flag as study lists show it, at most 64 characters; the flag is never cut."""
+        return self._flagged(f"AI {self.outcome} - NOT VERIFIED")
+
+    def _flagged(self, flag: str) -> str:
         name = f"DEMO {self.model.name}" if self.model.demonstration else self.model.name
-        flag = f"AI {self.outcome} - NOT VERIFIED"
         room = _SERIES_DESCRIPTION_MAX_LENGTH - len(flag) - len(" ()")
         return f"{flag} ({name[:room]})"
+
+    def described(self, role: DocumentRole) -> str:
+        """Return the series description of a document of this role."""
+        if role is not DocumentRole.REGIONS:
+            return self.series_description
+        return self._flagged("AI REGIONS - NOT VERIFIED")
 
     @property
     def summary(self) -> str:
@@ -237,13 +282,24 @@ class ReportRequest:
     def _statement(self) -> str:
         named = f"{self.model.name} {self.model.version}"
         if self.refusal is None:
-            return f"{named}: {', '.join(spoken(finding) for finding in self.findings)}."
+            stated = f"{named}: {', '.join(spoken(finding) for finding in self.findings)}."
+            return f"{stated} {self._places()}".rstrip()
         verb = "failed" if self.refusal.failed else "was not performed"
         message = one_line(self.refusal.message).rstrip(".")
         return (
             f"The analysis by {named} {verb} ({self.refusal.reason}): {message}. "
             "No statement about any finding is made."
         )
+
+    def _places(self) -> str:
+        """Return what is said of places, in a sentence; empty for models that tell none."""
+        if self.detection is None:
+            return ""
+        count = len(self.regions)
+        counted = f"{count} region{'s' * (count != 1)} in a report of their own" if count else ""
+        note = one_line(self.detection.note).rstrip(".")
+        said = "; ".join(each for each in (counted, note) if each)
+        return f"{said[:1].upper()}{said[1:]}." if said else ""
 
 
 def one_line(text: str) -> str:

@@ -15,6 +15,7 @@ from dicom_io.results import codes
 from dicom_io.results.content import (
     CONTAINS,
     HAS_CONCEPT_MOD,
+    algorithm_items,
     code_item,
     container,
     encode_report,
@@ -40,6 +41,7 @@ def compose_study_report(
     capture: EncodedDocument | None = None,
     evidence: Evidence | None = None,
     explained: Collection[str] = (),
+    regions: EncodedDocument | None = None,
 ) -> EncodedDocument:
     """Return the Structured Report of a result with findings.
 
@@ -56,6 +58,8 @@ def compose_study_report(
         What `read_evidence` returned for this request, to read the headers only once.
     explained : collection of str
         Labels of the findings whose map the result card shows; their groups refer to it.
+    regions : EncodedDocument, optional
+        The region report of the same result, listed as evidence; it must be sent first.
 
     Raises
     ------
@@ -89,7 +93,8 @@ def compose_study_report(
                 [text_item(codes.COMMENT, request.summary, CONTAINS)],
             ),
         ]
-        return encode_report(request, evidence, sop_class, content, capture)
+        companions = [each for each in (capture, regions) if each is not None]
+        return encode_report(request, evidence, sop_class, content, companions)
 
 
 def _statements(request: ReportRequest, finding: Finding) -> Iterator[ContentItem]:
@@ -98,10 +103,7 @@ def _statements(request: ReportRequest, finding: Finding) -> Iterator[ContentIte
         yield code_item(codes.FINDING, finding.code, CONTAINS)
     if finding.site is not None:
         yield code_item(codes.FINDING_SITE, finding.site, HAS_CONCEPT_MOD)
-    yield text_item(codes.ALGORITHM_NAME, request.model.name, HAS_CONCEPT_MOD)
-    yield text_item(codes.ALGORITHM_VERSION, request.model.version, HAS_CONCEPT_MOD)
-    yield text_item(codes.ALGORITHM_PARAMETERS, operating_point(finding), HAS_CONCEPT_MOD)
-    yield code_item(codes.ALGORITHM_FAMILY, codes.ARTIFICIAL_INTELLIGENCE, HAS_CONCEPT_MOD)
+    yield from algorithm_items(request, operating_point(finding))
     yield percent_item(codes.CERTAINTY_OF_FINDING, finding.certainty_percent)
     yield code_item(finding.code, codes.PRESENCE[finding.presence], CONTAINS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dicom_io.errors import RefusalReason
 from dicom_io.reading import quiet_pydicom
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.refusal_report import compose_refusal_report
+from dicom_io.results.region_report import compose_region_report
 from dicom_io.results.request import (
     SR_CLASS_PREFERENCE,
     EncodedDocument,
@@ -26,6 +28,8 @@ from dicom_io.results.request import (
     SRTitleValues,
 )
 from dicom_io.results.study_report import compose_study_report
+from dicom_io.vocabulary import Detection, Finding
+from tests.regions_material import make_outline, make_region
 from tests.results_judges import (
     ALLOWED,
     BETWEEN_OBJECTS,
@@ -127,6 +131,40 @@ def test_a_study_report_is_accepted_in_every_class(
     assert "PRELIMINARY" in text
 
 
+@pytest.mark.parametrize("source", ["ct", "dx"])
+@pytest.mark.parametrize("finding", [POSITIVE, replace(UNCLEAR, label="Pneumonia")])
+@pytest.mark.parametrize("sop_class", list(SRClassValues), ids=lambda one: one.name.lower())
+def test_a_region_report_is_accepted_in_every_class(
+    sources: dict[str, tuple[Path, ...]],
+    tmp_path: Path,
+    source: str,
+    finding: Finding,
+    sop_class: SRClassValues,
+) -> None:
+    request = request_with_regions(sources[source], finding)
+    groups = sum(len(region.outlines) for region in request.regions)
+
+    report = compose_region_report(request, sop_class)
+
+    assert judge(report, tmp_path) == []
+    text = dump(report, tmp_path)
+    assert text.count('SCOORD:(,,"Image Region")=(POLYLINE') == groups
+    assert text.count('"Long axis")="12.5"') == groups
+    assert text.count('"Certainty of Finding"') == groups
+    assert text.count('CODE:(,,"Finding")') == groups * (finding is POSITIVE)
+    assert "UNVERIFIED" in text
+    assert "PRELIMINARY" in text
+
+
+def request_with_regions(paths: tuple[Path, ...], finding: Finding) -> ReportRequest:
+    """A region on up to three slices and another on one, in pixels of the images."""
+    uids = [pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in paths[20:23]]
+    uids = uids or [pydicom.dcmread(paths[0], stop_before_pixels=True).SOPInstanceUID]
+    outlines = tuple(make_outline(uid, long_axis_mm=12.5) for uid in uids)
+    regions = (make_region((), outlines=outlines), make_region((), 2, outlines=outlines[:1]))
+    return request_over(paths, findings=(finding, NEGATIVE), detection=Detection(regions))
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("reason", list(RefusalReason), ids=lambda one: one.name.lower())
 def test_a_refusal_is_accepted_in_every_class(
@@ -206,7 +244,7 @@ def test_all_objects_of_a_study_agree_with_its_images(
     for uid, document in written.items():
         (tmp_path / f"{uid}.dcm").write_bytes(document.data)
     ours = sorted(tmp_path.glob("*.dcm"))
-    assert len(ours) == len(written) == 7
+    assert len(ours) == len(written) == 10
 
     alone = set(complaints(tool("dcentvfy"), *sources[source]))
     lines = complaints(tool("dcentvfy"), *sources[source], *ours)
@@ -217,7 +255,7 @@ def test_all_objects_of_a_study_agree_with_its_images(
 
 
 def study_objects(paths: tuple[Path, ...]) -> Iterator[EncodedDocument]:
-    """Two versions of a result in three classes, a refusal, and their cards."""
+    """Two versions of a result in three classes, their regions, a refusal, and their cards."""
     request = request_over(paths)
     card = compose_capture(request, make_picture())
     yield card
@@ -231,6 +269,10 @@ def study_objects(paths: tuple[Path, ...]) -> Iterator[EncodedDocument]:
     )
     again = request_over(paths, predecessor=earlier, version_number=2)
     yield compose_study_report(again, capture=card)
+    marked = request_with_regions(paths, POSITIVE)
+    regions = [compose_region_report(marked, one) for one in SR_CLASS_PREFERENCE[:2]]
+    yield from regions
+    yield compose_study_report(marked, capture=card, regions=regions[0])
     refused = request_over(paths, refusal=REFUSAL)
     refused_card = compose_capture(refused, None)
     yield refused_card
