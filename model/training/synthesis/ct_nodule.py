@@ -1,0 +1,209 @@
+"""The labelled set ``ct-nodule``: slabs of one real chest CT, half of them with nodules put in.
+
+Owns which slices belong to which split, how many slabs are made, and what is drawn for each.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.derived import Derivation
+from model.errors import TrainingDataFault
+from model.training.synthesis.lungs import Grain, Hounsfield, depth_mm, grain_of, lung_mask
+from model.training.synthesis.nodules import Truth, with_nodule, with_vessel
+from model.training.synthesis.series import (
+    Placement,
+    SeriesRow,
+    SourceSeries,
+    placed,
+    random_placement,
+    source_series,
+    write_manifest,
+    write_series,
+)
+from model.training.synthesis.shapes import random_centre, random_nodule, random_vessel
+
+logger = logging.getLogger(__name__)
+
+NODULE, CLEAR = "nodule", "clear"
+SLICES_NEEDED = 60
+SLAB_SLICES = 4
+
+RANGES = {
+    "train": ((14, 25), (37, 41), (52, 59)),
+    "validation": ((0, 4),),
+    "test": ((7, 11),),
+}
+"""First and last slice of the source, counted from the feet, by split. Left out are slices that
+show something nodule-like by themselves (12 and 13, 26 to 36, 42 to 51: a density of 25 mm in the
+left lung among them) and two slices between validation and test."""
+
+COUNTS = {"train": 320, "validation": 100, "test": 120}
+"""Slabs of each split; every second one holds nodules."""
+
+MOST_NODULES = {"train": 6, "validation": 2, "test": 2}
+"""In one slab; the more there are to learn from, the fewer slabs it takes."""
+
+MOST_VESSELS = 4
+OUTSIDE_HU = -1024.0
+SEVERAL_APART_MM = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Neighbouring slices of the source, placed, with vessels put in and perhaps nodules."""
+
+    first: int
+    """Slice of the source."""
+    placement: Placement
+    values: Hounsfield
+    truths: tuple[Truth, ...] = ()
+    vessels: int = 0
+
+
+def make_ct_nodule(
+    source: Path, out: Path, seed: int, counts: dict[str, int] | None = None
+) -> Path:
+    """Write the set into a folder: series of DICOM files and ``manifest.csv``.
+
+    The manifest's columns: ``nodules`` lists ``slice/row/column/radius in mm`` of each, in
+    pixels of the written slices counted from 0; ``boxes`` the first and last slice, row and
+    column; ``largest_mm`` the largest radius; ``vessels`` how many were put in; ``slices`` which
+    slices of the source; ``placement`` how they were turned; ``background`` is the same for the
+    two slabs that differ in nothing but nodules.
+
+    Parameters
+    ----------
+    source : Path
+        Folder or zip with the series ``ct-chest-60``.
+    out : Path
+        Must not be there yet.
+    seed : int
+        The same seed gives the same files.
+    counts : dict, optional
+        Slabs by split, even numbers; ``COUNTS`` when absent.
+
+    Raises
+    ------
+    TrainingDataFault
+        The source has another number of slices: the ranges are chosen for one series.
+    """
+    rows: list[SeriesRow] = []
+    with source_series(source) as series:
+        if len(series.paths) != SLICES_NEEDED:
+            raise TrainingDataFault(
+                f"{source.name}: the slices are chosen for a series of {SLICES_NEEDED}, "
+                f"received {len(series.paths)}"
+            )
+        grain = grain_of(series.values[: SLAB_SLICES * 2])
+        for number, (split, count) in enumerate((counts or COUNTS).items()):
+            for pair in range(count // 2):
+                rng = np.random.default_rng([seed, number, pair])
+                name = f"{split}/{pair:04}"
+                rows += _write_pair(series, out, name, split, seed, grain, rng)
+            logger.info("%s: %d slabs written", split, count // 2 * 2)
+    return write_manifest(out, rows)
+
+
+def _write_pair(
+    series: SourceSeries, out: Path, name: str, split: str, seed: int, grain: Grain,
+    rng: np.random.Generator,
+) -> list[SeriesRow]:  # fmt: skip
+    """Write a slab twice: without nodules and with them."""
+    without = make_slab(series, _first_slice(split, rng), grain, rng)
+    count = int(rng.integers(1, MOST_NODULES[split] + 1))
+    with_them = add_nodules(without, series.spacing_mm, count, grain, rng)
+    rows = []
+    for slab, what in ((without, CLEAR), (with_them, NODULE)):
+        full = f"{name}-{what}"
+        derivation = Derivation(
+            name=f"ct-nodule {seed} {full}",
+            series_description="SYNTHETIC",
+            how=f"Synthetic: {len(slab.truths)} nodules and {slab.vessels} vessels were put in by "
+            f"a program; slices {slab.placement.in_words}. No finding of a patient.",
+        )
+        sources = series.paths[slab.first : slab.first + SLAB_SLICES]
+        write_series(out / full, sources, slab.values, derivation)
+        rows.append(_row(full, name, split, series.patient, slab))
+    return rows
+
+
+def _first_slice(split: str, rng: np.random.Generator) -> int:
+    """Draw where a slab begins, so that all of it lies in one range of the split."""
+    begins = [first for low, high in RANGES[split] for first in range(low, high - SLAB_SLICES + 2)]
+    return int(rng.choice(begins))
+
+
+def make_slab(series: SourceSeries, first: int, grain: Grain, rng: np.random.Generator) -> Slab:
+    """Return a slab with some vessels put in, which are no nodules."""
+    placement = random_placement(rng)
+    values = placed(series.values[first : first + SLAB_SLICES], placement, OUTSIDE_HU)
+    lungs = lung_mask(values, series.spacing_mm)
+    depth = depth_mm(lungs, series.spacing_mm)
+    vessels = 0
+    for _ in range(int(rng.integers(MOST_VESSELS + 1))):
+        centre = random_centre(depth, 4.0, rng)
+        if centre is not None:
+            vessel = random_vessel(centre, rng)
+            values = with_vessel(values, series.spacing_mm, vessel, grain, rng, lungs)
+            vessels += 1
+    return Slab(first, placement, values, (), vessels)
+
+
+def add_nodules(
+    slab: Slab,
+    spacing_mm: tuple[float, float, float],
+    count: int,
+    grain: Grain,
+    rng: np.random.Generator,
+) -> Slab:
+    """Return the slab with so many nodules, apart from each other; fewer where there is no room.
+
+    Raises
+    ------
+    TrainingDataFault
+        There is no lung to put them into.
+    """
+    values = slab.values
+    depth = depth_mm(lung_mask(values, spacing_mm), spacing_mm)
+    taken = np.zeros(depth.shape, dtype=np.bool_)
+    truths: list[Truth] = []
+    for _ in range(count):
+        centre = random_centre(depth, float(rng.uniform(2.0, 8.0)), rng, taken)
+        if centre is None:
+            continue
+        values, truth = with_nodule(values, spacing_mm, random_nodule(centre, rng), grain, rng)
+        truths.append(truth)
+        _take(taken, truth, spacing_mm)
+    if not truths:
+        raise TrainingDataFault(f"slices from {slab.first}: there is no lung for a nodule")
+    return Slab(slab.first, slab.placement, values, tuple(truths), slab.vessels)
+
+
+def _take(taken: np.ndarray, truth: Truth, spacing_mm: tuple[float, float, float]) -> None:
+    """Mark the surroundings of a nodule, wide enough for the largest one beside it."""
+    _, _, top, bottom, left, right = truth.box
+    rows, columns = (round((SEVERAL_APART_MM + 12.0) / step) for step in spacing_mm[1:])
+    taken[:, max(top - rows, 0) : bottom + rows, max(left - columns, 0) : right + columns] = True
+
+
+def _row(name: str, background: str, split: str, patient: str, slab: Slab) -> SeriesRow:
+    places = [
+        "/".join([*(f"{part:.1f}" for part in truth.centre), f"{truth.radius_mm:.1f}"])
+        for truth in slab.truths
+    ]
+    columns = {
+        "nodules": " ".join(places),
+        "boxes": " ".join("/".join(map(str, truth.box)) for truth in slab.truths),
+        "kinds": " ".join(truth.kind for truth in slab.truths),
+        "largest_mm": f"{max(t.radius_mm for t in slab.truths):.1f}" if slab.truths else "",
+        "vessels": str(slab.vessels),
+        "slices": f"{slab.first}-{slab.first + SLAB_SLICES - 1}",
+        "placement": slab.placement.in_words,
+        "background": background,
+    }
+    return SeriesRow(name, NODULE if slab.truths else CLEAR, split, patient, columns)
