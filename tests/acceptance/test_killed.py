@@ -66,7 +66,7 @@ def reports_in(sink) -> set[str]:
     }
 
 
-def expect_exactly_one_report(site: Installation, archive) -> None:
+def assert_exactly_one_report(site: Installation, archive) -> None:
     sink, _ = archive
     dossier = site.wait_until_over(ct_study_uid(), CT_FILES)
     assert dossier.study.state is StudyState.ROUTED
@@ -132,7 +132,7 @@ def test_scheduler_killed_before_completion(site: Installation, archive) -> None
 
     site.start("scheduler")
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
 
 
 def test_preparer_killed_while_it_prepares(site: Installation, archive) -> None:
@@ -143,7 +143,7 @@ def test_preparer_killed_while_it_prepares(site: Installation, archive) -> None:
 
     site.start("preparer")
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
 
 
 def leased_study(site: Installation) -> bool:
@@ -163,7 +163,7 @@ def test_worker_killed_while_it_computes_then_infers_again_and_reports_once(
 
     site.start("worker")
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
     (job,) = site.dossier(ct_study_uid()).jobs
     assert job.crashes == 1
 
@@ -212,7 +212,7 @@ def test_courier_killed_while_it_delivers(site: Installation, archive) -> None:
 
     site.start("courier")
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
 
 
 def test_archive_away_all_the_time_gets_the_report_when_it_returns_and_inference_ran_once(
@@ -226,7 +226,7 @@ def test_archive_away_all_the_time_gets_the_report_when_it_returns_and_inference
     assert "destination archive does not take results" in site.run("status", check=3).stdout
 
     with recording_archive(free_port) as pair:
-        expect_exactly_one_report(site, pair)
+        assert_exactly_one_report(site, pair)
 
     (after,) = site.dossier(ct_study_uid()).results
     assert after == before
@@ -248,7 +248,7 @@ def test_archive_short_of_space_is_asked_again(site: Installation, archive) -> N
     site.wait(refused_verbatim, "the archive's own words to be kept")
     sink.answer = STORED
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
 
 
 def test_supervisor_restarts_what_dies_and_stops_in_order(
@@ -262,7 +262,7 @@ def test_supervisor_restarts_what_dies_and_stops_in_order(
         site.wait(lambda role=role, first=first: site.child_pid(role) != first, f"a new {role}")
     site.send(CT)
 
-    expect_exactly_one_report(site, archive)
+    assert_exactly_one_report(site, archive)
 
     assert site.stop() == {"all": 0}
     assert "receiver stopped" in site.log()

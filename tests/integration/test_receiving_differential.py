@@ -64,7 +64,7 @@ class Both:
     plane: Receiver
     reference: Receiver
 
-    def compare(self, session: Session, **options) -> tuple[Replayed, dict[str, bytes]]:
+    def assert_alike(self, session: Session, **options) -> tuple[Replayed, dict[str, bytes]]:
         """Play a session to both and return what both did, which must be the same."""
         ours, theirs = (
             (replay(each.server.port, session, **options), each.take_files())
@@ -141,7 +141,7 @@ SENDERS = {
 def test_sessions_of_dcmtk_are_answered_alike(both, recorded, slices, name):
     session = recorded(*SENDERS[name], *slices)
 
-    replayed, files = both.compare(session)
+    replayed, files = both.assert_alike(session)
 
     assert len(files) == len(slices)
     statuses = [ul.status_of(c) for c in ul.commands_of(replayed.pdus[1:-1])]
@@ -152,10 +152,10 @@ def test_sessions_of_dcmtk_are_answered_alike(both, recorded, slices, name):
 @pytest.mark.parametrize("seed", range(4))
 def test_sessions_cut_into_odd_but_legal_fragments_are_answered_alike(both, recorded, slices, seed):
     session = recorded("storescu", "-xe", *slices[:1])
-    _, whole = both.compare(session)
+    _, whole = both.assert_alike(session)
 
     rng = random.Random(seed)
-    _, files = both.compare(refragmented(session, rng, longest=rng.choice((40_000, 4_000))))
+    _, files = both.assert_alike(refragmented(session, rng, longest=rng.choice((40_000, 4_000))))
 
     assert files == whole
 
@@ -164,8 +164,8 @@ def test_sessions_cut_into_odd_but_legal_fragments_are_answered_alike(both, reco
 def test_the_segments_of_the_network_make_no_difference(both, segment_bytes):
     session = small_session(random.Random(1))
 
-    _, whole = both.compare(session)
-    _, files = both.compare(session, segment_bytes=segment_bytes)
+    _, whole = both.assert_alike(session)
+    _, files = both.assert_alike(session, segment_bytes=segment_bytes)
 
     assert files == whole
     assert len(files) == 3
@@ -185,7 +185,7 @@ def test_a_session_of_pynetdicoms_sender_is_answered_alike(both, slices, testdat
         session = recorder.session()
     both.plane.take_files()
 
-    _, files = both.compare(session)
+    _, files = both.assert_alike(session)
 
     assert statuses == [StoreStatusValues.SUCCESS] * 2
     assert len(files) == 2
@@ -286,7 +286,10 @@ LEGAL = {
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 @pytest.mark.parametrize("name", LEGAL)
 def test_what_the_standard_allows_is_answered_alike(both, name):
-    both.compare(LEGAL[name])
+    replayed, _ = both.assert_alike(LEGAL[name])
+
+    assert replayed.pdus[0][0] == ul.ASSOCIATE_AC
+    assert replayed.left == b""
 
 
 @pytest.mark.parametrize("maximum", [0, 7, 16, 50, 300])
@@ -296,7 +299,7 @@ def test_answers_are_cut_alike_for_peers_that_take_short_pdus(both, maximum):
         maximum_pdu_bytes=maximum,
     )
 
-    replayed, _ = both.compare(session, quiet_seconds=5)
+    replayed, _ = both.assert_alike(session, quiet_seconds=5)
 
     (answer,) = ul.commands_of(pdu for pdu in replayed.pdus if pdu[0] == ul.P_DATA_TF)
     assert ul.status_of(answer) == StoreStatusValues.CANNOT_UNDERSTAND
@@ -312,8 +315,8 @@ def _pdus_of_an_answer(both: Both, maximum: int) -> int:
 def test_unusual_maximum_lengths_make_no_difference(both_unusual):
     session = small_session(random.Random(2))
 
-    _, files = both_unusual.compare(session)
-    _, again = both_unusual.compare(refragmented(session, random.Random(3), longest=60))
+    _, files = both_unusual.assert_alike(session)
+    _, again = both_unusual.assert_alike(refragmented(session, random.Random(3), longest=60))
 
     assert len(files) == 3
     assert again == files
@@ -324,7 +327,6 @@ UNREADABLE = {
     "a PDU of type 0": ul.pdu(0, b""),
     "a second A-ASSOCIATE-RQ": ul.associate_request(CONTEXTS),
     "an A-RELEASE-RP": ul.pdu(ul.RELEASE_RP, bytes(4)),
-    "an A-RELEASE-RQ that is too short": ul.pdu(ul.RELEASE_RQ, b"\0"),
     "an A-ASSOCIATE-RJ": ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\1\1"),
     "an HTTP request": b"GET / HTTP/1.1\r\nHost: pacs\r\n\r\n",
     "a data set without a command": ul.p_data(pdv(1, LAST_DATA, b"data")),
@@ -334,7 +336,21 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_no_pdu_ends_the_association_alike(both, name):
-    both.compare((*opened(stored("1.2.1", b"data"))[:-1], Step(UNREADABLE[name], 1)))
+    stored_before = opened(stored("1.2.1", b"data"))[:-1]
+
+    replayed, files = both.assert_alike((*stored_before, Step(UNREADABLE[name], 1)))
+
+    assert replayed.pdus[-1][0] == ul.ABORT
+    assert len(files) == 1
+
+
+def test_an_a_release_rq_that_is_too_short_releases_alike(both):
+    stored_before = opened(stored("1.2.1", b"data"))[:-1]
+
+    replayed, files = both.assert_alike((*stored_before, Step(ul.pdu(ul.RELEASE_RQ, b"\0"), 1)))
+
+    assert replayed.pdus[-1][0] == ul.RELEASE_RP
+    assert len(files) == 1
 
 
 @dataclass(frozen=True)

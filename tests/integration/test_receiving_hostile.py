@@ -115,7 +115,7 @@ def test_every_breach_of_the_protocol_is_survived_however_the_peer_leaves(receiv
     with HonestPeer(receiver.port) as honest:
         hp.together(attacks, AT_ONCE)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 def test_a_session_may_end_at_any_of_its_bytes_in_any_way(receiver):
@@ -130,7 +130,7 @@ def test_a_session_may_end_at_any_of_its_bytes_in_any_way(receiver):
     with HonestPeer(receiver.port) as honest:
         hp.together(attacks, AT_ONCE)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 @pytest.mark.parametrize("lie", LENGTH_LIES)
@@ -151,7 +151,7 @@ def test_random_mutations_of_whole_sessions_are_survived_and_the_honest_served(r
     with HonestPeer(receiver.port) as honest, _told(receiver, honest, capsys, count, "sessions"):
         hp.together(attacks, AT_ONCE)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 def test_random_mutations_of_messages_are_survived_and_the_honest_served(receiver, capsys):
@@ -170,7 +170,7 @@ def test_random_mutations_of_messages_are_survived_and_the_honest_served(receive
     ):
         hp.together(attacks, AT_ONCE)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _share_of_a_core(receiver: ReceiverProcess, seconds: float = 2.0) -> float:
     return (receiver.cpu_seconds - cpu) / (time.monotonic() - started)
 
 
-def _served(receiver: ReceiverProcess, honest: HonestPeer) -> None:
+def assert_served(receiver: ReceiverProcess, honest: HonestPeer) -> None:
     """Assert that honest peers were served all the while and that nothing of theirs is lost."""
     assert honest.failures == []
     assert honest.stored
@@ -255,7 +255,7 @@ def test_connect_and_close_probes_leave_nothing(receiver):
     with HonestPeer(receiver.port) as honest:
         hp.together([partial(hp.probe, receiver.port, 500)] * 4, 4)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 def test_a_storm_of_aborts_in_the_middle_of_instances_leaves_no_file(receiver):
@@ -272,7 +272,7 @@ def test_a_storm_of_aborts_in_the_middle_of_instances_leaves_no_file(receiver):
     with HonestPeer(receiver.port) as honest:
         hp.together(attacks, AT_ONCE)
 
-    _served(receiver, honest)
+    assert_served(receiver, honest)
     assert not receiver.holds(instance)
 
 
@@ -284,7 +284,7 @@ def test_peers_that_never_listen_are_ended_and_shut_nobody_out(receiver):
         were_ended = hp.together([attack] * 2, 2)
 
     assert all(were_ended)
-    _served(receiver, honest)
+    assert_served(receiver, honest)
 
 
 def test_a_byte_now_and_then_holds_no_connection_for_ever(receiver, capsys):
@@ -300,4 +300,4 @@ def test_a_byte_now_and_then_holds_no_connection_for_ever(receiver, capsys):
     with capsys.disabled():
         print("\n" + ", ".join(f"{name}: {seconds:.1f} s" for name, seconds in lasted.items()))
     assert {name for name, seconds in lasted.items() if seconds >= bound} == set()
-    _served(receiver, honest)
+    assert_served(receiver, honest)

@@ -143,7 +143,7 @@ class Plane:
         finally:
             self.plane.discard()
 
-    def fails(self, words: str) -> None:
+    def assert_aborted(self, words: str) -> None:
         """Serve, and expect the association to be aborted for a reason in these words."""
         with pytest.raises(ProtocolFault, match=words):
             self.serve()
@@ -296,7 +296,7 @@ def test_a_data_set_of_no_byte_is_answered_and_the_association_goes_on():
 @pytest.mark.parametrize("context_id", [0, 2, 5, 255])
 @pytest.mark.parametrize("control", [COMMAND, LAST_COMMAND, DATA, LAST_DATA])
 def test_a_context_that_was_not_accepted_is_a_fault(context_id, control):
-    Plane(ul.p_data(pdv(context_id, control, ul.store_request()))).fails(
+    Plane(ul.p_data(pdv(context_id, control, ul.store_request()))).assert_aborted(
         f"presentation context {context_id} was not accepted"
     )
 
@@ -359,7 +359,7 @@ def test_what_breaks_the_order_of_a_message_is_a_fault(breach, in_one_pdu, windo
     session = ul.p_data(*values) if in_one_pdu else b"".join(ul.p_data(v) for v in values)
 
     served = Plane(store() + session, maximum_pdu_bytes=window)
-    served.fails(words)
+    served.assert_aborted(words)
 
     assert served.sink.stored[0] == ("1.2.3", DATA_SET), "what was acknowledged stays"
 
@@ -383,14 +383,14 @@ def test_values_that_do_not_fill_their_pdu_are_a_fault(body, window):
     command = ul.p_data(pdv(1, LAST_COMMAND, ul.store_request()))
 
     served = Plane(command + ul.pdu(ul.P_DATA_TF, body) + bytes(100), maximum_pdu_bytes=window)
-    served.fails("presentation data value")
+    served.assert_aborted("presentation data value")
 
 
 def test_a_damaged_pdu_that_fits_the_window_has_no_effect_at_all():
     whole = pdv(1, LAST_COMMAND, ul.store_request()) + pdv(1, LAST_DATA, DATA_SET)
 
     served = Plane(ul.pdu(ul.P_DATA_TF, whole + b"\0"))
-    served.fails("presentation data value")
+    served.assert_aborted("presentation data value")
 
     assert served.sink.stored == []
     assert served.stream.sent == []
@@ -418,7 +418,7 @@ def test_a_command_may_be_long_and_not_without_end():
     longest = Plane(b"".join([ul.p_data(part)] * 4))
     longest.serve()
 
-    Plane(b"".join([ul.p_data(part)] * 4) + ul.p_data(pdv(1, COMMAND, b"x"))).fails(
+    Plane(b"".join([ul.p_data(part)] * 4) + ul.p_data(pdv(1, COMMAND, b"x"))).assert_aborted(
         "a command set without end"
     )
 
@@ -496,7 +496,7 @@ def test_an_ordinary_message_is_bounded():
     Plane(
         command + part * (ORDINARY_MAX_BYTES // (1024 * 1024)) + ul.p_data(pdv(1, LAST_DATA, b"x")),
         maximum_pdu_bytes=0,
-    ).fails("a message outside C-STORE")
+    ).assert_aborted("a message outside C-STORE")
 
 
 def test_the_bound_of_ordinary_messages_is_of_each_and_not_of_all():
@@ -525,7 +525,7 @@ def test_any_other_pdu_is_given_back_whole_also_in_the_middle_of_an_instance(kin
 @pytest.mark.parametrize("kind", [0, 8, 0x50, 255])
 def test_a_pdu_of_no_type_is_a_fault_before_a_byte_of_it_is_read(kind):
     served = Plane(store() + ul.pdu(kind, b"", length=1000))
-    served.fails(f"no PDU of type {kind:02X}H")
+    served.assert_aborted(f"no PDU of type {kind:02X}H")
 
     assert served.sink.stored == [("1.2.3", DATA_SET)]
 
@@ -534,7 +534,7 @@ def test_a_pdu_of_no_type_is_a_fault_before_a_byte_of_it_is_read(kind):
 @pytest.mark.parametrize("kind", [1, 5, 7])
 def test_another_pdu_is_bounded_before_a_byte_of_it_is_read(kind, length):
     served = Plane(ul.pdu(kind, bytes(64), length=length))
-    served.fails("longer than any can be")
+    served.assert_aborted("longer than any can be")
 
     assert served.stream.at == 6
 

@@ -70,18 +70,18 @@ def test_another_installation_is_refused_and_named(
 def test_another_address_or_port_may_be_claimed_beside_it(
     port: int, other: subprocess.Popen[str]
 ) -> None:
-    with PortClaim("127.0.0.2", port, "/srv/two"):
-        pass
-    with PortClaim(HOST, port - 1, "/srv/two"):
-        pass
+    with PortClaim("127.0.0.2", port, "/srv/two") as beside:
+        assert beside.port == port
+    with PortClaim(HOST, port - 1, "/srv/two") as below:
+        assert below.port == port - 1
 
 
 def test_a_claim_ends_with_its_process(port: int, other: subprocess.Popen[str]) -> None:
     other.kill()
     other.wait()
 
-    with PortClaim(HOST, port, "/srv/two"):
-        pass
+    with PortClaim(HOST, port, "/srv/two") as claim:
+        assert claim.port == port
 
 
 def test_a_port_that_a_stranger_shares_is_refused(port: int) -> None:

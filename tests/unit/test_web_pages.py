@@ -118,7 +118,8 @@ def test_a_result_card_is_not_shown_under_another_study(page: Page) -> None:
     html = page.text(f"/studies/{page.uids['positive']}")
     (address,) = set(re.findall(r'src="(/studies/[^"]+\.png)"', html))
 
-    page.raw(address.replace(page.uids["positive"], page.uids["negative"]), 404)
+    answer = page.raw(address.replace(page.uids["positive"], page.uids["negative"]), 404)
+    assert not answer.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("path", ["/", "/studies/{script}"])
