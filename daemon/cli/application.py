@@ -18,6 +18,7 @@ from daemon.cli import (
     replaying,
     serving,
     studies,
+    training,
 )
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command("doctor")(maintaining.doctor)
 app.command("version")(maintaining.version)
 app.command("send")(network.send)
 app.command("echo")(network.echo)
+app.command("train")(training.train)
 app.command("evaluate")(evaluating.evaluate)
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")

@@ -1,158 +1,239 @@
-"""The training loop: batches, schedule, the best weights on the validation split.
+"""One network, trained: epochs, the best of them, and a checkpoint after each.
 
-Owns optimiser, loss and stopping rule. Receives arrays and a network; knows nothing of files,
-DICOM or packages.
+Owns the loop. Receives images as arrays and writes into a folder; knows nothing of DICOM, of
+packages, or of how many networks there are.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from model.training.augment import AugmentationRanges, augment_batch
-from model.training.films import FilmSet
-from model.training.measures import roc_auc
+from model.errors import TrainingRunFault, TrainingStopped
+from model.training.fit_steps import Phase, Step, answering, compiled_step, phases_of
+from model.training.logs import EPOCH, EventLog
+from model.training.loop_batches import Part, epoch_batches, steps_per_epoch
+from model.training.measures import figures_of
+from model.training.optimisers import restore_optimiser, state_of
+from model.training.plan import TrainingPlan
+from model.training.plan_fit import FitPlan, MeasureValues
+from model.training.run_checkpoints import (
+    HISTORY_NAME,
+    LAST_NAME,
+    Checkpoint,
+    Course,
+    forget_others,
+    read_best,
+    read_checkpoint,
+    same_shapes,
+    write_best,
+    write_checkpoint,
+)
+from model.training.run_folder import write_json
+from model.training.watching import Watch
 
-logger = logging.getLogger(__name__)
-
-FloatArray = npt.NDArray[np.float32]
-_Batch = tuple[FloatArray, FloatArray]
+CHOSEN = "chosen"
 
 
 @dataclass(frozen=True, slots=True)
-class FitSettings:
-    """What a run is made of besides data and network; written into the package."""
+class FitJob:
+    """One network that is to be trained."""
 
-    epochs: int = 28
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    """Peak of a one-cycle schedule: one epoch of linear rise, then half a cosine to zero."""
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.05
-    judged_share: float = 0.4
-    """Only the last share of the epochs may become the result: early ones are unsettled."""
-    seed: int = 20240611
+    name: str
+    """``seed-0`` or ``fold-0``: its folder."""
+    plan: TrainingPlan
+    """With the seed of this network."""
+    training: Part
+    judging: Part
+    """Chooses the epoch."""
+    folder: Path
+    events: Path
+    """Of TensorBoard."""
 
-    def as_mapping(self) -> dict[str, float | int]:
-        """Return the settings for a manifest."""
-        return asdict(self)
-
-
-def batches(
-    films: FilmSet, settings: FitSettings, ranges: AugmentationRanges, rng: np.random.Generator
-) -> Iterator[_Batch]:
-    """Yield one epoch of augmented batches, both classes drawn equally often."""
-    labels = films.labels
-    order = _balanced_order(labels, rng)
-    for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
-        chosen = order[start : start + settings.batch_size]
-        values, targets = augment_batch(films.values[chosen], labels[chosen], ranges, rng)
-        smooth = settings.label_smoothing
-        yield values, targets * (1 - smooth) + smooth / 2
+    @property
+    def fit(self) -> FitPlan:
+        """How long and by what measure."""
+        return self.plan.fit
 
 
-def _read_ahead(source: Iterator[_Batch]) -> Iterator[_Batch]:
-    """Yield the same batches, the next one being made while the current one is used."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as pool:
-        pending = pool.submit(next, source, None)
-        while (batch := pending.result()) is not None:
-            pending = pool.submit(next, source, None)
-            yield batch
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A network that was trained."""
+
+    name: str
+    course: Course
+    weights: list[npt.NDArray[Any]]
+    """Of the chosen epoch, in the order of ``keras.Model.weights``."""
+
+    @property
+    def chosen_epoch(self) -> int:
+        """Counted from 1."""
+        return self.course.best_epoch + 1
 
 
-def _balanced_order(labels: FloatArray, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return as many indices as films; half of them from each class, in random order."""
-    half = len(labels) // 2
-    chosen = [_repeated(np.flatnonzero(labels == label), half, rng) for label in (0, 1)]
-    order = np.concatenate(chosen)
-    rng.shuffle(order)
-    return order
+def fit_network(job: FitJob, build: Callable[[], Any], watch: Watch) -> Fitted:
+    """Train a network, or go on where its folder says that it stopped.
 
+    Parameters
+    ----------
+    job : FitJob
+    build : callable
+        Makes the untrained network; called once, with the seed set.
+    watch : Watch
 
-def _repeated(
-    indices: npt.NDArray[np.int64], count: int, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Draw `count` indices so that none is used twice before all were used once."""
-    rounds = math.ceil(count / len(indices))
-    return np.concatenate([rng.permutation(indices) for _ in range(rounds)])[:count]
-
-
-def fit(
-    network: Any,
-    train: FilmSet,
-    validation: FilmSet,
-    settings: FitSettings,
-    ranges: AugmentationRanges,
-) -> list[dict[str, float]]:
-    """Train `network` in place; leave it with the weights that were best on validation.
-
-    Best is the highest ROC AUC among the judged epochs, and the later one of equals.
-
-    Returns
-    -------
-    list of dict
-        Per epoch: ``epoch``, ``loss``, ``validation_auc``; ``chosen`` where the weights are
-        the ones that were kept.
+    Raises
+    ------
+    TrainingStopped
+        Somebody asked for it; the folder holds all that was done.
+    TrainingRunFault
+        The loss is no number, or the folder is damaged or belongs to another network.
     """
-    rng = np.random.default_rng(settings.seed)
-    steps = len(train.films) // settings.batch_size
-    step = _compiled_step(network, settings, steps)
-    history: list[dict[str, float]] = []
-    best_auc, best_epoch, best_weights = -1.0, 0, network.get_weights()
-    first_judged = int(settings.epochs * (1 - settings.judged_share))
-    for epoch in range(settings.epochs):
-        epoch_batches = _read_ahead(batches(train, settings, ranges, rng))
-        losses = [float(step(*batch)) for batch in epoch_batches]
-        auc = roc_auc(validation.labels, predict_logits(network, validation.values))
-        history.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation_auc": auc})
-        logger.info("epoch %d: loss %.4f, validation AUC %.4f", epoch, history[-1]["loss"], auc)
-        if epoch >= first_judged and auc >= best_auc:
-            best_auc, best_epoch, best_weights = auc, epoch, network.get_weights()
-    network.set_weights(best_weights)
-    history[best_epoch]["chosen"] = 1.0
-    return history
+    job.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = read_checkpoint(job.folder / LAST_NAME)
+    if checkpoint is None or not checkpoint.course.is_finished:
+        _Training(job, build, checkpoint, watch).run()
+        checkpoint = read_checkpoint(job.folder / LAST_NAME)
+    if checkpoint is None:
+        raise TrainingRunFault(f"{job.folder}: the checkpoint was removed; train again")
+    course = checkpoint.course
+    return Fitted(job.name, course, read_best(job.folder, course.best_epoch))
 
 
-def _compiled_step(network: Any, settings: FitSettings, steps_per_epoch: int) -> Any:
-    """Return a compiled function (values, targets) -> loss that moves the weights once."""
-    total = settings.epochs * steps_per_epoch
-    schedule = keras.optimizers.schedules.CosineDecay(
-        settings.learning_rate / 20,
-        total - steps_per_epoch,
-        warmup_target=settings.learning_rate,
-        warmup_steps=steps_per_epoch,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=settings.weight_decay, global_clipnorm=1.0
-    )
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    optimizer.build(network.trainable_variables)
-    loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
+class _Training:
+    """The state of one network's training between epochs."""
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def step(values: Any, targets: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(targets[:, None], network(values, training=True))
-        variables = network.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        return loss
+    def __init__(
+        self, job: FitJob, build: Callable[[], Any], checkpoint: Checkpoint | None, watch: Watch
+    ) -> None:
+        self._job, self._watch = job, watch
+        keras.utils.set_random_seed(job.fit.seed)
+        self._network = build()
+        self._course = checkpoint.course if checkpoint is not None else Course()
+        if checkpoint is not None:
+            _put(checkpoint.network, self._network.variables, job)
+        self._steps = steps_per_epoch(job.training, job.fit)
+        self._phases = phases_of(job.plan)
+        self._phase: Phase | None = None
+        self._step: Step | None = None
+        self._answer = answering(self._network)
+        self._restore = checkpoint.optimiser if checkpoint is not None else []
 
-    return step
+    def run(self) -> None:
+        """Train until the last epoch, or until nothing better came for long enough."""
+        events = EventLog(self._job.events, self._course.history)
+        try:
+            while not self._course.is_finished:
+                entry = self._one_epoch()
+                self._keep(entry)
+                events.write(entry)
+                self._tell(entry)
+                if self._watch.should_stop() and not self._course.is_finished:
+                    raise TrainingStopped(
+                        f"stopped after epoch {self._course.next_epoch} of {self._job.name}"
+                    )
+        finally:
+            events.close()
+
+    def _one_epoch(self) -> dict[str, float]:
+        job, epoch, started = self._job, self._course.next_epoch, time.monotonic()
+        step = self._step_of(epoch)
+        words = f"{job.name}, epoch {epoch + 1} of {job.fit.epochs}"
+        losses: list[Any] = []
+        batches = epoch_batches(job.training, job.fit, job.plan.augmentation, epoch)
+        with self._watch.progress(words, self._steps) as done:
+            for values, targets in batches:
+                losses.append(step.run(values, targets))
+                done(len(losses))
+        loss = float(np.mean([float(each) for each in losses]))
+        if not math.isfinite(loss):
+            raise TrainingRunFault(
+                f"{job.name}: the loss of epoch {epoch + 1} is {loss}; lower the learning rate "
+                f"([optimiser]) or set a clip_norm, and train again"
+            )
+        figures = figures_of(job.plan.head.kind, job.judging.targets, self.logits(job.judging))
+        return {
+            EPOCH: float(epoch + 1),
+            "loss": loss,
+            "learning_rate": step.learning_rate,
+            **{f"validation_{name}": value for name, value in figures.items()},
+            "seconds": time.monotonic() - started,
+        }
+
+    def _step_of(self, epoch: int) -> Step:
+        """Return the compiled step of an epoch's phase; a new phase has a new optimiser."""
+        phase = next(phase for phase in self._phases if epoch < phase.end)
+        if self._step is None or phase != self._phase:
+            self._step = compiled_step(self._network, self._job.plan, phase, self._steps,
+                                       self._job.training.targets)  # fmt: skip
+            self._phase = phase
+            if self._restore:
+                restore_optimiser(self._step.optimiser, self._restore)
+                self._restore = []
+        return self._step
+
+    def _keep(self, entry: dict[str, float]) -> None:
+        """Write weights, then the checkpoint that means them, then remove what nobody means."""
+        course, fit, folder = self._course, self._job.fit, self._job.folder
+        epoch, value = course.next_epoch, _value(fit.measure, entry)
+        first_judged = min(int(fit.epochs * (1 - fit.judged_share)), fit.epochs - 1)
+        if epoch >= first_judged and value >= course.best_value:
+            course.best_epoch, course.best_value = epoch, value
+            write_best(folder, epoch, self._network.get_weights())
+        course.next_epoch = epoch + 1
+        course.seconds += entry["seconds"]
+        course.history.append(entry)
+        waited = epoch - max(course.best_epoch, first_judged)
+        is_hopeless = 0 < fit.patience <= waited
+        course.is_finished = course.next_epoch >= fit.epochs or is_hopeless
+        for done in course.history:
+            done.pop(CHOSEN, None)
+        if course.best_epoch >= 0:
+            course.history[course.best_epoch][CHOSEN] = 1.0
+        network = [np.asarray(variable) for variable in self._network.variables]
+        checkpoint = Checkpoint(course, network, self._optimiser_arrays())
+        write_checkpoint(folder / LAST_NAME, checkpoint)
+        write_json(folder / HISTORY_NAME, {"epochs": course.history})
+        if course.best_epoch >= 0:
+            forget_others(folder, course.best_epoch)
+
+    def _optimiser_arrays(self) -> list[npt.NDArray[Any]]:
+        """Return nothing at the end of a phase: the next one begins with its own."""
+        ends = {phase.end for phase in self._phases}
+        if self._step is None or self._course.next_epoch in ends:
+            return []
+        return state_of(self._step.optimiser)
+
+    def _tell(self, entry: dict[str, float]) -> None:
+        measure = f"validation_{self._job.fit.measure}"
+        self._watch.say(
+            f"{self._job.name}: epoch {int(entry[EPOCH])} of {self._job.fit.epochs}: loss "
+            f"{entry['loss']:.4f}, {measure} {entry[measure]:.4f}, {entry['seconds']:.1f} s"
+        )
+
+    def logits(self, part: Part) -> npt.NDArray[np.float32]:
+        """Return the network's answers for a part; (row, outputs)."""
+        return self._answer(part)
 
 
-def predict_logits(network: Any, values: FloatArray, batch_size: int = 64) -> FloatArray:
-    """Return the network's logit for each film, (film,)."""
-    parts = [
-        np.asarray(network(values[start : start + batch_size], training=False))[:, 0]
-        for start in range(0, len(values), batch_size)
-    ]
-    return np.concatenate(parts).astype(np.float32)
+def _value(measure: MeasureValues, entry: dict[str, float]) -> float:
+    value = entry[f"validation_{measure}"]
+    if not math.isfinite(value):
+        return float("-inf")
+    return -value if measure is MeasureValues.LOSS else value
+
+
+def _put(arrays: list[npt.NDArray[Any]], variables: Any, job: FitJob) -> None:
+    if not same_shapes(arrays, variables):
+        raise TrainingRunFault(
+            f"{job.folder / LAST_NAME}: holds another network; train into a new folder"
+        )
+    for array, variable in zip(arrays, variables, strict=True):
+        variable.assign(array)

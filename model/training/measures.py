@@ -1,136 +1,144 @@
-"""What a binary classifier is worth: threshold rule, calibration, figures with intervals.
+"""What a network's answers are worth while it is being trained, and how they are calibrated.
 
-Owns scikit-learn, which only training and evaluation need. Works on arrays of
-labels and scores; knows nothing of films or networks.
+Owns the figures by which an epoch is chosen and the fit of scale and offset. Figures for people,
+with intervals, are ``model.evaluation``'s.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
+from scipy import optimize, special
 from sklearn import metrics
 
+from model.training.heads import HeadValues
+from model.training.losses import probabilities_of
+
+LOWEST_SCALE = 0.01
+"""Of a calibration: answers that are worth nothing shall not all become the same score."""
+
 FloatArray = npt.NDArray[np.float32]
-
-BOOTSTRAP_ROUNDS = 1000
-INTERVAL_PERCENT = 95.0
+Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One figure with its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_mapping(self) -> dict[str, float]:
-        """Return the figure for a manifest, rounded to four places."""
-        return {
-            "value": round(self.value, 4),
-            "low": round(self.low, 4),
-            "high": round(self.high, 4),
-        }
-
-
-def roc_auc(labels: FloatArray, scores: FloatArray) -> float:
-    """Return the area under the ROC curve."""
-    return float(metrics.roc_auc_score(labels, scores))
-
-
-def figures_at(labels: FloatArray, scores: FloatArray, threshold: float) -> dict[str, float]:
-    """Return accuracy, sensitivity, specificity, F1, ROC AUC, PR AUC and Brier score.
+def figures_of(head: HeadValues, targets: FloatArray, logits: FloatArray) -> dict[str, float]:
+    """Return loss, accuracy and the areas under both curves.
 
     Parameters
     ----------
-    labels : ndarray
-        (film,), 0 or 1.
-    scores : ndarray
-        (film,), probability of the positive class.
-    threshold : float
-        Scores at or above it count as positive.
-    """
-    judged = (scores >= threshold).astype(np.float32)
-    return {
-        "accuracy": float(metrics.accuracy_score(labels, judged)),
-        "sensitivity": float(metrics.recall_score(labels, judged, zero_division=0.0)),
-        "specificity": float(metrics.recall_score(labels, judged, pos_label=0, zero_division=0.0)),
-        "f1": float(metrics.f1_score(labels, judged, zero_division=0.0)),
-        "roc_auc": float(metrics.roc_auc_score(labels, scores)),
-        "pr_auc": float(metrics.average_precision_score(labels, scores)),
-        "brier": float(metrics.brier_score_loss(labels, scores)),
-    }
-
-
-def measured(
-    labels: FloatArray,
-    scores: FloatArray,
-    threshold: float,
-    seed: int,
-    count: int = BOOTSTRAP_ROUNDS,
-) -> dict[str, Measure]:
-    """Return every figure with a percentile bootstrap interval over films.
-
-    Films are drawn within each class, so that every round holds both.
-    """
-    rng = np.random.default_rng(seed)
-    classes = [np.flatnonzero(labels == label) for label in (0, 1)]
-    rounds: list[dict[str, float]] = []
-    for _ in range(count):
-        drawn = np.concatenate([rng.choice(index, len(index)) for index in classes])
-        rounds.append(figures_at(labels[drawn], scores[drawn], threshold))
-    tail = (100 - INTERVAL_PERCENT) / 2
-    return {
-        name: Measure(value, *(np.percentile([r[name] for r in rounds], (tail, 100 - tail))))
-        for name, value in figures_at(labels, scores, threshold).items()
-    }
-
-
-def fitted_calibration(
-    labels: FloatArray, logits: FloatArray, highest_scale: float = np.inf
-) -> tuple[float, float]:
-    """Return the scale and offset of the logits that minimise the log loss.
-
-    Both classes weigh the same, whatever their share of the films: the probability is the one
-    at equal prevalence, so that it does not carry this set's share into another hospital. The
-    scale stays at or below `highest_scale`.
+    head : HeadValues
+    targets : ndarray
+        (image, outputs), 0 or 1.
+    logits : ndarray
+        (image, outputs).
 
     Returns
     -------
-    tuple of float
-        ``(scale, offset)`` of ``sigmoid(logit * scale + offset)``; the scale is positive and
-        the inverse of a temperature.
+    dict
+        ``loss`` in nats, ``accuracy`` (of the likeliest class, or of every answer at 0.5),
+        ``roc_auc`` and ``pr_auc``: means over the outputs that have images of both kinds, NaN
+        where none has.
     """
-    weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    scores = probabilities_of(head, logits)
+    return {
+        "loss": _log_loss(head, targets, logits),
+        "accuracy": _accuracy(head, targets, scores),
+        "roc_auc": _mean_over_outputs(metrics.roc_auc_score, targets, scores),
+        "pr_auc": _mean_over_outputs(metrics.average_precision_score, targets, scores),
+    }
 
-    def log_loss(parameters: npt.NDArray[np.float64]) -> float:
-        scaled = logits.astype(np.float64) * np.exp(parameters[0]) + parameters[1]
+
+def _log_loss(head: HeadValues, targets: FloatArray, logits: FloatArray) -> float:
+    wide = logits.astype(np.float64)
+    if head is HeadValues.MULTI_CLASS:
+        return float(-np.mean(np.sum(targets * special.log_softmax(wide, axis=1), axis=1)))
+    return float(np.mean(np.logaddexp(0.0, wide) - targets * wide))
+
+
+def _accuracy(head: HeadValues, targets: FloatArray, scores: FloatArray) -> float:
+    if head is HeadValues.MULTI_CLASS:
+        return float(np.mean(targets.argmax(axis=1) == scores.argmax(axis=1)))
+    return float(np.mean((scores >= 0.5) == (targets >= 0.5)))
+
+
+def _mean_over_outputs(
+    figure: Callable[..., Any], targets: FloatArray, scores: FloatArray
+) -> float:
+    columns = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
+    values = [float(figure(targets[:, c], scores[:, c])) for c in columns]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def fitted_calibration(
+    head: HeadValues,
+    targets: FloatArray,
+    logits: FloatArray,
+    *,
+    highest_scale: float = np.inf,
+    is_balanced: bool = True,
+) -> tuple[Array, Array]:
+    """Return scale and offset of the logits that minimise the log loss.
+
+    Parameters
+    ----------
+    highest_scale : float
+        The scale stays at or below it: validation images come from where the training images
+        come from, and certainty would be overstated elsewhere.
+    is_balanced : bool
+        Every class weighs the same, whatever its share: the probability is the one at equal
+        prevalence, so that it does not carry this set's share into another hospital.
+
+    Returns
+    -------
+    tuple of ndarray
+        Scale and offset for each output, (outputs,); of a softmax the scale is the same for all
+        and the offsets sum to zero. The scale is the inverse of a temperature.
+    """
+    if head is HeadValues.MULTI_CLASS:
+        return _fitted_softmax(targets, logits, highest_scale, is_balanced)
+    pairs = [
+        _fitted_sigmoid(targets[:, c], logits[:, c], highest_scale, is_balanced)
+        for c in range(targets.shape[1])
+    ]
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+
+
+def _fitted_sigmoid(
+    labels: FloatArray, logits: FloatArray, highest_scale: float, is_balanced: bool
+) -> tuple[float, float]:
+    share = float(labels.mean())
+    if not 0 < share < 1:
+        return 1.0, 0.0
+    weights = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) if is_balanced else 1.0
+    wide = logits.astype(np.float64)
+
+    def log_loss(parameters: Array) -> float:
+        scaled = wide * np.exp(parameters[0]) + parameters[1]
         return float(np.mean(weights * (np.logaddexp(0.0, scaled) - labels * scaled)))
 
-    bounds = [(None, np.log(highest_scale)), (None, None)]
+    bounds = [(np.log(LOWEST_SCALE), np.log(highest_scale)), (None, None)]
     found = optimize.minimize(log_loss, np.zeros(2), method="Nelder-Mead", bounds=bounds)
     return float(np.exp(found.x[0])), float(found.x[1])
 
 
-def highest_threshold(labels: FloatArray, scores: FloatArray, sensitivity: float) -> float:
-    """Return the highest threshold that keeps at least this sensitivity.
+def _fitted_softmax(
+    targets: FloatArray, logits: FloatArray, highest_scale: float, is_balanced: bool
+) -> tuple[Array, Array]:
+    outputs = targets.shape[1]
+    share = np.maximum(targets.mean(axis=0), 1e-12)
+    weights = (targets / (share * outputs)).sum(axis=1) if is_balanced else np.ones(len(targets))
+    wide = logits.astype(np.float64)
 
-    It lies half-way between two neighbouring scores, so that rounding cannot move a film of
-    this set across it.
+    def log_loss(parameters: Array) -> float:
+        scaled = wide * np.exp(parameters[0]) + parameters[1:]
+        each = -np.sum(targets * special.log_softmax(scaled, axis=1), axis=1)
+        return float(np.mean(weights * each))
 
-    Raises
-    ------
-    ValueError
-        There is no positive film.
-    """
-    positives = np.sort(scores[labels == 1])[::-1]
-    if len(positives) == 0:
-        raise ValueError("labels: at least one positive film is needed, received none")
-    kept = int(np.ceil(sensitivity * len(positives)))
-    lowest_kept = float(positives[kept - 1])
-    below = scores[scores < lowest_kept]
-    neighbour = float(below.max()) if len(below) else 0.0
-    return (lowest_kept + neighbour) / 2
+    bounds = [(np.log(LOWEST_SCALE), np.log(highest_scale)), *[(-50.0, 50.0)] * outputs]
+    start = np.zeros(outputs + 1)
+    found = optimize.minimize(log_loss, start, method="L-BFGS-B", bounds=bounds).x
+    offsets = found[1:] - found[1:].mean()
+    return np.full(outputs, np.exp(found[0])), offsets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from model.training.dataset import (
     PatientSourceValues,
     SplitValues,
 )
-from model.training.films import opened, patient_key
+from model.training.patients import patient_key
 
 _KEY_DIGITS = 16
 
@@ -52,6 +53,18 @@ def open_dataset(source: Path) -> Iterator[Dataset]:
         return
     with _unpacked(source) as folder:
         yield _from_folders(folder)
+
+
+@contextlib.contextmanager
+def opened(source: Path) -> Iterator[Path]:
+    """Yield a folder with the splits: `source` itself, or a zip unpacked for the while."""
+    if source.is_dir():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="medimgd-films-") as folder:
+        with zipfile.ZipFile(source) as archive:
+            archive.extractall(folder)
+        yield Path(folder)
 
 
 @contextlib.contextmanager

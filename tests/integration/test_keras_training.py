@@ -1,7 +1,8 @@
-"""Training for an instant on few real films ends in a package that loads and serves."""
+"""Training for an instant on few small films ends in a package that loads and serves."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,59 +12,63 @@ import pytest
 
 from model.package import load_package
 from model.runtimes.check import try_package
-from model.training.cxr_pneumonia_card import CLASSES, VERSION
+from tests.tiny_training import CONFIG, write_config, write_films
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def train(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "daemon", "train", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
-def few_films(unpacked, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
-    source = unpacked("chest-xray-224")
-    root = next(path.parent for path in source.rglob("val") if path.is_dir())
-    for split, count in (("train", 20), ("val", 10)):
-        for name in CLASSES:
-            (folder / split / name).mkdir(parents=True)
-            for path in sorted((root / split / name).iterdir())[:count]:
-                shutil.copy(path, folder / split / name)
-    return folder
+def films(tmp_path_factory) -> Path:
+    return write_films(
+        tmp_path_factory.mktemp("films"), counts={"train": 16, "validation": 8, "test": 6}
+    )
 
 
-def test_script_writes_a_package_that_passes_every_check(few_films, tmp_path):
-    # Given a few films of each class,
-    command = [
-        sys.executable, "-m", "model.training.cxr_pneumonia", "--data", str(few_films),
-        "--out", str(tmp_path), "--epochs", "2", "--seed", "3",
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return write_config(tmp_path_factory.mktemp("config"), CONFIG)
 
-    # when the script runs on them,
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    # then the package keeps its own word and names how it came to be.
+def test_run_ends_in_a_package_that_passes_every_check(films, config, tmp_path):
+    # Given a configuration and films in three splits,
+    run = tmp_path / "run"
+
+    # when they are trained on,
+    done = train(config, "--data", films, "--out", run, "--seed", "3", "--threads", "1", "--json")
+
+    # then the package keeps its own word and names how it came to be,
     assert done.returncode == 0, done.stderr[-2000:]
-    package = load_package(tmp_path / f"cxr-pneumonia-{VERSION}")
-    assert package.training["settings"]["seed"] == 3
-    assert package.training["films"] == (
-        "train: 20 NORMAL, 20 PNEUMONIA; validation: 10 NORMAL, 10 PNEUMONIA"
+    package = load_package(Path(json.loads(done.stdout)["package"]))
+    assert package.training["fit"]["seed"] == 3
+    assert package.training["images"] == (
+        "train: 16 DARK, 16 BRIGHT; validation: 8 DARK, 8 BRIGHT; test: 6 DARK, 6 BRIGHT"
     )
     assert set(package.metrics["sensitivity"]) == {"value", "low", "high"}
+    assert package.metrics["split"].startswith("test: 12 images of 6 patients")
     assert try_package(package.folder, "cpu").faults == ()
 
+    # and the run folder says all of it again.
+    reports = {path.parent.name for path in run.glob("evaluation/*/report.html")}
+    assert reports == {"validation", "test"}
+    assert (run / "config.toml").read_text() == config.read_text()
+    assert len(json.loads((run / "networks/seed-0/history.json").read_text())["epochs"]) == 3
+    assert list(run.glob("tensorboard/seed-0/events.out.tfevents.*"))
 
-def test_leak_between_the_splits_stops_the_script(few_films, tmp_path):
+
+def test_leak_between_the_splits_stops_the_run_with_a_list(films, config, tmp_path):
     leaking = tmp_path / "films"
-    shutil.copytree(few_films, leaking)
-    film = next((leaking / "train" / "NORMAL").iterdir())
-    shutil.copy(film, leaking / "val" / "NORMAL")
+    shutil.copytree(films, leaking)
+    film = next((leaking / "train" / "DARK").iterdir())
+    shutil.copy(film, leaking / "validation" / "DARK" / "p99_1.png")
 
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "model.training.cxr_pneumonia", "--data", str(leaking),
-            "--out", str(tmp_path / "out"), "--epochs", "2",
-        ],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = train(config, "--data", leaking, "--out", tmp_path / "run")
 
     assert done.returncode == 1
-    assert "in both splits" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert "duplicates (1): 2 identical files in train and validation" in done.stderr
+    assert not (tmp_path / "run" / "networks").exists()
+    assert json.loads((tmp_path / "run" / "gate.json").read_text())["passed"] is False

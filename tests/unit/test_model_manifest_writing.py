@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.manifest_writing import toml_text
-from model.training.cxr_pneumonia_card import CONTRACT, SELECTION
+
+CONFIG = Path(__file__).resolve().parents[2] / "model/training/configs/cxr-pneumonia.toml"
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 scalars = text | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
@@ -26,10 +28,13 @@ def test_any_plain_data_survives_the_round_trip(data):
 
 
 def test_lists_of_conditions_are_indented_as_they_are_nested():
-    written = toml_text({"selection": SELECTION, "contract": CONTRACT})
+    stated = tomllib.loads(CONFIG.read_text(encoding="utf-8"))
+    tables = {key: stated[key] for key in ("selection", "contract")}
+
+    written = toml_text(tables)
 
     assert '        { attribute = "BodyPartExamined", in = ["CHEST", "THORAX"] },' in written
-    assert tomllib.loads(written) == {"selection": SELECTION, "contract": CONTRACT}
+    assert tomllib.loads(written) == tables
 
 
 def test_value_without_a_form_in_toml_is_refused():

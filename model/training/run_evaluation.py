@@ -1,0 +1,102 @@
+"""The finished package, measured on validation and, once and last, on test.
+
+Owns which splits are measured and where the reports lie. The figures are ``model.evaluation``'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from model.evaluation.evaluation import evaluate_split
+from model.evaluation.records import Evaluation, Question, ScoredSplit
+from model.evaluation.report import ReportFacts, data_digest
+from model.evaluation.running import LIBRARIES, PAGE_NAME, REPORT_NAME, Finished
+from model.evaluation.scoring import score_images
+from model.evaluation.truth import match_classes
+from model.package import ModelPackage
+from model.runtimes.opening import RuntimeOptions, open_predictor
+from model.runtimes.port import Predictor
+from model.training.dataset import SplitValues
+from model.training.plan import TrainingPlan
+from model.training.plan_fit import FoldOverValues, FoldUseValues
+from model.training.run_folder import RunFolder
+from model.training.run_images import RunImages
+from model.training.watching import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """The report that the package carries."""
+
+    json: Path
+    page: Path
+
+
+def measured_splits(images: RunImages, plan: TrainingPlan) -> tuple[SplitValues, ...]:
+    """Return what the package is measured on: validation unless its networks learned from it."""
+    folds = plan.folds
+    has_learned = (
+        folds is not None
+        and folds.over is FoldOverValues.BOTH
+        and folds.use is FoldUseValues.ENSEMBLE
+    )
+    splits = () if has_learned else (SplitValues.VALIDATION,)
+    return (*splits, *(split for split in images.dataset.splits if split is SplitValues.TEST))
+
+
+def evaluate_splits(
+    images: RunImages, package: ModelPackage, plan: TrainingPlan, folder: RunFolder, watch: Watch
+) -> ReportFiles | None:
+    """Measure the package and write a report for each split.
+
+    Returns
+    -------
+    ReportFiles or None
+        Of the test split where there is one, else of validation; None where neither is left.
+    """
+    predictor = open_predictor(package, RuntimeOptions())
+    predictor.load()
+    files: ReportFiles | None = None
+    for split in measured_splits(images, plan):
+        done = _measured(images, package, predictor, plan, split, watch)
+        place = folder.evaluation / str(split)
+        done.write(place)
+        files = ReportFiles(place / REPORT_NAME, place / PAGE_NAME)
+        _tell(done.evaluation, split, watch)
+    return files
+
+
+def _measured(
+    images: RunImages,
+    package: ModelPackage,
+    predictor: Predictor,
+    plan: TrainingPlan,
+    split: SplitValues,
+    watch: Watch,
+) -> Finished:
+    listed = images.dataset.images_of(split)
+    found = {name for image in listed for name in image.labels}
+    renamed = {c: label.name for label in plan.labels for c in label.classes if c in found}
+    classes = match_classes(package, listed, renamed)
+    with watch.progress(f"scoring {split}", len(listed)) as done:
+        scored = ScoredSplit(score_images(package, predictor, listed, done), classes.truth(listed))
+    question = Question(split, seed=plan.fit.seed)
+    evaluation = evaluate_split(package, classes, scored, question)
+    inspected = [one for one in images.gate.inspected if one.image.split is split]
+    facts = ReportFacts(
+        package, images.gate, data_digest(inspected), predictor.description,
+        {name: version(name) for name in LIBRARIES},
+    )  # fmt: skip
+    return Finished(evaluation, scored, facts)
+
+
+def _tell(evaluation: Evaluation, split: SplitValues, watch: Watch) -> None:
+    for label in evaluation.labels:
+        words = ", ".join(
+            f"{name} {label.figures[name].value:.4f}"
+            for name in ("roc_auc", "sensitivity", "specificity", "accuracy")
+            if label.figures[name].value is not None
+        )
+        watch.say(f"{split}: {label.name} at {label.threshold:g}: {words}")

@@ -1,0 +1,220 @@
+"""From trained networks to a finished package: calibrated, judged, measured, packed.
+
+Owns the order. Thresholds and calibration are chosen on validation; a test split is looked at
+once, when nothing is left to be chosen.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.evaluation.thresholds import choose_threshold, parse_rule
+from model.findings import FloatArray
+from model.manifest_writing import toml_text, write_manifest
+from model.package import MANIFEST_FORMAT, ModelPackage, load_package
+from model.package_files import sha256_of
+from model.packing import PackSources, pack
+from model.training.dataset import SplitValues
+from model.training.ensemble import Trained, network_of
+from model.training.fit_steps import answering
+from model.training.heads import HeadValues
+from model.training.losses import probabilities_of
+from model.training.measures import Array, fitted_calibration
+from model.training.networks import calibrate, mean_of
+from model.training.plan import TrainingPlan
+from model.training.run_evaluation import evaluate_splits
+from model.training.run_folder import RunFolder, write_json, write_text
+from model.training.run_images import RunImages
+from model.training.run_probes import write_probe_tensors
+from model.training.targets import IntArray
+from model.training.watching import Watch
+
+WEIGHTS_NAME = "weights.keras"
+DRAFT_NAME = "draft.toml"
+PROVENANCE_NAME = "training.json"
+_DIGITS = 5
+"""Of a threshold: a person can read it, and no image moves."""
+
+_OUTPUT_KINDS = {
+    HeadValues.BINARY: "logit",
+    HeadValues.MULTI_LABEL: "logit",
+    HeadValues.MULTI_CLASS: "softmax",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was chosen on images that the network has not learned from."""
+
+    network: Any
+    """keras.Model, calibrated."""
+    scale: Array
+    offset: Array
+    labels: list[dict[str, object]]
+    """As the manifest has them."""
+    scores: Array
+    """(image, outputs), calibrated."""
+    places: IntArray
+    """Of the images the scores belong to."""
+
+
+def choose(images: RunImages, trained: Trained, plan: TrainingPlan) -> Chosen:
+    """Average the networks, fold the calibration into them and choose the thresholds.
+
+    Raises
+    ------
+    EvaluationFault
+        A label has no image, or only images, among those it is chosen on.
+    """
+    members = [network_of(plan, fitted) for fitted in trained.members]
+    network = mean_of(members)
+    places = images.places(SplitValues.VALIDATION)
+    logits: FloatArray
+    if trained.held_out is not None:
+        places, logits = trained.held_out
+    else:
+        logits = answering(network)(images.part(places))
+    targets = images.targets[places]
+    scale, offset = np.ones(plan.outputs), np.zeros(plan.outputs)
+    if plan.calibration is not None:
+        scale, offset = fitted_calibration(
+            plan.head.kind,
+            targets,
+            logits,
+            highest_scale=plan.calibration.highest_scale,
+            is_balanced=plan.calibration.is_balanced,
+        )
+        calibrate(members, scale, offset)
+    if trained.held_out is None:
+        logits = answering(network)(images.part(places))
+    else:
+        logits = (logits * scale + offset).astype(np.float32)
+    scores = probabilities_of(plan.head.kind, logits).astype(np.float64)
+    labels = _labels(plan, targets >= 0.5, scores)
+    return Chosen(network, scale, offset, labels, scores, places)
+
+
+def _labels(plan: TrainingPlan, truth: Any, scores: Array) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for number, label in enumerate(plan.labels):
+        output = output_of(plan, number)
+        column = (label.name, truth[:, output], scores[:, output])
+        rule = parse_rule(label.rule or plan.threshold.rule)
+        threshold = round(choose_threshold(*column, rule).threshold, _DIGITS)
+        table: dict[str, object] = {
+            "name": label.name,
+            "code": [label.code.value, label.code.scheme, label.code.meaning],
+            "threshold": threshold,
+            "index": output,
+        }
+        if label.site is not None:
+            table["site"] = [label.site.value, label.site.scheme, label.site.meaning]
+        if plan.threshold.band:
+            other = choose_threshold(*column, parse_rule(plan.threshold.band)).threshold
+            table["undetermined"] = sorted([round(other, _DIGITS), threshold])
+        found.append(table)
+    return found
+
+
+def output_of(plan: TrainingPlan, number: int) -> int:
+    """Return which output of the network speaks for a label."""
+    if plan.head.kind is HeadValues.MULTI_CLASS:
+        return plan.data.classes.index(plan.labels[number].classes[0])
+    return number
+
+
+def write_package(
+    images: RunImages,
+    chosen: Chosen,
+    plan: TrainingPlan,
+    folder: RunFolder,
+    provenance: Mapping[str, object],
+    watch: Watch,
+) -> Path:
+    """Save, measure and pack; return the package's folder.
+
+    Raises
+    ------
+    PackageFault
+        The package does not keep its own word; every fault is named.
+    """
+    weights = _saved(chosen.network, folder)
+    draft = _draft(plan, chosen)
+    draft_path = write_text(folder.path(DRAFT_NAME), toml_text(draft))
+    trial = _trial(draft, weights, plan, folder)
+    report = evaluate_splits(images, trial, plan, folder, watch)
+    probes = write_probe_tensors(folder.path("probes"), images, chosen, plan)
+    out = folder.package / plan.words.at_version
+    if out.exists():
+        # Of an earlier attempt that did not come to its end.
+        shutil.rmtree(out)
+    packed = pack(
+        PackSources(
+            draft=draft_path,
+            weights=weights,
+            evaluation=report.json if report is not None else None,
+            page=report.page if report is not None else None,
+            training=write_json(folder.path(PROVENANCE_NAME), provenance),
+            readme=plan.words.readme,
+            probes=probes,
+        ),
+        out,
+    )
+    shutil.rmtree(trial.folder)
+    watch.say(f"package: {packed.path} ({packed.size_bytes} bytes)")
+    return packed.path
+
+
+def _saved(network: Any, folder: RunFolder) -> Path:
+    """Save the network once: Keras writes the time into the file, and its digest is its name."""
+    path = folder.path(WEIGHTS_NAME)
+    if not path.exists():
+        part = folder.path(f"part-{WEIGHTS_NAME}")
+        network.save(part)
+        part.replace(path)
+    return path
+
+
+def _draft(plan: TrainingPlan, chosen: Chosen) -> dict[str, object]:
+    """Return the manifest without digests."""
+    words = plan.words
+    return {
+        "name": words.name,
+        "version": words.version,
+        "title": words.title,
+        "intended_use": words.intended_use,
+        "limits": list(words.limits),
+        "demonstration": words.demonstration,
+        "weights": {"file": WEIGHTS_NAME, "runtime": "keras"},
+        "output": {"kind": _OUTPUT_KINDS[plan.head.kind], "size": plan.outputs},
+        "input": plan.values["input"],
+        **plan.copied,
+        "labels": chosen.labels,
+    }
+
+
+def _trial(
+    draft: Mapping[str, object], weights: Path, plan: TrainingPlan, folder: RunFolder
+) -> ModelPackage:
+    """Return the package as it will be, without the figures that are yet to be measured."""
+    place = folder.path("trial") / plan.words.at_version
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(weights, place / WEIGHTS_NAME)
+    write_manifest(
+        place,
+        {
+            "format": MANIFEST_FORMAT,
+            **draft,
+            "preprocessing_digest": plan.recipe.digest,
+            "weights": {
+                "file": WEIGHTS_NAME, "runtime": "keras", "sha256": sha256_of(weights),
+            },
+        },
+    )  # fmt: skip
+    return load_package(place)

@@ -1,0 +1,149 @@
+"""Decoded images in one memory-mapped file: decoded once, larger than memory if need be.
+
+Owns the file, its key and its being taken up again after a kill. The pixels are those of
+``model.training.reading``, the daemon's own steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dicom_io.errors import Refusal, UnreadableInstance
+from dicom_io.tensors import TensorRecipe
+from model.errors import TrainingDataFault
+from model.training.inspection import InspectedImage
+from model.training.reading import read_image
+from model.training.run_folder import sync_folder, write_text
+
+FloatArray = npt.NDArray[np.float32]
+
+FLUSH_EVERY = 256
+"""Images decoded between two notes of how far it came."""
+
+MOST_FAULTS_SHOWN = 20
+KEY_DIGITS = 24
+
+
+def tensors_of(
+    inspected: Sequence[InspectedImage],
+    recipe: TensorRecipe,
+    folder: Path,
+    on_image: Callable[[int], None] | None = None,
+) -> FloatArray:
+    """Return the tensors of images, from the cache or decoded into it.
+
+    Parameters
+    ----------
+    inspected : sequence of InspectedImage
+        In the order of the rows.
+    recipe : TensorRecipe
+        Without a free axis.
+    folder : Path
+        Of the cache.
+    on_image : callable, optional
+        Called with the number of images done.
+
+    Returns
+    -------
+    ndarray
+        (image, [slices,] rows, columns, channels), float32 in [0, 1], read-only and mapped:
+        pages are read as they are used.
+
+    Raises
+    ------
+    TrainingDataFault
+        Images that the recipe cannot read, all named.
+    InstanceUnavailable
+        A file cannot be read now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_key(inspected, recipe)}.npy"
+    if not path.exists():
+        _decode(inspected, recipe, path, on_image)
+    if on_image is not None:
+        on_image(len(inspected))
+    mapped: FloatArray = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def _key(inspected: Sequence[InspectedImage], recipe: TensorRecipe) -> str:
+    """Return a name that only the same contents in the same order through the same steps have."""
+    lines = [recipe.digest, *(one.content_digest for one in inspected)]
+    return hashlib.sha256("\n".join(lines).encode("ascii")).hexdigest()[:KEY_DIGITS]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How many rows are known to be on disk."""
+
+    path: Path
+
+    def read(self) -> int:
+        try:
+            return int(self.path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
+    def write(self, rows: int) -> None:
+        write_text(self.path, str(rows))
+
+
+def _decode(
+    inspected: Sequence[InspectedImage],
+    recipe: TensorRecipe,
+    path: Path,
+    on_image: Callable[[int], None] | None,
+) -> None:
+    part, progress = path.with_suffix(".part"), _Progress(path.with_suffix(".rows"))
+    shape = (len(inspected), *(int(edge or 0) for edge in recipe.shape))
+    start = progress.read() if part.exists() else 0
+    mapped = np.lib.format.open_memmap(
+        part, mode="r+" if start else "w+", dtype=np.float32, shape=None if start else shape
+    )
+    faults: list[str] = []
+    for row in range(start, len(inspected)):
+        image = inspected[row].image
+        try:
+            mapped[row] = read_image(image, recipe)
+        except (Refusal, UnreadableInstance) as error:
+            faults.append(f"{image.name}: {_without_folder(str(error), image.files)}")
+        if on_image is not None:
+            on_image(row + 1)
+        if (row + 1) % FLUSH_EVERY == 0 and not faults:
+            mapped.flush()
+            progress.write(row + 1)
+    if faults:
+        raise TrainingDataFault(_listed(faults))
+    mapped.flush()
+    del mapped
+    _publish(part, path)
+    progress.path.unlink(missing_ok=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def _without_folder(sentence: str, files: Sequence[Path]) -> str:
+    for file in files:
+        sentence = sentence.replace(str(file), file.name)
+    return sentence
+
+
+def _listed(faults: Sequence[str]) -> str:
+    shown = "; ".join(faults[:MOST_FAULTS_SHOWN])
+    more = f"; and {len(faults) - MOST_FAULTS_SHOWN} more" * (len(faults) > MOST_FAULTS_SHOWN)
+    return f"{len(faults)} images cannot be read as [input] says: {shown}{more}. Remove them"
