@@ -38,6 +38,7 @@ FIGURES = (
 _PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity"})
 _NEEDS_POSITIVE = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
 _NEEDS_NEGATIVE = frozenset({"specificity", "roc_auc"})
+_ONE_PATIENT = "one patient only: it says nothing about others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,9 @@ def figure_of(
         low, high = exact_interval(value, patients)
         note = f"no exception among {patients}: the interval is the exact binomial one"
         return Figure(value, low, high, images, patients, "exact", note)
+    if patients < 2:
+        # Every round would draw the same one: an interval without width says the opposite.
+        return Figure(value, None, None, images, patients, "none", _ONE_PATIENT)
     ends = percentile_interval(rounds)
     if ends is None:
         return Figure(value, None, None, images, patients, "none", "no round defines it")

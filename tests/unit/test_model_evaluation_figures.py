@@ -86,6 +86,20 @@ def test_precision_of_a_package_that_flags_nothing_is_undefined():
     assert figures["precision"].note == "no image was judged positive"
 
 
+def test_many_images_of_one_patient_have_figures_and_no_interval():
+    truth = np.array([True, False] * 10)
+    scores = np.linspace(0, 1, 20)
+
+    figures, _ = figures_with_intervals(
+        truth, scores, scores >= 0.5, Resampling(("one",) * 20, 0, 100)
+    )
+
+    assert figures["roc_auc"].value == pytest.approx(0.45)
+    for name in ("accuracy", "sensitivity", "specificity", "roc_auc", "brier"):
+        assert (figures[name].low, figures[name].high) == (None, None)
+        assert "one patient only" in figures[name].note
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
 def test_rounds_are_what_scikit_learn_gives_for_the_same_weights(seed):
