@@ -1,6 +1,6 @@
 """Turning the records of ``dicom_io.vocabulary`` into columns and back.
 
-Owns the stored form of findings, model identities and tensors; knows no query.
+Owns the stored form of findings, regions, model identities and tensors; knows no query.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy import RowMapping
 
-from dicom_io.vocabulary import Code, Finding, ImageTensor, ModelIdentity, PresenceValues
+from dicom_io.vocabulary import (
+    Code,
+    Detection,
+    Finding,
+    ImageTensor,
+    ModelIdentity,
+    PresenceValues,
+    Region,
+    RegionOutline,
+)
 
 
 def canonical_digest(value: object) -> str:
@@ -44,6 +53,34 @@ def finding_from_json(stored: Mapping[str, Any]) -> Finding:
 def findings_to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """Return findings as a JSON list, in their order."""
     return [finding_to_json(finding) for finding in findings]
+
+
+def detection_to_json(detection: Detection | None) -> dict[str, Any] | None:
+    """Return what a detecting network said of places as JSON values; None where it said nothing."""
+    return None if detection is None else asdict(detection)
+
+
+def detection_from_json(stored: Mapping[str, Any] | None) -> Detection | None:
+    """Return what ``detection_to_json`` stored."""
+    if stored is None:
+        return None
+    return Detection(tuple(_region(each) for each in stored["regions"]), stored["note"])
+
+
+def _region(stored: Mapping[str, Any]) -> Region:
+    site = stored["site"]
+    outlines = tuple(
+        RegionOutline(**{**each, "points": tuple((column, row) for column, row in each["points"])})
+        for each in stored["outlines"]
+    )
+    return Region(
+        **{
+            **stored,
+            "code": Code(**stored["code"]),
+            "site": None if site is None else Code(**site),
+            "outlines": outlines,
+        }
+    )
 
 
 def identity_to_json(identity: ModelIdentity) -> dict[str, Any]:

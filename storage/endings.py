@@ -113,7 +113,11 @@ def _finish_within(connection: Connection, analysed: Analysed, now: datetime) ->
     result_id = write_result(
         connection,
         result_of(
-            job, ResultKind.FINDING, analysed.analysis_started_at, findings=analysed.findings
+            job,
+            ResultKind.FINDING,
+            analysed.analysis_started_at,
+            findings=analysed.findings,
+            detection=analysed.detection,
         ),
         now,
     )

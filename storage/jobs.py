@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from dicom_io.errors import RefusalReason
-from dicom_io.vocabulary import Finding, ImageTensor, ModelIdentity
+from dicom_io.vocabulary import Detection, Finding, ImageTensor, ModelIdentity
 from storage import schema
 from storage.database import Database
 from storage.encoding import (
@@ -222,6 +222,7 @@ def result_of(
     started_at: datetime,
     *,
     findings: tuple[Finding, ...] = (),
+    detection: Detection | None = None,
     reason: RefusalReason | None = None,
     message: str = "",
 ) -> NewResult:
@@ -235,6 +236,7 @@ def result_of(
         preprocessing_digest=job.preprocessing_digest,
         kind=kind,
         findings=findings,
+        detection=detection,
         refusal_reason=reason,
         refusal_message=message,
         analysis_started_at=started_at,

@@ -12,7 +12,17 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
 
 from dicom_io.statuses import is_delivered, is_transient
 from storage import audit, schema
@@ -71,7 +81,7 @@ class DeliveryRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryGroup:
-    """What one association should carry: one result's documents, SC before SR."""
+    """What one association should carry: one result's documents, the study report last."""
 
     destination: str
     result_id: int
@@ -83,6 +93,9 @@ _DOCUMENT = schema.document
 
 
 _DELIVERY = schema.delivery
+
+_SENDING_ORDER = case({"SC": 0, "SR-ROI": 1}, value=_DELIVERY.c.role, else_=2)
+"""The study report refers to the picture and the regions, so it goes last."""
 
 
 def _query() -> Select[Any]:
@@ -112,7 +125,7 @@ def due_deliveries(
 
     What was tried least goes first, then the oldest result: an object over which a destination
     breaks off every time must not keep all others waiting. Destinations behind an open breaker
-    are left out. A group never splits: the picture goes before the report that refers to it. A
+    are left out. A group never splits: picture and regions go before the report that names them. A
     later version waits until the earlier ones of the same model and study have left, so that a
     destination never receives them in the wrong order.
 
@@ -152,9 +165,8 @@ def due_deliveries(
             & (due_groups.c.result_id == _DELIVERY.c.result_id),
         )
         .where(_DELIVERY.c.state == DeliveryState.PENDING, _DELIVERY.c.next_attempt_at <= now)
-        # "SC" sorts before "SR".
         .order_by(
-            due_groups.c.tried, _DELIVERY.c.result_id, _DELIVERY.c.destination, _DELIVERY.c.role
+            due_groups.c.tried, _DELIVERY.c.result_id, _DELIVERY.c.destination, _SENDING_ORDER
         )
     )
     with database.read() as connection:

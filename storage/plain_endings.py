@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from dicom_io.vocabulary import Explanation, Finding
+from dicom_io.vocabulary import Detection, Explanation, Finding
 from storage import schema
 from storage.explanations import write_explanations
 from storage.jobs import ClaimedJob, JobRecord, job_from_row, result_of
@@ -30,6 +30,8 @@ class Analysed:
     analysis_started_at: datetime
     explanations: tuple[Explanation, ...] = ()
     """Of findings that have one, or that should and cannot; see ``model.explain``."""
+    detection: Detection | None = None
+    """Where a detecting model marked what it found; see ``model.regions``."""
 
 
 def plain_ones(
@@ -108,4 +110,10 @@ def finish_plain_ones(
 
 
 def _new_result(each: Analysed, record: JobRecord) -> NewResult:
-    return result_of(record, ResultKind.FINDING, each.analysis_started_at, findings=each.findings)
+    return result_of(
+        record,
+        ResultKind.FINDING,
+        each.analysis_started_at,
+        findings=each.findings,
+        detection=each.detection,
+    )

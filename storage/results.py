@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, RowMapping, Select, insert, select, update
 
 from dicom_io.errors import RefusalReason
-from dicom_io.vocabulary import Finding, ModelIdentity
+from dicom_io.vocabulary import Detection, Finding, ModelIdentity
 from storage import audit, schema
 from storage.database import Database
 from storage.encoding import (
     canonical_digest,
+    detection_from_json,
+    detection_to_json,
     finding_from_json,
     findings_to_json,
     identity_from_json,
@@ -54,6 +56,7 @@ class NewResult:
     refusal_reason: RefusalReason | None
     refusal_message: str
     analysis_started_at: datetime
+    detection: Detection | None = None
 
 
 class ComposedDocument(Protocol):
@@ -61,7 +64,7 @@ class ComposedDocument(Protocol):
 
     @property
     def role(self) -> str:
-        """``SR`` or ``SC``."""
+        """``SC``, ``SR-ROI`` or ``SR``."""
 
     @property
     def sop_class_uid(self) -> str:
@@ -109,6 +112,8 @@ class ResultRecord:
     preprocessing_digest: str
     kind: ResultKind
     findings: tuple[Finding, ...]
+    detection: Detection | None
+    """Where a detecting model marked what it found; None where nothing was said of places."""
     refusal_reason: RefusalReason | None
     """None for findings."""
     refusal_message: str
@@ -162,6 +167,7 @@ def new_result_values(
         "model_name": new.model.name,
         "kind": new.kind,
         "findings": findings_to_json(new.findings),
+        "detection": detection_to_json(new.detection),
         "refusal_reason": new.refusal_reason or "",
         "refusal_message": new.refusal_message,
         "result_digest": _digest(new),
@@ -175,18 +181,19 @@ def new_result_values(
 
 
 def _digest(new: NewResult) -> str:
-    return canonical_digest(
-        {
-            "study_instance_uid": new.study_instance_uid,
-            "model": identity_to_json(new.model),
-            "instance_set_digest": new.instance_set_digest,
-            "preprocessing_digest": new.preprocessing_digest,
-            "kind": new.kind,
-            "findings": findings_to_json(new.findings),
-            "refusal_reason": new.refusal_reason,
-            "refusal_message": new.refusal_message,
-        }
-    )
+    stated: dict[str, object] = {
+        "study_instance_uid": new.study_instance_uid,
+        "model": identity_to_json(new.model),
+        "instance_set_digest": new.instance_set_digest,
+        "preprocessing_digest": new.preprocessing_digest,
+        "kind": new.kind,
+        "findings": findings_to_json(new.findings),
+        "refusal_reason": new.refusal_reason,
+        "refusal_message": new.refusal_message,
+    }
+    if new.detection is not None:
+        stated["detection"] = detection_to_json(new.detection)
+    return canonical_digest(stated)
 
 
 def _query() -> Select[Any]:
@@ -209,6 +216,7 @@ def result_from_row(row: RowMapping) -> ResultRecord:
     values["sop_instance_uids"] = tuple(row["sop_instance_uids"])
     values["kind"] = ResultKind(row["kind"])
     values["findings"] = tuple(finding_from_json(each) for each in row["findings"])
+    values["detection"] = detection_from_json(row["detection"])
     reason = row["refusal_reason"]
     values["refusal_reason"] = RefusalReason(reason) if reason else None
     values["state"] = ResultState(row["state"])

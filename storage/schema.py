@@ -256,6 +256,8 @@ result = Table(
     Column("model_name", String(128), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("findings", JSON, nullable=False),
+    # Regions and what is said of them; NULL where the model tells no places.
+    Column("detection", JSON(none_as_null=True)),
     text("refusal_reason"),
     text("refusal_message"),
     Column("result_digest", SHA256, nullable=False),
