@@ -6,6 +6,7 @@ network, and the reading of weights. Nothing is ever downloaded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ _DEVIATION = (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1] over ImageNet."""
 _CENTRE_BGR = (103.939, 116.779, 123.68)
 
-_READING_FAULTS = (ValueError, TypeError, KeyError, OSError, AttributeError, IndexError)
-"""What Keras and h5py raise for files that do not fit."""
+_READING_FAULTS = (
+    ValueError, TypeError, KeyError, OSError, AttributeError, IndexError, UserWarning,
+)  # fmt: skip
+"""What Keras and h5py raise for files that do not fit. Of layers that a file does not hold Keras
+only warns, and leaves them at random."""
 
 
 def backbone_features(image: Any, plan: NetworkPlan) -> Any:
@@ -78,10 +82,14 @@ def all_layers(network: Any) -> Iterator[Any]:
 
 def _read_weights(backbone: Any, path: Path, application: str) -> None:
     try:
-        if path.suffix == ".keras":
-            backbone.set_weights(_saved_backbone(path).get_weights())
-        else:
-            backbone.load_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            # Keras 3.15 converts its variables in a way NumPy 2 calls outdated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if path.suffix == ".keras":
+                backbone.set_weights(_saved_backbone(path).get_weights())
+            else:
+                backbone.load_weights(path)
     except _READING_FAULTS as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise NetworkFault(

@@ -64,7 +64,7 @@ def _mean_map(members: Sequence[Any]) -> Any:
     """Return the network from an input to the mean of the members' maps."""
     image = keras.Input(members[0].input_shape[1:], name="image")
     maps = [
-        keras.Model(each.inputs, each.get_layer(MAP_LAYER).output, name=each.name)(image)
+        keras.Model(each.inputs[0], each.get_layer(MAP_LAYER).output, name=each.name)(image)
         for each in members
     ]
     return keras.Model(image, keras.layers.Average(dtype="float32")(maps), name="members")
