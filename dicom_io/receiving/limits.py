@@ -17,7 +17,7 @@ from dicom_io.receiving.shared_places import Holder, SharedPlaces, Tally
 LOGGER = logging.getLogger(__name__)
 
 MAXIMUM_ASSOCIATIONS = 64
-"""Enough for the modalities and the PACS of one hospital; each costs two threads."""
+"""Enough for the modalities and the PACS of one hospital; each costs a thread."""
 
 MAXIMUM_PDU_BYTES = 131_072
 """The largest PDU we offer to receive: also the most that DCMTK ever sends. Measured on loopback,

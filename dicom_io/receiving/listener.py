@@ -250,7 +250,7 @@ class AssociationListener(AssociationServer):
 
     def _set_options(self, connection: socket.socket) -> None:
         disable_nagle(connection)
-        # Without this, a peer that stops in the middle of a PDU holds its threads for ever.
+        # Without this, a peer that stops in the middle of a PDU holds its thread for ever.
         connection.settimeout(self.ae.acse_timeout)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002

@@ -6,6 +6,8 @@ what is done in a state.
 
 from __future__ import annotations
 
+IDLE = "Sta1"
+"""There is no association and no connection."""
 AWAITING_ANSWER = "Sta3"
 """An association was requested, and is neither accepted nor rejected yet."""
 ESTABLISHED = "Sta6"

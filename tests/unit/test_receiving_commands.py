@@ -43,6 +43,7 @@ def _pynetdicom_command(message: DIMSEMessage, primitive: C_STORE | C_ECHO) -> b
     return encoded
 
 
+@settings(deadline=None)
 @given(
     uid=UIDS,
     class_uid=UIDS,
@@ -67,6 +68,7 @@ def test_a_response_is_byte_for_byte_what_pynetdicom_sends(
     assert ours == _pynetdicom_command(C_STORE_RSP(), response)
 
 
+@settings(deadline=None)
 @given(uid=UIDS, class_uid=UIDS, message_id=MESSAGE_IDS, priority=st.sampled_from([0, 1, 2]))
 def test_a_request_by_pynetdicom_is_read_as_it_was_meant(uid, class_uid, message_id, priority):
     request = C_STORE()
@@ -81,6 +83,7 @@ def test_a_request_by_pynetdicom_is_read_as_it_was_meant(uid, class_uid, message
     assert announces_data_set(command)
 
 
+@settings(deadline=None)
 @given(uid=UIDS, originator=st.text("ABC12", min_size=1, max_size=16), move_id=MESSAGE_IDS)
 def test_the_optional_elements_of_a_c_move_sub_operation_are_passed_over(uid, originator, move_id):
     request = C_STORE()
@@ -138,12 +141,14 @@ def test_what_we_take_as_a_request_pynetdicom_takes_as_a_valid_one_too(elements)
     assert announces_data_set(command) == (theirs.get("CommandDataSetType", 0x101) != 0x101)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_without_an_exception(command):
     assert isinstance(read_store_command(command), StoreCommand | None)
     assert announces_data_set(command) in (True, False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=20)), max_size=8))
 def test_elements_are_found_exactly_when_they_are_in_order(elements):
     command = b"".join(struct.pack("<HHL", 0, tag, len(v)) + v for tag, v in elements)
@@ -153,6 +158,7 @@ def test_elements_are_found_exactly_when_they_are_in_order(elements):
     assert command_elements(command) == (dict(elements) if in_order else None)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_command_cut_anywhere_is_none(data):
     command = ul.store_request()
@@ -197,6 +203,7 @@ def test_any_padding_of_a_uid_is_taken_off(padding):
     assert read == StoreCommand(7, ul.CT_IMAGE_STORAGE, "1.2.3")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_an_error_comment_is_one_line_of_64_ascii_characters(comment):
     shown = error_comment(StoreAnswer(StoreStatusValues.CANNOT_UNDERSTAND, comment))
@@ -211,6 +218,7 @@ def test_success_has_no_comment():
     assert error_comment(StoreAnswer(StoreStatusValues.SUCCESS, "all went well")) == ""
 
 
+@settings(deadline=None)
 @given(message_id=MESSAGE_IDS)
 def test_an_echo_is_read_and_answered_as_pynetdicom_does(message_id):
     request, response = C_ECHO(), C_ECHO()
