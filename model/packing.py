@@ -24,6 +24,7 @@ from dicom_io.tensors import TensorRecipe, build_tensor, image_values_to_tensor,
 from model.archives import is_archive_name, write_archive
 from model.errors import PackageFault
 from model.evaluation_report import EvaluationReport, read_evaluation_report
+from model.input_distribution import DISTRIBUTION_NAME
 from model.manifest_writing import write_manifest
 from model.package import MANIFEST_FORMAT, ModelPackage, load_package
 from model.package_files import MOST_PROBES, sha256_of
@@ -54,6 +55,8 @@ class PackSources:
     training: Path | None = None
     """Where the weights come from (TOML or JSON); becomes ``[training]``."""
     readme: Path | None = None
+    input_distribution: Path | None = None
+    """What the inputs look like, as ``InputDistribution.write`` writes it."""
     probes: tuple[Path, ...] = ()
     """Images (DICOM, PNG, JPEG), folders of one DICOM series, or .npy tensors."""
     tolerance: float = DEFAULT_TOLERANCE
@@ -154,6 +157,10 @@ def _gather(sources: PackSources, draft: Mapping[str, Any], folder: Path) -> dic
         manifest["evaluation"] = _with_evaluation(sources, sources.evaluation, folder)
         report = read_evaluation_report(sources.evaluation)
         manifest.setdefault("metrics", _metrics(report))
+    if sources.input_distribution is not None:
+        _copy(sources.input_distribution, folder / DISTRIBUTION_NAME)
+        digest = sha256_of(sources.input_distribution)
+        manifest["input_distribution"] = {"file": DISTRIBUTION_NAME, "sha256": digest}
     if sources.readme is not None:
         _copy(sources.readme, folder / README_NAME)
     return manifest

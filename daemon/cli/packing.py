@@ -30,6 +30,9 @@ def pack(
         Path | None, typer.Option(help="Where the weights come from (TOML, JSON).", **_FILE)
     ] = None,
     readme: Annotated[Path | None, typer.Option(help="A README for people.", **_FILE)] = None,
+    input_distribution: Annotated[
+        Path | None, typer.Option(help="What its inputs look like (.npz of a training).", **_FILE)
+    ] = None,
     probe: Annotated[
         list[Path] | None,
         typer.Option(help="An image, a series' folder, or a .npy tensor; again.", exists=True),
@@ -44,7 +47,15 @@ def pack(
     from model.packing import pack as pack_package
 
     sources = PackSources(
-        draft, weights, evaluation, page, training, readme, tuple(probe or ()), tolerance
+        draft=draft,
+        weights=weights,
+        evaluation=evaluation,
+        page=page,
+        training=training,
+        readme=readme,
+        input_distribution=input_distribution,
+        probes=tuple(probe or ()),
+        tolerance=tolerance,
     )
     with failures_become_exit_codes():
         packed = pack_package(sources, out)

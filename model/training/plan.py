@@ -70,6 +70,7 @@ class TrainingPlan:
     copied: Mapping[str, object]
     """Tables that reach the manifest as they are."""
     has_input_distribution: bool
+    """The package shall know what its inputs look like, and refuse others."""
 
     @property
     def outputs(self) -> int:
@@ -143,9 +144,11 @@ def _read(path: Path, root: ManifestTable, values: Mapping[str, object]) -> Trai
         threshold=_read_threshold(root, labels),
         labels=labels,
         probes=read_probes(root.table("probes", required=False)),
-        copied=read_copied(root),
+        copied=read_copied(root, labels, head.output_kind),
         has_input_distribution=root.has("input_distribution"),
     )
+    if "regions" in plan.copied and not plan.network.has_map:
+        root.faults.append("regions: need a network that says where: set network.map = true")
     root.table("input_distribution", required=False).refuse_unknown()
     root.refuse_unknown()
     return plan

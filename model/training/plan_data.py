@@ -82,16 +82,17 @@ def _read_patterns(table: ManifestTable) -> tuple[str, ...]:
 
 
 def read_recipe(root: ManifestTable) -> TensorRecipe:
-    """Read ``[input]``, as the package's manifest will; a faulty one gives another recipe."""
+    """Read ``[input]``, as the package's manifest will; a faulty one gives another recipe.
+
+    Where `slices` of a volume is open, the package reads series of any length; those it learns
+    from must all have the same number of slices, which decoding finds out.
+    """
     table = root.table("input")
     try:
-        recipe = TensorRecipe.from_mapping(dict(table.plain()))
+        return TensorRecipe.from_mapping(dict(table.plain()))
     except (MedimgdError, ValueError, TypeError, KeyError) as error:
         root.faults.append(f"input: {error}")
         return TensorRecipe("image", 1, 1)
-    if None in recipe.shape:
-        root.faults.append("input.slices: must be stated: what is learned from has one shape")
-    return recipe
 
 
 def with_patients(dataset: Dataset, patterns: Sequence[str]) -> Dataset:

@@ -73,6 +73,11 @@ class HeadPlan:
     stated: Mapping[str, float] | None = None
     """Weight by class, when stated."""
 
+    @property
+    def output_kind(self) -> str:
+        """What the package's manifest calls the numbers that come out."""
+        return "softmax" if self.kind is HeadValues.MULTI_CLASS else "logit"
+
 
 @dataclass(frozen=True, slots=True)
 class FitPlan:

@@ -6,14 +6,15 @@ functions, so that a fault is named before anything is trained and not after.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_io.vocabulary import Code
 from model.explanation_plan import read_explanation_plan
 from model.manifest import ManifestTable
-from model.package import NAME_PATTERN, VERSION_PATTERN, read_clause, read_selection
+from model.package import NAME_PATTERN, VERSION_PATTERN, Label, read_clause, read_selection
+from model.region_plan import read_region_plan
 
 DEFAULT_PROBES = 2
 MOST_PROBES = 16
@@ -127,11 +128,25 @@ def read_probes(table: ManifestTable) -> ProbePlan:
     return ProbePlan(count, shows)
 
 
-def read_copied(root: ManifestTable) -> Mapping[str, object]:
-    """Return the tables that the manifest shall have, checked as far as they can be by now."""
+def read_copied(
+    root: ManifestTable, labels: Sequence[LabelPlan], output_kind: str
+) -> Mapping[str, object]:
+    """Return the tables that the manifest shall have, checked as far as they can be by now.
+
+    Parameters
+    ----------
+    root : ManifestTable
+    labels : sequence of LabelPlan
+    output_kind : str
+        What the manifest's ``[output]`` will be: ``logit`` or ``softmax``.
+    """
     read_selection(root.table("selection"))
     for clause in root.tables("contract", required=False):
         read_clause(clause)
     read_explanation_plan(root.table("explanation", required=False))
-    root.table("regions", required=False)
+    known = [
+        Label(each.name, each.code, each.site, 0.5, 0.5, 0.5, number)
+        for number, each in enumerate(labels)
+    ]
+    read_region_plan(root, known, output_kind)
     return {key: root.raw(key) for key in COPIED if root.has(key)}

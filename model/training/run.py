@@ -27,7 +27,7 @@ from model.training.run_folder import (
     read_json,
     write_text,
 )
-from model.training.run_images import RunImages, gather_images, require_same
+from model.training.run_images import RunImages, gather_images, require_same, write_distribution
 from model.training.run_package import Chosen, choose, write_package
 from model.training.sources import open_dataset
 from model.training.watching import Watch
@@ -93,6 +93,7 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
         with open_dataset(source) as dataset:
             images = gather_images(dataset, plan, folder, watch)
             _note_images(folder, images, plan, known)
+            write_distribution(images, plan, folder)
             return _trained(images, plan, folder, environment, watch)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.errors import TrainingDataFault
+from model.input_distribution import DISTRIBUTION_NAME
+from model.input_distribution_fitting import fit_distribution
 from model.training.dataset import Dataset, LabelledImage, PatientSourceValues, SplitValues
 from model.training.gate import CheckValues, GateReport, check_data
 from model.training.inspection import InspectedImage
@@ -135,6 +137,30 @@ def _shown_patient(image: LabelledImage, numbers: dict[str, str]) -> str:
     if image.patient_source is PatientSourceValues.HEADER and image.patient:
         return numbers.setdefault(image.patient, f"header-{len(numbers) + 1}")
     return image.patient
+
+
+def write_distribution(images: RunImages, plan: TrainingPlan, folder: RunFolder) -> None:
+    """Write down what the inputs look like, where the configuration asks for it.
+
+    Raises
+    ------
+    TrainingDataFault
+        There are too few images to say it.
+    """
+    path = folder.path(DISTRIBUTION_NAME)
+    if not plan.has_input_distribution or path.exists():
+        return
+    # Training images come first in the file: both parts stay mapped, none is copied.
+    count = len(images.places(SplitValues.TRAIN))
+    fitted = fit_distribution(
+        images.values[:count],
+        images.values[count:],
+        preprocessing_digest=plan.recipe.digest,
+        seed=plan.fit.seed,
+    )
+    part = path.with_name(f"part-{path.name}")
+    fitted.write(part)
+    part.replace(path)
 
 
 def require_same(images: RunImages, stated: str) -> None:

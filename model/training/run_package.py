@@ -16,6 +16,7 @@ import numpy as np
 
 from model.evaluation.thresholds import choose_threshold, parse_rule
 from model.findings import FloatArray
+from model.input_distribution import DISTRIBUTION_NAME
 from model.manifest_writing import toml_text, write_manifest
 from model.package import MANIFEST_FORMAT, ModelPackage, load_package
 from model.package_files import sha256_of
@@ -40,12 +41,6 @@ DRAFT_NAME = "draft.toml"
 PROVENANCE_NAME = "training.json"
 _DIGITS = 5
 """Of a threshold: a person can read it, and no image moves."""
-
-_OUTPUT_KINDS = {
-    HeadValues.BINARY: "logit",
-    HeadValues.MULTI_LABEL: "logit",
-    HeadValues.MULTI_CLASS: "softmax",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +142,8 @@ def write_package(
     weights = _saved(chosen.network, folder)
     draft = _draft(plan, chosen)
     draft_path = write_text(folder.path(DRAFT_NAME), toml_text(draft))
-    trial = _trial(draft, weights, plan, folder)
+    distribution = folder.path(DISTRIBUTION_NAME) if plan.has_input_distribution else None
+    trial = _trial(draft, weights, distribution, plan, folder)
     report = evaluate_splits(images, trial, plan, folder, watch)
     probes = write_probe_tensors(folder.path("probes"), images, chosen, plan)
     out = folder.package / plan.words.at_version
@@ -162,6 +158,7 @@ def write_package(
             page=report.page if report is not None else None,
             training=write_json(folder.path(PROVENANCE_NAME), provenance),
             readme=plan.words.readme,
+            input_distribution=distribution,
             probes=probes,
         ),
         out,
@@ -192,7 +189,7 @@ def _draft(plan: TrainingPlan, chosen: Chosen) -> dict[str, object]:
         "limits": list(words.limits),
         "demonstration": words.demonstration,
         "weights": {"file": WEIGHTS_NAME, "runtime": "keras"},
-        "output": {"kind": _OUTPUT_KINDS[plan.head.kind], "size": plan.outputs},
+        "output": {"kind": plan.head.output_kind, "size": plan.outputs},
         "input": plan.values["input"],
         **plan.copied,
         "labels": chosen.labels,
@@ -200,21 +197,25 @@ def _draft(plan: TrainingPlan, chosen: Chosen) -> dict[str, object]:
 
 
 def _trial(
-    draft: Mapping[str, object], weights: Path, plan: TrainingPlan, folder: RunFolder
+    draft: Mapping[str, object],
+    weights: Path,
+    distribution: Path | None,
+    plan: TrainingPlan,
+    folder: RunFolder,
 ) -> ModelPackage:
     """Return the package as it will be, without the figures that are yet to be measured."""
     place = folder.path("trial") / plan.words.at_version
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, place / WEIGHTS_NAME)
-    write_manifest(
-        place,
-        {
-            "format": MANIFEST_FORMAT,
-            **draft,
-            "preprocessing_digest": plan.recipe.digest,
-            "weights": {
-                "file": WEIGHTS_NAME, "runtime": "keras", "sha256": sha256_of(weights),
-            },
-        },
-    )  # fmt: skip
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        **draft,
+        "preprocessing_digest": plan.recipe.digest,
+        "weights": {"file": WEIGHTS_NAME, "runtime": "keras", "sha256": sha256_of(weights)},
+    }
+    if distribution is not None:
+        shutil.copyfile(distribution, place / DISTRIBUTION_NAME)
+        table = {"file": DISTRIBUTION_NAME, "sha256": sha256_of(distribution)}
+        manifest["input_distribution"] = table
+    write_manifest(place, manifest)
     return load_package(place)

@@ -31,7 +31,7 @@ def write_probe_tensors(
         rows = nearest(chosen, plan.probes.count)
         tensors = [np.asarray(images.values[row]) for row in rows]
     else:
-        shape = tuple(int(edge or 0) for edge in plan.recipe.shape)
+        shape = images.values.shape[1:]
         rng = np.random.default_rng(plan.fit.seed)
         tensors = [pattern(shape, rng) for _ in range(plan.probes.count)]
     paths = tuple(folder / f"probe-{number:02d}.npy" for number in range(len(tensors)))

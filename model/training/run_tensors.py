@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dicom_io.errors import Refusal, UnreadableInstance
+from dicom_io.errors import OutsideContract, Refusal, UnreadableInstance
 from dicom_io.tensors import TensorRecipe
 from model.errors import TrainingDataFault
 from model.training.inspection import InspectedImage
@@ -44,7 +44,7 @@ def tensors_of(
     inspected : sequence of InspectedImage
         In the order of the rows.
     recipe : TensorRecipe
-        Without a free axis.
+        Where its slices are open, all series must have as many as the first.
     folder : Path
         Of the cache.
     on_image : callable, optional
@@ -102,7 +102,7 @@ def _decode(
     on_image: Callable[[int], None] | None,
 ) -> None:
     part, progress = path.with_suffix(".part"), _Progress(path.with_suffix(".rows"))
-    shape = (len(inspected), *(int(edge or 0) for edge in recipe.shape))
+    shape = (len(inspected), *_one_shape(inspected, recipe))
     start = progress.read() if part.exists() else 0
     mapped = np.lib.format.open_memmap(
         part, mode="r+" if start else "w+", dtype=np.float32, shape=None if start else shape
@@ -111,7 +111,7 @@ def _decode(
     for row in range(start, len(inspected)):
         image = inspected[row].image
         try:
-            mapped[row] = read_image(image, recipe)
+            mapped[row] = _of_shape(read_image(image, recipe), mapped.shape[1:])
         except (Refusal, UnreadableInstance) as error:
             faults.append(f"{image.name}: {_without_folder(str(error), image.files)}")
         if on_image is not None:
@@ -125,6 +125,21 @@ def _decode(
     del mapped
     _publish(part, path)
     progress.path.unlink(missing_ok=True)
+
+
+def _one_shape(inspected: Sequence[InspectedImage], recipe: TensorRecipe) -> tuple[int, ...]:
+    """Return the shape of all tensors; open slices are those of the first series."""
+    slices = len(inspected[0].image.files) if inspected else 0
+    return tuple(slices if edge is None else edge for edge in recipe.shape)
+
+
+def _of_shape(tensor: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    if tensor.shape != shape:
+        raise OutsideContract(
+            f"has {tensor.shape[0]} slices and the first series {shape[0]}: what is learned from "
+            f"has one shape; state input.slices, or take series of one length"
+        )
+    return tensor
 
 
 def _publish(part: Path, path: Path) -> None:
