@@ -50,13 +50,14 @@ def loss_of(
     ValueError
         The weights have a shape this head cannot have, or the share is no share.
     """
-    import keras  # noqa: PLC0415  importing takes seconds
-
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing: must be in [0, 1); received {label_smoothing}")
-    if head is HeadValues.MULTI_CLASS:
-        return _of_classes(keras.ops, label_smoothing, _class_row(class_weights))
-    return _of_labels(keras.ops, label_smoothing, _label_rows(head, class_weights))
+    is_class = head is HeadValues.MULTI_CLASS
+    weights = _class_row(class_weights) if is_class else _label_rows(head, class_weights)
+    import keras  # noqa: PLC0415  importing takes seconds
+
+    made = _of_classes if is_class else _of_labels
+    return made(keras.ops, label_smoothing, weights)
 
 
 _Weights = npt.NDArray[np.float32]

@@ -145,13 +145,13 @@ class NetworkPlan:
         fields = {key: value for key, value in asdict(self).items() if key in _own_fields(self)}
         fields["kind"] = str(self.kind)
         if "stages" in fields:
-            fields["stages"] = [asdict(stage) for stage in self.planned_stages]
+            fields["stages"] = [_stage_mapping(each, self.kind) for each in self.planned_stages]
         if "has_map" in fields:
             fields["map"] = fields.pop("has_map")
         if "slice_pooling" in fields:
             fields["slice_pooling"] = str(self.slice_pooling)
-        if "weights" in fields:
-            fields["weights"] = self.weights.name if self.weights is not None else ""
+        if fields.pop("weights", None) is not None and self.weights is not None:
+            fields["weights"] = self.weights.name
         return fields
 
 
@@ -165,6 +165,13 @@ _FIELDS = {
     NetworkKindValues.REFERENCE: _COMMON,
     NetworkKindValues.APPLICATION: (*_COMMON, *_BACKBONE, *_MAP, "slice_pooling"),
 }
+
+
+def _stage_mapping(stage: Stage, kind: NetworkKindValues) -> dict[str, int]:
+    mapping = asdict(stage)
+    if kind is not NetworkKindValues.COMPACT_3D:
+        del mapping["slice_stride"]
+    return mapping
 
 
 def _own_fields(plan: NetworkPlan) -> tuple[str, ...]:
