@@ -143,6 +143,7 @@ def _image_tensor(path: Path, recipe: TensorRecipe, timings: Timings | None) -> 
             **image_notes(image, transform),
             "source_shape": source,
             "source_region": source_region(placement, recipe.rows, recipe.columns),
+            "source_pixel_spacing_mm": patient_spacing(image.header),
             **facts,
         },
     )
@@ -194,6 +195,21 @@ def _plane_tensor(
         plane = placed(unit, placement_of(recipe, shape, spacing), recipe.rows, recipe.columns, 0.0)
     with timed(timings, "channels"):
         return with_channels(plane, recipe.channels), {"scaling": described(scaling)}
+
+
+def patient_spacing(ds: Dataset) -> tuple[float, float] | None:
+    """Return Pixel Spacing where it measures the patient; None where only the detector is known.
+
+    A projection's Pixel Spacing that repeats Imager Pixel Spacing, without a calibration type, is
+    the detector's: magnification is not taken out of it (PS3.3 10.7.1.3).
+    """
+    with quiet_pydicom():
+        spacing = numbers(ds, "PixelSpacing")
+        if len(spacing) != 2 or min(spacing) <= 0:
+            return None
+        is_calibrated = bool(str(ds.get("PixelSpacingCalibrationType", "") or ""))
+        at_detector = spacing == numbers(ds, "ImagerPixelSpacing") and not is_calibrated
+    return None if at_detector else (spacing[0], spacing[1])
 
 
 def _image_spacing(ds: Dataset) -> tuple[float, float] | None:

@@ -100,9 +100,21 @@ def _volume_record(
             "source_shape": (len(slices), *source),
             "source_region": source_region(placement, recipe.rows, recipe.columns),
             "source_spacing_mm": series.stack.spacing_mm,
+            **_planes_note(series),
             "scaling": described(scaling),
         },
     )
+
+
+def _planes_note(series: OpenSeries) -> dict[str, object]:
+    """Note which frame of which instance each slice is, where instances hold several."""
+    slices = series.stack.slices
+    uids = list(dict.fromkeys(plane.sop_instance_uid for plane in slices))
+    if len(uids) == len(slices):
+        return {}
+    places = {uid: place for place, uid in enumerate(uids)}
+    frames = [(places[each.sop_instance_uid], each.frame + 1) for each in slices]
+    return {"source_planes": frames}
 
 
 def _resampled_stack(

@@ -12,6 +12,7 @@ Owns the branch below ``ModelError``:
     ├── RemoteUnavailable           the server that computes does not answer, or not yet
     ├── ConversionFault             a package cannot be converted, or answers otherwise afterwards
     ├── CannotExplain               no attention map can be had; findings are true without one
+    ├── CannotLocate                no map of regions can be had; findings are true without one
     ├── NetworkFault                a network for training cannot be built or joined as asked
     ├── TrainingDataFault           films for training are absent, unreadable or leak
     ├── DataGateFault               labelled data fail checks that nobody passed over
@@ -123,6 +124,12 @@ class ConversionFault(ModelError):
 
 class CannotExplain(ModelError):
     """No attention map can be had of this network or on this device; the message says why."""
+
+    retryable = False
+
+
+class CannotLocate(ModelError):
+    """No map of regions can be had of this network or this runtime; the message says why."""
 
     retryable = False
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,7 @@ def write_package(
     weights: bytes | None = None,
     weights_name: str = WEIGHTS_NAME,
     busy_layers: int = 0,
+    cell: int = 0,
 ) -> TinyModel:
     """Write a full, valid package folder; `output` is probability, logit or softmax.
 
@@ -94,6 +96,9 @@ def write_package(
         Of that file.
     busy_layers : int
         Convolutions of a volume that cost time and count for nothing in the answer.
+    cell : int
+        Above 0, the network has a layer ``map`` with a logit for each square of so many pixels, the
+        answer is the highest of them, and the manifest has ``[regions]`` for the first label.
     changes : mapping, optional
         Fields of the manifest to replace at the end, to make it lie: a table replaces single
         fields of a table, None removes the field.
@@ -104,7 +109,9 @@ def write_package(
         table["slices"] = slices
     table |= {"channels": channels, "intensity": dict(intensity or {"kind": "percentile"})}
     recipe = TensorRecipe.from_mapping(table)
-    if weights is None:
+    if weights is None and cell:
+        save_detecting_network(folder / weights_name, recipe.shape, labels, cell)
+    elif weights is None:
         save_network(folder / weights_name, recipe.shape, output, labels, busy_layers)
     else:
         (folder / weights_name).write_bytes(weights)
@@ -127,6 +134,8 @@ def write_package(
         "contract": [dict(clause) for clause in contract],
         "labels": [_label_table(label) for label in labels],
     }
+    if cell:
+        manifest["regions"] = {"label": labels[0].name, "threshold": 0.5, "name": "Spot"}
     write_manifest(folder, _changed(manifest, changes or {}))
     return TinyModel(folder, tuple(labels), output)
 
@@ -181,6 +190,30 @@ def save_network(
     network = keras.Model(image, dense(features))
     kernel = np.array([[label.weight for label in labels]] * int(shape[-1]), dtype=np.float32)
     dense.set_weights([kernel, np.array([label.bias for label in labels], dtype=np.float32)])
+    _save(network, path)
+
+
+def save_detecting_network(
+    path: Path, shape: Sequence[int | None], labels: Sequence[TinyLabel], cell: int
+) -> None:
+    """Save a network that answers the highest of the logits in its layer ``map``."""
+    import keras  # noqa: PLC0415
+
+    image = keras.Input(tuple(shape))
+    if len(shape) == 4:
+        cells = keras.layers.AveragePooling3D((1, cell, cell))(image)
+        highest = keras.layers.GlobalMaxPooling3D(name="logits")
+    else:
+        cells = keras.layers.AveragePooling2D(cell)(image)
+        highest = keras.layers.GlobalMaxPooling2D(name="logits")
+    dense = keras.layers.Dense(len(labels), name="map")
+    network = keras.Model(image, highest(dense(cells)))
+    kernel = np.array([[label.weight for label in labels]] * int(shape[-1]), dtype=np.float32)
+    dense.set_weights([kernel, np.array([label.bias for label in labels], dtype=np.float32)])
+    _save(network, path)
+
+
+def _save(network: Any, path: Path) -> None:
     with warnings.catch_warnings():
         # Keras 3.15 converts its variables in a way NumPy 2 calls outdated.
         warnings.simplefilter("ignore", DeprecationWarning)

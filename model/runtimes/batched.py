@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from model.errors import DeviceOutOfMemory, RuntimeFault
+from model.errors import CannotLocate, DeviceOutOfMemory, RuntimeFault
 from model.findings import probabilities
 from model.package import ModelPackage
 from model.runtimes.port import (
@@ -81,6 +81,11 @@ class BatchedPredictor(ABC):
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch, channels last; return (batch, outputs)."""
 
+    def _run_map(self, chunk: FloatArray) -> FloatArray:
+        """Compute the map of one batch, channels last; ``CannotLocate`` where there is none."""
+        del chunk
+        raise CannotLocate("the runtime that serves this model gives no map")
+
     def warm_up(self) -> float:
         """Compute every batch size once, so that no study waits for it; return the seconds."""
         started = time.perf_counter()
@@ -92,19 +97,45 @@ class BatchedPredictor(ABC):
     def predict(self, batch: FloatArray) -> FloatArray:
         """Return probabilities, (batch, labels); see ``Predictor.predict``."""
         self._check(batch)
-        outputs = np.empty((len(batch), self._package.output.size), np.float32)
+        outputs = np.empty((0, self._package.output.size), np.float32)
+        if len(batch):
+            outputs = self._in_batches(batch, self._checked_run)
+        return probabilities(outputs, self._package.output, self._package.labels)
+
+    def locate(self, batch: FloatArray) -> FloatArray:
+        """Return the map of logits, one input at least; see ``Detector.locate``."""
+        self._check(batch)
+        return self._in_batches(batch, self._checked_map)
+
+    def _in_batches(self, batch: FloatArray, run: Callable[[FloatArray], FloatArray]) -> FloatArray:
+        """Compute a batch in the sizes of this predictor, smaller ones when memory runs out."""
+        parts: list[FloatArray] = []
         done = 0
         while done < len(batch):
             size, used = self._next_batch(len(batch) - done)
             try:
-                given = self._run(padded(batch[done : done + used], size))
+                parts.append(run(padded(batch[done : done + used], size))[:used])
             except self._out_of_memory as error:
                 self._shrink(size, error)
                 continue
-            self._check_output(given, size)
-            outputs[done : done + used] = given[:used]
             done += used
-        return probabilities(outputs, self._package.output, self._package.labels)
+        return np.concatenate(parts)
+
+    def _checked_run(self, chunk: FloatArray) -> FloatArray:
+        given = self._run(chunk)
+        self._check_output(given, len(chunk))
+        return given
+
+    def _checked_map(self, chunk: FloatArray) -> FloatArray:
+        given = self._run_map(chunk)
+        outputs = self._package.output.size
+        ends = (given.shape[0], given.shape[-1]) if given.ndim == chunk.ndim else ()
+        if ends != (len(chunk), outputs):
+            raise CannotLocate(
+                f"the map must be of shape (batch, [slices,] rows, columns, {outputs}); it is "
+                f"{given.shape}"
+            )
+        return given.astype(np.float32, copy=False)
 
     def _next_batch(self, count: int) -> tuple[int, int]:
         if self._takes_any_size:

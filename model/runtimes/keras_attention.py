@@ -121,7 +121,7 @@ def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
 
 
 def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
-    known = {layer.name: layer for layer in _all_layers(network)}
+    known = {layer.name: layer for layer in all_layers(network)}
     absent = [name for name in names if name not in known]
     if absent:
         raise CannotExplain(f"the network has no layer named {', '.join(absent)}")
@@ -132,11 +132,12 @@ def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
     return layers
 
 
-def _all_layers(network: Any) -> Iterator[Any]:
+def all_layers(network: Any) -> Iterator[Any]:
+    """Yield the layers of a network, those of networks inside it included."""
     for layer in network.layers:
         yield layer
         if _is_network(layer):
-            yield from _all_layers(layer)
+            yield from all_layers(layer)
 
 
 def _answering_networks(network: Any) -> list[Any]:

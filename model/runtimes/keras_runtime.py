@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import CannotExplain, RuntimeFault
+from model.errors import CannotExplain, CannotLocate, RuntimeFault
 from model.package import ModelPackage
 from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.keras_attention import KerasAttention
+from model.runtimes.keras_map import compiled_map, map_faults
 from model.runtimes.port import Attention, FloatArray, PredictorDescription
 from model.runtimes.signature import fits, probe_shape, squashing_faults
 from model.runtimes.weights_file import read_weights_file
@@ -65,6 +66,8 @@ class KerasPredictor(BatchedPredictor):
         self._compiled: Any = None
         self._attention: KerasAttention | CannotExplain | None = None
         """What computes maps, or why nothing does; None before it was asked for."""
+        self._compiled_map: Any = None
+        """What computes the map of ``[regions]``; None in packages without that table."""
 
     @property
     def network(self) -> Any:
@@ -96,6 +99,10 @@ class KerasPredictor(BatchedPredictor):
         if faults:
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         self._compiled = self._compile(tf)
+        if self._package.regions is not None:
+            self._compiled_map = compiled_map(
+                tf, self._network, self._package.regions.layer, self._tf_device
+            )
         self._description = PredictorDescription(
             model=self._package.at_version,
             runtime=f"keras {keras.__version__}, tensorflow {tf.__version__}",
@@ -108,10 +115,13 @@ class KerasPredictor(BatchedPredictor):
         """Compute every batch size once, so that no study waits for it; return the seconds."""
         seconds = super().warm_up()
         started = time.perf_counter()
+        blank = np.zeros((1, *probe_shape(self._package.recipe)), np.float32)
         if self._package.explanation.method.needs_the_network:
-            blank = np.zeros((1, *probe_shape(self._package.recipe)), np.float32)
             with contextlib.suppress(CannotExplain):  # said with every finding that misses it
                 self.explain(blank, [self._package.labels[0].index])
+        if self._compiled_map is not None:
+            with contextlib.suppress(CannotLocate):  # said with every finding that misses it
+                self.locate(blank)
         return seconds + time.perf_counter() - started
 
     def explain(self, batch: FloatArray, outputs: Sequence[int]) -> Attention:
@@ -137,6 +147,18 @@ class KerasPredictor(BatchedPredictor):
         """Compute one batch of a compiled size; (size, outputs)."""
         outputs: FloatArray = self._compiled(chunk).numpy()
         return outputs
+
+    def _run_map(self, chunk: FloatArray) -> FloatArray:
+        """Compute the map of one batch; (size, [slices,] rows, columns, outputs)."""
+        if self._compiled_map is None:
+            return super()._run_map(chunk)
+        try:
+            values: FloatArray = self._compiled_map(chunk).numpy()
+        except self._out_of_memory:
+            raise
+        except _LOAD_FAULTS as error:
+            raise CannotLocate(f"this network gives no map ({type(error).__name__})") from error
+        return values
 
     def _choose_device(self, tf: Any) -> str:
         """Settle where TensorFlow computes; return the device's name."""
@@ -198,6 +220,7 @@ def disagreements(package: ModelPackage, network: Any) -> list[str]:
             f"[output] size is {package.output.size} for the labels {names}; "
             f"the network gives {size}"
         )
+    faults += map_faults(package, network)
     return faults + squashing_faults(package, _last_activation(network))
 
 

@@ -18,6 +18,7 @@ from model.runtimes.signature import (
     Signature,
     TensorSpec,
     agreed_signature,
+    channels_last,
     laid_out,
     squashing_faults,
 )
@@ -143,11 +144,21 @@ class ONNXPredictor(BatchedPredictor):
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         assert self._signature is not None  # noqa: S101 - predict refuses before load
-        names = self._signature
+        return self._computed(chunk, self._signature.output)
+
+    def _run_map(self, chunk: FloatArray) -> FloatArray:
+        assert self._signature is not None  # noqa: S101 - locate refuses before load
+        if self._signature.map is None:
+            return super()._run_map(chunk)
+        values = self._computed(chunk, self._signature.map)
+        return channels_last(values, self._package.runtime.layout)
+
+    def _computed(self, chunk: FloatArray, output: TensorSpec) -> FloatArray:
+        assert self._signature is not None  # noqa: S101
         values = laid_out(chunk, self._package.runtime.layout)
         try:
             outputs: FloatArray = self._session.run(
-                [names.output.name], {names.input.name: values}
+                [output.name], {self._signature.input.name: values}
             )[0]
         except self._faults as error:
             message = str(error).casefold()

@@ -21,6 +21,7 @@ from model.runtimes.signature import (
     Signature,
     TensorSpec,
     agreed_signature,
+    channels_last,
     laid_out,
     laid_out_shape,
     squashing_faults,
@@ -147,6 +148,17 @@ class OpenVINOPredictor(BatchedPredictor):
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         assert self._signature is not None  # noqa: S101 - predict refuses before load
+        return self._computed(chunk, self._signature.output)
+
+    def _run_map(self, chunk: FloatArray) -> FloatArray:
+        assert self._signature is not None  # noqa: S101 - locate refuses before load
+        if self._signature.map is None:
+            return super()._run_map(chunk)
+        values = self._computed(chunk, self._signature.map)
+        return channels_last(values, self._package.runtime.layout)
+
+    def _computed(self, chunk: FloatArray, output: TensorSpec) -> FloatArray:
+        assert self._signature is not None  # noqa: S101
         values = laid_out(chunk, self._package.runtime.layout)
         try:
             given = self._compiled[len(chunk)]({self._signature.input.name: values})
@@ -159,7 +171,7 @@ class OpenVINOPredictor(BatchedPredictor):
             raise RuntimeFault(
                 f"{self._package.at_version}: OpenVINO cannot compute it: {_telling_line(error)}"
             ) from error
-        outputs: FloatArray = given[self._signature.output.name]
+        outputs: FloatArray = given[output.name]
         return outputs
 
 

@@ -124,6 +124,31 @@ class Explainer(Protocol):
         """
 
 
+@runtime_checkable
+class Detector(Protocol):
+    """What a predictor may also be able to do; one without this method says nothing of places."""
+
+    def locate(self, batch: FloatArray) -> FloatArray:
+        """Return the map of logits that the package's ``[regions]`` name.
+
+        Parameters
+        ----------
+        batch : ndarray
+            As for ``Predictor.predict``.
+
+        Returns
+        -------
+        ndarray
+            (batch, [slices,] rows, columns, outputs) float32, on cells that divide the input
+            evenly.
+
+        Raises
+        ------
+        CannotLocate
+            This network or runtime gives no such map; predictions are not touched by it.
+        """
+
+
 def planned_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Cut `count` inputs into batches of the given sizes.
 

@@ -44,6 +44,8 @@ class Signature:
 
     input: TensorSpec
     output: TensorSpec
+    map: TensorSpec | None = None
+    """The output that holds a logit per position, where the package names one and it is there."""
 
     @property
     def fixed_batch(self) -> int | None:
@@ -64,14 +66,23 @@ def agreed_signature(
     plan = package.runtime
     faults: list[str] = []
     taken = _chosen(inputs, plan.input_name, "input", faults)
-    given = _chosen(outputs, plan.output_name, "output", faults)
+    located = _map_of(package, outputs)
+    answers = [spec for spec in outputs if spec is not located]
+    given = _chosen(answers, plan.output_name, "output", faults)
     if taken is not None:
         faults += _input_faults(package, taken)
     if given is not None:
         faults += _output_faults(package, given)
     if faults or taken is None or given is None:
         raise RuntimeFault(f"{package.at_version}: " + "; ".join(faults))
-    return Signature(taken, given)
+    return Signature(taken, given, located)
+
+
+def _map_of(package: ModelPackage, outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the output that ``[regions]`` names; a file may have been written without it."""
+    if package.regions is None:
+        return None
+    return next((spec for spec in outputs if spec.name == package.regions.layer), None)
 
 
 def _chosen(
@@ -156,6 +167,11 @@ def laid_out(batch: FloatArray, layout: LayoutValues) -> FloatArray:
     if layout is LayoutValues.CHANNELS_FIRST:
         batch = np.moveaxis(batch, -1, 1)
     return np.ascontiguousarray(batch)
+
+
+def channels_last(values: FloatArray, layout: LayoutValues) -> FloatArray:
+    """Return what a network gave for every position with its channels last."""
+    return np.moveaxis(values, 1, -1) if layout is LayoutValues.CHANNELS_FIRST else values
 
 
 def probe_shape(recipe: TensorRecipe) -> tuple[int, ...]:

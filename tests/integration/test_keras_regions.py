@@ -1,0 +1,208 @@
+"""Detecting Keras networks: the map is read where the manifest says, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from dicom_io.vocabulary import ImageTensor
+from model.errors import CannotLocate, RuntimeFault
+from model.explain import Explicable
+from model.findings import judge
+from model.package import ModelPackage, load_package
+from model.regions import detect, undetected
+from model.runtimes.keras_runtime import KerasPredictor
+from model.runtimes.port import Detector
+from tests.tiny_models import BRIGHT, DARK, write_package
+
+NOTES = {"source_shape": [64, 64], "source_region": [0, 0, 1, 1], "source_pixel_spacing_mm": None}
+
+
+def written(folder: Path, **options: Any) -> ModelPackage:
+    options = {"rows": 32, "columns": 32, "labels": (BRIGHT, DARK), "cell": 4, **options}
+    write_package(folder, **options)
+    return load_package(folder)
+
+
+def loaded(package: ModelPackage) -> KerasPredictor:
+    predictor = KerasPredictor(package, device="cpu", batch_sizes=(1, 4))
+    predictor.load()
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return written(tmp_path_factory.mktemp("detecting") / "p")
+
+
+@pytest.fixture(scope="module")
+def predictor(package: ModelPackage) -> KerasPredictor:
+    return loaded(package)
+
+
+def spotted(row: int = 8, column: int = 16, value: float = 1.0) -> np.ndarray:
+    """Return a grey input with a bright square of one cell."""
+    values = np.full((32, 32, 1), 0.2, np.float32)
+    values[row : row + 4, column : column + 4] = value
+    return values
+
+
+def explicable(package: ModelPackage, predictor: KerasPredictor, values: np.ndarray) -> Explicable:
+    axes = ("rows", "columns", "channels")
+    tensor = ImageTensor(values, axes, None, ("2.25.1",), "ab", NOTES)
+    return Explicable(tensor, judge(predictor.predict(values[None])[0], package.labels))
+
+
+def test_the_map_holds_a_logit_of_every_output_for_every_cell(predictor):
+    batch = np.stack([spotted(), spotted(24, 4), spotted(0, 0, 0.0)])
+
+    maps = predictor.locate(batch)
+
+    assert isinstance(predictor, Detector)
+    assert (maps.shape, maps.dtype) == ((3, 8, 8, 2), np.float32)
+    means = batch.reshape(3, 8, 4, 8, 4).mean((2, 4))
+    np.testing.assert_allclose(maps[..., 0], 8 * means - 4, atol=1e-5)
+    np.testing.assert_allclose(maps[..., 1], 4 - 8 * means, atol=1e-5)
+
+
+def test_a_bright_spot_is_found_where_it_is(package, predictor):
+    (found,) = detect(package, predictor, [explicable(package, predictor, spotted())])
+
+    (region,) = found.regions
+    (outline,) = region.outlines
+    left, top = outline.points[0]
+    right, bottom = outline.points[2]
+    # Twice the input: cells of 8 pixels, at 16 rows and 32 columns of the source.
+    assert (left, top, right, bottom) == pytest.approx((32, 16, 40, 24), abs=2)
+    assert region.certainty == pytest.approx(1 / (1 + np.exp(-4.0)), abs=1e-5)
+    assert (region.label, region.tracked_as) == ("Bright", "Spot 1")
+
+
+def test_inputs_without_the_finding_are_not_asked_about(package, predictor):
+    dark = explicable(package, predictor, spotted(value=0.2))
+    bright = explicable(package, predictor, spotted())
+
+    found = detect(package, predictor, [dark, bright, dark])
+
+    assert [each is None for each in found] == [True, False, True]
+    assert undetected(package, dark.findings, "why") is None
+    assert undetected(package, bright.findings, "why").note == "no regions can be shown: why"
+
+
+def test_a_package_without_the_table_finds_no_regions(package, predictor):
+    silent = replace(package, regions=None)
+    bright = explicable(package, predictor, spotted())
+
+    assert detect(silent, predictor, [bright]) == [None]
+    assert undetected(silent, bright.findings, "why") is None
+
+
+def test_what_was_prepared_without_its_geometry_has_a_note(package, predictor):
+    bright = explicable(package, predictor, spotted())
+    blind = replace(bright, tensor=replace(bright.tensor, notes={}))
+
+    (found,) = detect(package, predictor, [blind])
+
+    assert found.regions == ()
+    assert "did not note where they lie" in found.note
+
+
+class _Blind:
+    """A predictor that knows of no maps."""
+
+    device = "CPU"
+
+
+class _Broken:
+    device = "CPU"
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def locate(self, batch: np.ndarray) -> np.ndarray:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return np.full((len(batch), 8, 8, 2), self._answer, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("other", "note"),
+    [
+        (_Blind(), "the runtime that serves this model gives no map"),
+        (_Broken(CannotLocate("the layer is gone")), "the layer is gone"),
+        (_Broken(float("nan")), "numbers that are not finite"),
+    ],
+)
+def test_whatever_keeps_a_map_away_is_said_and_the_finding_stays(package, predictor, other, note):
+    bright = explicable(package, predictor, spotted())
+
+    (found,) = detect(package, other, [bright])
+
+    assert found.regions == ()
+    assert note in found.note
+
+
+def test_warming_up_compiles_the_map_too(package):
+    predictor = loaded(package)
+    predictor.warm_up()
+    traces = predictor._compiled_map.experimental_get_tracing_count()
+
+    predictor.locate(np.stack([spotted()] * 7))
+
+    assert traces == predictor._compiled_map.experimental_get_tracing_count() == 1
+
+
+def test_a_volume_has_its_slices_in_the_map(tmp_path):
+    package = written(tmp_path / "p", kind="volume", slices=6, labels=(BRIGHT,))
+    predictor = loaded(package)
+    values = np.full((6, 32, 32, 1), 0.2, np.float32)
+    values[3, 8:12, 16:20] = 1.0
+
+    maps = predictor.locate(values[None])
+
+    assert maps.shape == (1, 6, 8, 8, 1)
+    assert np.unravel_index(maps.argmax(), maps.shape) == (0, 3, 2, 4, 0)
+
+
+def test_the_map_of_an_averaged_network_speaks_for_its_members(tmp_path):
+    package = written(tmp_path / "p", labels=(BRIGHT,))
+    member = keras.models.load_model(package.weights_path)
+    image = keras.Input((32, 32, 1))
+    inner = keras.Model(member.inputs, member.get_layer("map").output, name="member")
+    halved = keras.layers.Rescaling(0.5, name="map")(inner(image))
+    whole = keras.Model(image, keras.layers.GlobalMaxPooling2D(name="logits")(halved))
+    nested = keras.Model(image, keras.layers.GlobalMaxPooling2D(name="logits")(inner(image)))
+    batch = spotted()[None]
+    member_map = loaded(package).locate(batch)
+
+    maps = {}
+    for name, network in (("whole", whole), ("nested", nested)):
+        copy = written(tmp_path / name, labels=(BRIGHT,))
+        predictor = KerasPredictor(copy, device="cpu")
+        predictor._load_network = lambda *_, it=network: it  # type: ignore[method-assign]
+        predictor.load()
+        maps[name] = predictor.locate(batch)
+
+    np.testing.assert_allclose(maps["whole"], member_map / 2, atol=1e-6)
+    np.testing.assert_allclose(maps["nested"], member_map, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "fault"),
+    [
+        ("positions", "[regions] layer is positions; the network has 0 layers of that name"),
+        ("logits", "must give (batch, rows, columns, 2); it gives (None, 2)"),
+    ],
+)
+def test_a_layer_that_says_nothing_of_places_is_refused(tmp_path, layer, fault):
+    package = written(tmp_path / "p", changes={"regions": {"layer": layer}})
+
+    with pytest.raises(RuntimeFault) as caught:
+        loaded(package)
+
+    assert fault in str(caught.value)
