@@ -23,3 +23,7 @@ class ExitCode(IntEnum):
     """A peer could not be reached or refused."""
     CHILD_KEEPS_DYING = 7
     """``run``: a process died again and again, or was still dying when medimgd stopped."""
+    RENEWED = 8
+    """``run worker``: it ended in order to be started anew, with nothing in hand."""
+    HUNG = 9
+    """``run worker``: a computation did not end; its analyses wait again."""

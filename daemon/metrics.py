@@ -1,7 +1,7 @@
 """Metrics for Prometheus, gathered from the database at each scrape.
 
-Owns the names of the metrics. Labels hold states, destinations, roles and slots; nothing that was
-received ever becomes a label or a value, so no patient can be recognised.
+Owns the names of the metrics. Labels hold states, destinations, roles, slots and models; nothing
+that was received ever becomes a label or a value, so no patient can be recognised.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from daemon import __version__
 from daemon.config import Config
 from daemon.role import now_utc
-from daemon.status import MEBIBYTE, Status, read_status
+from daemon.status import MEBIBYTE, ProcessStatus, Status, read_status
 from storage.errors import StorageError
 from storage.overview import Overview
 
@@ -40,6 +40,20 @@ METRICS: Mapping[str, str] = {
     "medimgd_process_heartbeat_age_seconds": "Time since the last heartbeat, by role and slot.",
     "medimgd_open_associations": "Associations under way, by slot of the receiver.",
     "medimgd_receiver_congested": "1 while a receiver takes no new associations, by slot.",
+    "medimgd_worker_batches": "Batches computed, by slot; goes on when a worker starts anew.",
+    "medimgd_worker_images": "Inputs computed, by slot.",
+    "medimgd_worker_batch_fill": "How full the batches were, 0 to 1, by slot.",
+    "medimgd_worker_waited_seconds": "Time in which the device had nothing to do, by slot.",
+    "medimgd_worker_computed_seconds": "Time in which the device worked, by slot.",
+    "medimgd_worker_read_seconds": "Time spent on claiming and reading tensors, by slot.",
+    "medimgd_worker_recorded_seconds": "Time spent on recording findings, by slot.",
+    "medimgd_worker_utilisation": "Share of the last minute in which the device worked, by slot.",
+    "medimgd_worker_recycled": "How often the worker started anew in order, by slot.",
+    "medimgd_worker_hung": "How often a worker was ended because a batch did not end, by slot.",
+    "medimgd_worker_resident_bytes": "Memory of the worker's process, by slot.",
+    "medimgd_worker_model_bytes": "What a loaded model occupies, as measured, by slot and model.",
+    "medimgd_worker_cpu_instead": "1 for a model that the CPU computes in a GPU's stead.",
+    "medimgd_worker_queue_age_seconds": "Age of the oldest analysis that waits, by slot.",
     "medimgd_destination_pending": "Documents that wait for a destination.",
     "medimgd_destination_failures": "Failures of a destination since its last success.",
     "medimgd_destination_last_success_timestamp_seconds": "When a destination last took a result.",
@@ -77,6 +91,7 @@ class StatusCollector(Collector):
         yield _gauge("medimgd_disk_free_bytes", (), [((), status.disk.free_mib * MEBIBYTE)])
         yield _gauge("medimgd_attention_items", (), [((), len(status.attention))])
         yield from _of_processes(status)
+        yield from _of_workers(status)
         yield from _of_destinations(status)
         if status.overview is not None:
             yield from _of_overview(status.overview, now)
@@ -134,6 +149,40 @@ def _of_processes(status: Status) -> Iterator[Metric]:
     receivers = [each for each in status.processes if each.role == "receiver" and each.alive]
     congested = [((each.slot,), bool(each.detail.get("congested"))) for each in receivers]
     yield _gauge("medimgd_receiver_congested", ("slot",), congested)
+
+
+_FIGURES = (
+    "batches", "images", "waited_seconds", "computed_seconds", "read_seconds", "recorded_seconds",
+    "recycled", "hung",
+)  # fmt: skip
+
+
+def _of_workers(status: Status) -> Iterator[Metric]:
+    workers = [each for each in status.processes if each.role == "worker" and each.alive]
+    for name in _FIGURES:
+        counted = [((each.slot,), _figure(each, name)) for each in workers]
+        yield _gauge(f"medimgd_worker_{name}", ("slot",), counted)
+    fills = [((each.slot,), _figure(each, "fill")) for each in workers]
+    yield _gauge("medimgd_worker_batch_fill", ("slot",), fills)
+    for name in ("utilisation", "resident_bytes", "queue_age_seconds"):
+        found = [((each.slot,), float(each.detail.get(name, 0))) for each in workers]
+        yield _gauge(f"medimgd_worker_{name}", ("slot",), found)
+    occupied = [
+        ((each.slot, model), mib * MEBIBYTE)
+        for each in workers
+        for model, mib in dict(each.detail.get("loaded_mib", {})).items()
+    ]
+    yield _gauge("medimgd_worker_model_bytes", ("slot", "model"), occupied)
+    instead = [
+        ((each.slot, model), 1)
+        for each in workers
+        for model in each.detail.get("on_cpu_instead", ())
+    ]
+    yield _gauge("medimgd_worker_cpu_instead", ("slot", "model"), instead)
+
+
+def _figure(process: ProcessStatus, name: str) -> float:
+    return float(dict(process.detail.get("figures", {})).get(name, 0))
 
 
 def _of_destinations(status: Status) -> Iterator[Metric]:

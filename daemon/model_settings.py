@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from daemon.settings import FileName, LeaseSeconds, Seconds, Section, Share
 from model.runtime_plan import url_fault
@@ -83,9 +83,36 @@ class WorkerSection(Section):
     """The process that runs the networks."""
 
     maximum_batch: int = Field(default=8, ge=1, le=256)
+    fill_seconds: float = Field(default=0.02, ge=0, le=5, allow_inf_nan=False)
+    """How long a batch that is not full waits for more while analyses follow each other closely;
+    an urgent one, or one that comes alone, never waits."""
     lease_seconds: LeaseSeconds = 120.0
     """A silent worker's jobs go back to the queue after this long."""
     maximum_attempts: int = Field(default=3, ge=1)
-    device: Literal["auto", "cpu"] = "auto"
+    deadline_seconds: Seconds = 300.0
+    """A batch that computes for longer hangs: its worker is ended and its jobs are tried again, one
+    by one, up to ``maximum_attempts``."""
+    long_deadline_seconds: Seconds = 1800.0
+    """The same for loading a model, for its first batch of a shape, and on a CPU that stands in for
+    a GPU."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """``auto`` takes a GPU when there is one, ``cpu`` never does; ``gpu`` wants one. Where a GPU is
+    there or wanted and cannot be used, the CPU stands in for it, and that is said."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of one computation; 0 leaves it to the runtime: one for each core as a rule."""
+    memory_megabytes: int = Field(default=0, ge=0)
+    """What loaded models may occupy together, as measured; the one not used for longest is unloaded
+    for another. 0 sets no limit."""
+    recycle_batches: int = Field(default=0, ge=0)
+    """After this many batches the worker starts anew, in order; 0: never."""
+    recycle_growth_megabytes: int = Field(default=2048, ge=0)
+    """The same once its memory has grown by so much since its models were loaded; 0: never."""
+
+    @model_validator(mode="after")
+    def _long_deadline_is_longer(self) -> WorkerSection:
+        if self.long_deadline_seconds < self.deadline_seconds:
+            raise ValueError(
+                "worker.long_deadline_seconds must not be shorter than worker.deadline_seconds: "
+                f"received {self.long_deadline_seconds:g} and {self.deadline_seconds:g}"
+            )
+        return self

@@ -121,11 +121,22 @@ class RoleProcess:
                 if not busy:
                     self.wait(idle_seconds)
 
-    def end(self) -> None:
-        """Stop the heartbeat and give the slot back."""
+    def end(self, successor_state: str = "") -> None:
+        """Stop the heartbeat and give the slot back.
+
+        Parameters
+        ----------
+        successor_state : str
+            When a successor follows at once: the slot's state until it takes over.
+        """
         self._stop.set()
         self._beat.join(timeout=5)
-        remove_process(self.database, self.slot)
+        if successor_state:
+            heartbeat(
+                self.database, self.slot, now_utc(), state=successor_state, detail=self._detail
+            )
+        else:
+            remove_process(self.database, self.slot)
         _logger.info("%s ended", self.slot, extra={ACTION: "role_ended"})
 
     def heed_signals(self) -> None:

@@ -20,7 +20,7 @@ from storage.database import Database, migrate, open_database
 
 _logger = logging.getLogger(__name__)
 
-RunRole = Callable[[Config, Database, str], None]
+RunRole = Callable[[Config, Database, str], ExitCode | None]
 
 CHILD_ROLES = ("receiver", "preparer", "worker", "courier", "web")
 ROLES = (*CHILD_ROLES, "scheduler")
@@ -45,10 +45,10 @@ def run_one(config: Config, role: str, slot: str | None = None) -> ExitCode:
         migrate(config.database_path)
         database = open_database(config.database_path)
         try:
-            role_function(role)(config, database, slot)
+            code = role_function(role)(config, database, slot)
         finally:
             database.close()
-    return ExitCode.OK
+    return code or ExitCode.OK
 
 
 def run_all(config: Config, config_path: Path | None) -> ExitCode:

@@ -6,10 +6,11 @@ Owns the translation. Imports no network library.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from daemon.config import Config
 from model.package import ModelPackage
-from model.runtimes.opening import RuntimeOptions, open_predictor
+from model.runtimes.opening import RuntimeOptions, import_runtime, open_predictor
 from model.runtimes.port import Predictor
 from model.runtimes.remote.access import RemoteAccess
 
@@ -25,7 +26,22 @@ def runtime_options(config: Config) -> RuntimeOptions:
     return RuntimeOptions(config.worker.device, config.worker.threads or None, remotes)
 
 
-def configured_predictor(config: Config) -> PredictorMaker:
-    """Return what makes the predictor of a package as the site's settings want it."""
+def configured_predictor(config: Config, device: str | None = None) -> PredictorMaker:
+    """Return what makes the predictor of a package as the site's settings want it.
+
+    Parameters
+    ----------
+    config : Config
+        Device, threads and servers.
+    device : str, optional
+        Another device than the configured one.
+    """
     options = runtime_options(config)
-    return lambda package: open_predictor(package, options)
+    options = replace(options, device=device or options.device)
+
+    def make(package: ModelPackage) -> Predictor:
+        # Before anything is measured: libraries stay when a model is unloaded.
+        import_runtime(package.runtime.kind)
+        return open_predictor(package, options)
+
+    return make

@@ -20,6 +20,8 @@ from storage.states import DeliveryState, JobState, StudyState
 
 SILENT_SECONDS = 15.0
 """A process that has not beaten for this long is dead or stopped."""
+RENEWING = "renewing"
+"""The state of a slot whose process ended in order and whose successor starts."""
 MEBIBYTE = 1024 * 1024
 ALL_ROLES = ("receiver", "scheduler", "preparer", "worker", "courier", "web")
 
@@ -120,7 +122,7 @@ def _process(known: ProcessOverview, this_host: str) -> ProcessStatus:
     here = known.host == this_host
     return ProcessStatus(
         known.slot, known.role, known.pid, known.host,
-        alive=fresh and (not here or _exists(known.pid)),
+        alive=fresh and (not here or _exists(known.pid) or known.state == RENEWING),
         state=known.state,
         heartbeat_age_seconds=known.heartbeat_age_seconds,
         detail=known.detail,
@@ -201,13 +203,7 @@ def _attention(
             "senders are told to come back later; free space or shorten retention"
         )
     for process in processes:
-        for model, fault in dict(process.detail.get("out_of_order", {})).items():
-            yield f"model {model} is out of order: {fault}"
-        for model in process.detail.get("unserved", ()):
-            yield (
-                f"analyses wait for {model}, which does not serve ('medimgd models list'): "
-                "they go on when it does; 'medimgd retry STUDY --again' asks the models that do"
-            )
+        yield from _model_trouble(process.detail)
     for destination in destinations:
         if destination.consecutive_failures:
             yield (
@@ -222,6 +218,18 @@ def _attention(
                 "add a [[destinations]] block, and they are sent by themselves"
             )
         yield from _stuck_work(overview)
+
+
+def _model_trouble(detail: Mapping[str, Any]) -> Iterator[str]:
+    for model, fault in dict(detail.get("out_of_order", {})).items():
+        yield f"model {model} is out of order: {fault}"
+    for model, fault in dict(detail.get("on_cpu_instead", {})).items():
+        yield f"model {model} is computed on the CPU in the GPU's stead, and slower: {fault}"
+    for model in detail.get("unserved", ()):
+        yield (
+            f"analyses wait for {model}, which does not serve ('medimgd models list'): "
+            "they go on when it does; 'medimgd retry STUDY --again' asks the models that do"
+        )
 
 
 def _missing_roles(config: Config, processes: tuple[ProcessStatus, ...]) -> Iterator[str]:

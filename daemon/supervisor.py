@@ -108,7 +108,9 @@ class Supervisor:
     def _tend(self, now: float) -> Child | None:
         """Restart what died and is due; return a child that is beyond hope."""
         for child in self._children:
-            if child.process is not None and not child.is_running:
+            if child.process is not None and child.process.poll() == ExitCode.RENEWED:
+                self._note_renewal(child)
+            elif child.process is not None and not child.is_running:
                 self._note_death(child, now)
                 if child.deaths >= DEATHS_BEFORE_GIVING_UP and not child.may_keep_dying:
                     _logger.error(
@@ -134,6 +136,15 @@ class Supervisor:
                    REASON: how},
         )  # fmt: skip
         child.process = None
+
+    def _note_renewal(self, child: Child) -> None:
+        """Take note of an orderly change: no death is counted, and no pause is made."""
+        _logger.info(
+            "%s changes its process in order", child.slot,
+            extra={ACTION: "child_renewed", SLOT: child.slot},
+        )  # fmt: skip
+        child.process = None
+        child.start_again_at = 0.0
 
     def _start(self, child: Child) -> None:
         environment = dict(os.environ, **{SUPERVISOR_VARIABLE: str(os.getpid())})

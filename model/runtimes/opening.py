@@ -5,12 +5,15 @@ Owns the choice. Imports a runtime's module when a package asks for it, and no l
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from model.errors import RuntimeFault
+from model.errors import DeviceOutOfMemory, RuntimeFault
 from model.package import ModelPackage
 from model.runtime_plan import RuntimeValues
 from model.runtimes.port import Predictor
@@ -88,3 +91,54 @@ def _versions(names: tuple[str, ...]) -> str:
         return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def import_runtime(kind: RuntimeValues) -> None:
+    """Import the library behind a runtime; where it is missing, ``load`` says so.
+
+    Worth doing apart only to measure what a model itself occupies.
+    """
+    if kind is RuntimeValues.KERAS:
+        from model.runtimes.keras_runtime import _import_libraries  # noqa: PLC0415
+
+        with suppress(RuntimeFault):
+            _import_libraries()
+    for name in _LIBRARIES.get(kind, ()) if kind is not RuntimeValues.KERAS else ():
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
+def load_warm(package: ModelPackage, predictor: Predictor) -> float:
+    """Load a predictor and compute every batch size once; return the seconds of computing.
+
+    Raises
+    ------
+    RuntimeFault
+        The weights do not load, or do not do what the manifest says.
+    DeviceOutOfMemory
+        The device cannot hold the weights, or not even the smallest batch.
+    """
+    try:
+        predictor.load()
+        return predictor.warm_up()
+    except _out_of_memory_of_tensorflow() as error:
+        raise DeviceOutOfMemory(
+            f"{package.at_version}: the device has no memory for its weights; free the device or "
+            "run the worker on the CPU"
+        ) from error
+
+
+def _out_of_memory_of_tensorflow() -> tuple[type[Exception], ...]:
+    tensorflow = sys.modules.get("tensorflow")
+    return () if tensorflow is None else (tensorflow.errors.ResourceExhaustedError,)
+
+
+def device_bytes() -> int:
+    """Return what this process occupies on its first GPU; 0 without one, or where nobody counts.
+
+    Nothing is imported: a library that is not in use occupies nothing.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None or not tensorflow.config.list_logical_devices("GPU"):
+        return 0
+    return int(tensorflow.config.experimental.get_memory_info("GPU:0")["current"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daemon import worker as worker_module
+from daemon import served_models
 from daemon.config import Config, SiteSection
 from daemon.doctor import examine
 from daemon.model_settings import ModelsSection, RemoteSection
@@ -103,7 +103,7 @@ def test_studies_wait_while_a_server_is_away_and_no_attempt_is_counted(
     tmp_path, database, monkeypatch, caplog
 ):
     # Given a package that a server computes, and the site's settings say where,
-    monkeypatch.setattr(worker_module, "ABSENT_SERVER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(served_models, "ABSENT_SERVER_PAUSE_SECONDS", 0.0)
     network = ServedNetwork(
         lambda values: (
             BRIGHT.weight * values.reshape(len(values), -1).mean(1, keepdims=True) + BRIGHT.bias
@@ -147,7 +147,7 @@ def test_studies_wait_while_a_server_is_away_and_no_attempt_is_counted(
         # No identifier of the studies was sent.
         sent = b"".join(each.body + str(each.headers).encode() for each in server.requests)
         assert STUDY.encode() not in sent
-        clinic.models._predictors.clear()
+        clinic.models._loaded.clear()
 
 
 def test_package_without_its_library_is_out_of_order_with_what_to_install(
@@ -208,7 +208,7 @@ def test_silent_server_takes_a_tenth_of_the_time_at_most(tmp_path, database):
     write_onnx_package(tmp_path / "models" / "tiny-1.0.0")
     clinic = Clinic(config_of(tmp_path), database)
     clinic.models.refresh()
-    package, _ = clinic.models._predictors["tiny@1.0.0"]
+    package, _ = clinic.models.find("tiny@1.0.0")
     pauses = []
 
     for seconds in (0.1, 30.0):
