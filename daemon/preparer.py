@@ -1,39 +1,29 @@
 """The preparer process: decides which model reads what of a complete study, and makes tensors.
 
-Owns the step from a complete study to jobs, refusals or ``unmatched``. The decision itself is
-``model.selection``, the pixels are ``dicom_io.tensors``, the rows are ``storage.preparation``.
+Owns the step from a complete study to jobs, refusals or ``unmatched``. A package is asked by
+``daemon.asking``; the rows are ``storage.preparation``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
+from daemon.asking import Answer, SpooledStudy
 from daemon.catalogue import serving
 from daemon.config import Config
+from daemon.leased_study import Fault, LeasedStudy
 from daemon.logs import ACTION, MODEL, REASON, SECONDS, STUDY
-from daemon.role import RoleProcess, now_utc, where
+from daemon.role import RoleProcess, now_utc
 from daemon.shadow_preparing import ShadowPreparer, with_shadows
-from dicom_io.errors import CannotDecode, MedimgdError, Refusal, UnreadableInstance
-from dicom_io.header import read_attributes
-from dicom_io.tensors import build_tensor
+from dicom_io.errors import CannotDecode, MedimgdError, Refusal
 from model.package import ModelPackage
-from model.selection import (
-    Candidate,
-    OutcomeValues,
-    Selection,
-    StudyInstance,
-    select,
-    wanted_keywords,
-)
+from model.selection import Candidate
 from storage.database import Database
 from storage.enqueueing import NewJob, NewRefusal
-from storage.errors import LeaseLost
 from storage.preparation import (
     NewDecision,
     Preparation,
@@ -62,6 +52,18 @@ class Decisions:
     decisions: list[NewDecision] = field(default_factory=list)
     jobs: list[NewJob] = field(default_factory=list)
     refusals: list[NewRefusal] = field(default_factory=list)
+
+    def add(self, answer: Answer, instance_set_digest: str) -> None:
+        """Take what one package said of the study: a job, a refusal, or neither."""
+        chosen = answer.chosen
+        if chosen is not None and answer.tensor is not None:
+            series = chosen.series_instance_uid
+            self.jobs.append(
+                NewJob(answer.package.identity, series, instance_set_digest, answer.tensor)
+            )
+        if chosen is not None and answer.refusal is not None:
+            self.refusals.append(_refusal(answer, chosen, answer.refusal, instance_set_digest))
+        self.decisions.append(_decision(answer))
 
     def preparation(self, model_count: int) -> Preparation:
         """Return what is written: where the study goes and why."""
@@ -100,8 +102,9 @@ class Preparer:
         self._database = database
         self._spool = spool
         self._owner = owner
-        self._in_hand: PreparationTask | None = None
-        self._holding = threading.Lock()
+        self._in_hand = LeasedStudy[PreparationTask](
+            self._renew, lambda task: task.study_instance_uid
+        )
 
     def prepare_next(self) -> bool:
         """Prepare the study that waits longest; False when there is none."""
@@ -110,168 +113,87 @@ class Preparer:
             self._database, self._owner, now_utc(), section.lease_seconds,
             max_attempts=section.maximum_attempts,
         )  # fmt: skip
-        if task is None:
-            return False
-        with self._holding:
-            self._in_hand = task
-        try:
-            self._prepare(task)
-        finally:
-            with self._holding:
-                self._in_hand = None
-        return True
+        if task is not None:
+            self._in_hand.work(task, self._prepare, self._fail)
+        return task is not None
 
     def renew(self, now: datetime) -> None:
         """Extend the lease of the study in hand; the heartbeat calls this."""
-        with self._holding:
-            task = self._in_hand
-        if task is None:
-            return
-        try:
-            renew_preparation(self._database, task, now, self._config.study.lease_seconds)
-        except LeaseLost:
-            # Finishing will find out as well and write nothing.
-            _logger.info("lease lost", extra={ACTION: "lease_lost", STUDY: task.study_instance_uid})
+        self._in_hand.renew(now)
+
+    def _renew(self, task: PreparationTask, now: datetime) -> None:
+        renew_preparation(self._database, task, now, self._config.study.lease_seconds)
 
     def _prepare(self, task: PreparationTask) -> None:
         started = time.monotonic()
-        uid = task.study_instance_uid
-        try:
-            packages = serving(self._config, list_standings(self._database)).packages
-            preparation = self._decide(task, packages).preparation(len(packages))
-            finish_preparation(self._database, task, preparation, now_utc())
-        except LeaseLost as error:
-            _logger.info("%s", error, extra={ACTION: "lease_lost", STUDY: uid})
-            return
-        except MedimgdError as error:
-            if error.retryable:
-                self._leave_for_later(task, error)
-            else:
-                self._fail(task, str(error), type(error).__name__)
-            return
-        except Exception as error:  # noqa: BLE001 - one study must never stop the others
-            self._fail(task, f"unexpected {type(error).__name__} in {where(error)}",
-                       type(error).__name__)  # fmt: skip
-            return
+        packages = serving(self._config, list_standings(self._database)).packages
+        preparation = self._decide(task, packages).preparation(len(packages))
+        finish_preparation(self._database, task, preparation, now_utc())
         _logger.info(
             "study %s: %s", preparation.outcome, preparation.reason,
-            extra={ACTION: "study_prepared", STUDY: uid,
+            extra={ACTION: "study_prepared", STUDY: task.study_instance_uid,
                    SECONDS: round(time.monotonic() - started, 3)},
         )  # fmt: skip
 
-    def _leave_for_later(self, task: PreparationTask, error: MedimgdError) -> None:
-        """Let the lease run out: a disk that is away for a moment must not cost three attempts."""
-        _logger.warning(
-            "preparation waits for %.0f s: %s", self._config.study.lease_seconds, error,
-            extra={ACTION: "preparation_waits", STUDY: task.study_instance_uid,
-                   REASON: type(error).__name__},
-        )  # fmt: skip
+    def _decide(self, task: PreparationTask, packages: Sequence[ModelPackage]) -> Decisions:
+        study = SpooledStudy(self._spool, task.series, packages)
+        gathered = Decisions()
+        for package in packages:
+            answer = study.ask(package)
+            gathered.add(answer, task.instance_set_digest)
+            if answer.refusal is not None:
+                _logger.warning(
+                    "%s refuses: %s", package.at_version, answer.refusal,
+                    extra={ACTION: "model_refuses", STUDY: task.study_instance_uid,
+                           MODEL: package.at_version},
+                )  # fmt: skip
+        return gathered
 
-    def _fail(self, task: PreparationTask, reason: str, kind: str) -> None:
+    def _fail(self, task: PreparationTask, fault: Fault) -> None:
+        if fault.retryable:
+            self._leave_for_later(task, fault)
+            return
         state = fail_preparation(
-            self._database, task, reason, now_utc(),
+            self._database, task, fault.reason, now_utc(),
             max_attempts=self._config.study.maximum_attempts,
         )  # fmt: skip
         _logger.error(
-            "preparation failed, the study is %s: %s", state, reason,
-            extra={ACTION: "preparation_failed", STUDY: task.study_instance_uid, REASON: kind},
+            "preparation failed, the study is %s: %s", state, fault.reason,
+            extra={ACTION: "preparation_failed", STUDY: task.study_instance_uid,
+                   REASON: fault.kind},
         )  # fmt: skip
 
-    def _decide(self, task: PreparationTask, packages: Iterable[ModelPackage]) -> Decisions:
-        packages = tuple(packages)
-        paths = {
-            instance.sop_instance_uid: self._spool.absolute(instance.path)
-            for series in task.series
-            for instance in series.instances
-        }
-        instances = _image_instances(task, paths, wanted_keywords(packages))
-        gathered = Decisions()
-        for package in packages:
-            self._ask(package, select(package, instances), task, paths, gathered)
-        return gathered
-
-    def _ask(
-        self,
-        package: ModelPackage,
-        selection: Selection,
-        task: PreparationTask,
-        paths: dict[str, Path],
-        gathered: Decisions,
-    ) -> None:
-        """Turn one package's decision into a job, a refusal, or neither."""
-        chosen = selection.chosen
-        refusal: MedimgdError | None = None
-        if selection.outcome is OutcomeValues.OUTSIDE_CONTRACT:
-            refusal = selection.refusal()
-        elif chosen is not None:
-            try:
-                gathered.jobs.append(self._job(package, chosen, task, paths))
-            except (Refusal, UnreadableInstance) as error:
-                refusal = error
-        if refusal is not None and chosen is not None:
-            gathered.refusals.append(_refusal(package, chosen, task, refusal))
-            _logger.warning(
-                "%s refuses: %s", package.at_version, refusal,
-                extra={ACTION: "model_refuses", STUDY: task.study_instance_uid,
-                       MODEL: package.at_version},
-            )  # fmt: skip
-        gathered.decisions.append(_decision(package, selection, refusal))
-
-    def _job(
-        self,
-        package: ModelPackage,
-        chosen: Candidate,
-        task: PreparationTask,
-        paths: dict[str, Path],
-    ) -> NewJob:
-        tensor = build_tensor([paths[uid] for uid in chosen.sop_instance_uids], package.recipe)
-        return NewJob(
-            package.identity, chosen.series_instance_uid, task.instance_set_digest, tensor
-        )
+    def _leave_for_later(self, task: PreparationTask, fault: Fault) -> None:
+        """Let the lease run out: a disk that is away for a moment must not cost three attempts."""
+        _logger.warning(
+            "preparation waits for %.0f s: %s", self._config.study.lease_seconds, fault.reason,
+            extra={ACTION: "preparation_waits", STUDY: task.study_instance_uid,
+                   REASON: fault.kind},
+        )  # fmt: skip
 
 
-def _image_instances(
-    task: PreparationTask, paths: dict[str, Path], keywords: frozenset[str]
-) -> list[StudyInstance]:
-    """Return every instance that has an image, with the attributes the packages ask for."""
-    return [
-        StudyInstance(
-            instance.sop_instance_uid,
-            series.series_instance_uid,
-            read_attributes(paths[instance.sop_instance_uid], keywords),
-        )
-        for series in task.series
-        for instance in series.instances
-        if instance.rows > 0 and instance.columns > 0
-    ]
-
-
-def _refusal(
-    package: ModelPackage, chosen: Candidate, task: PreparationTask, error: MedimgdError
-) -> NewRefusal:
+def _refusal(answer: Answer, chosen: Candidate, error: MedimgdError, digest: str) -> NewRefusal:
     reason = error.reason if isinstance(error, Refusal) else CannotDecode.reason
     return NewRefusal(
-        package.identity,
+        answer.package.identity,
         chosen.series_instance_uid,
-        task.instance_set_digest,
+        digest,
         reason,
         str(error),
         chosen.sop_instance_uids,
-        package.preprocessing_digest,
+        answer.package.preprocessing_digest,
     )
 
 
-def _decision(
-    package: ModelPackage, selection: Selection, refusal: MedimgdError | None
-) -> NewDecision:
-    evaluation = selection.as_mapping()
-    if refusal is not None:
-        evaluation["refusal"] = str(refusal)
+def _decision(answer: Answer) -> NewDecision:
+    evaluation = answer.selection.as_mapping()
+    if answer.refusal is not None:
+        evaluation["refusal"] = str(answer.refusal)
     return NewDecision(
-        package.identity.name,
-        package.identity.version,
-        selection.chosen.series_instance_uid if selection.chosen else None,
-        selection.chosen is not None and refusal is None,
+        answer.package.identity.name,
+        answer.package.identity.version,
+        answer.chosen.series_instance_uid if answer.chosen else None,
+        answer.tensor is not None,
         evaluation,
     )
 

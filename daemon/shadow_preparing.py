@@ -8,23 +8,19 @@ study is prepared later, otherwise or not at all because of it.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
+from functools import partial
 
+from daemon.asking import SpooledStudy
 from daemon.catalogue import Shadow
 from daemon.config import Config
+from daemon.leased_study import Fault, LeasedStudy
 from daemon.logs import ACTION, MODEL, REASON, STUDY
-from daemon.role import now_utc, where
-from dicom_io.errors import MedimgdError, Refusal, UnreadableInstance
-from dicom_io.header import read_attributes
-from dicom_io.tensors import build_tensor
+from daemon.role import now_utc
 from model.package import ModelPackage
-from model.selection import OutcomeValues, StudyInstance, select, wanted_keywords
 from storage.database import Database
-from storage.errors import LeaseLost
 from storage.shadow_preparation import (
     ShadowTask,
     await_worker,
@@ -64,8 +60,9 @@ class ShadowPreparer:
         self._database = database
         self._spool = spool
         self._owner = owner
-        self._in_hand: ShadowTask | None = None
-        self._holding = threading.Lock()
+        self._in_hand = LeasedStudy[ShadowTask](
+            self._renew, lambda task: task.study.study_instance_uid
+        )
         self._look_next = 0.0
         self._whole_look_next = 0.0
 
@@ -76,11 +73,10 @@ class ShadowPreparer:
         for shadow in shadows:
             task = self._claim(shadow)
             if task is not None:
-                self._hold(task)
-                try:
-                    self._prepare(shadow.package, task)
-                finally:
-                    self._hold(None)
+                package = shadow.package
+                self._in_hand.work(
+                    task, partial(self._prepare, package), partial(self._fail, package)
+                )
                 return True
         self._look_next = time.monotonic() + LOOK_EVERY_SECONDS
         if time.monotonic() >= self._whole_look_next:
@@ -89,14 +85,10 @@ class ShadowPreparer:
 
     def renew(self, now: datetime) -> None:
         """Extend the lease of the run in hand; the heartbeat calls this."""
-        with self._holding:
-            task = self._in_hand
-        if task is not None:
-            renew_runs(self._database, [task.run], now, self._config.study.lease_seconds)
+        self._in_hand.renew(now)
 
-    def _hold(self, task: ShadowTask | None) -> None:
-        with self._holding:
-            self._in_hand = task
+    def _renew(self, task: ShadowTask, now: datetime) -> None:
+        renew_runs(self._database, [task.run], now, self._config.study.lease_seconds)
 
     def _claim(self, shadow: Shadow) -> ShadowTask | None:
         since = shadow.standing.state_since
@@ -109,54 +101,28 @@ class ShadowPreparer:
         )  # fmt: skip
 
     def _prepare(self, package: ModelPackage, task: ShadowTask) -> None:
-        try:
-            self._ask(package, task)
-        except LeaseLost as error:
-            _logger.info("%s", error, extra={ACTION: "shadow_lease_lost"})
-        except MedimgdError as error:
-            self._fail(package, task, str(error), type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - one study must never stop the others
-            what = f"unexpected {type(error).__name__} in {where(error)}"
-            self._fail(package, task, what, type(error).__name__)
-
-    def _ask(self, package: ModelPackage, task: ShadowTask) -> None:
-        paths = {
-            instance.sop_instance_uid: self._spool.absolute(instance.path)
-            for series in task.series
-            for instance in series.instances
-        }
-        selection = select(package, _image_instances(task, paths, package))
-        chosen = selection.chosen
-        if chosen is None:
+        answer = SpooledStudy(self._spool, task.series, [package]).ask(package)
+        series = answer.chosen.series_instance_uid if answer.chosen else ""
+        if answer.refusal is not None:
+            self._end(task, ShadowState.REFUSED, str(answer.refusal), series)
+        elif answer.tensor is None:
             self._end(task, ShadowState.UNMATCHED, "it reads nothing of this study")
-            return
-        series = chosen.series_instance_uid
-        if selection.outcome is OutcomeValues.OUTSIDE_CONTRACT:
-            self._end(task, ShadowState.REFUSED, str(selection.refusal()), series)
-            return
-        try:
-            files = [paths[uid] for uid in chosen.sop_instance_uids]
-            tensor = build_tensor(files, package.recipe)
-        except (Refusal, UnreadableInstance) as error:
-            self._end(task, ShadowState.REFUSED, str(error), series)
-            return
-        await_worker(self._database, task.run, series, tensor, now_utc())
+        else:
+            await_worker(self._database, task.run, series, answer.tensor, now_utc())
 
     def _end(self, task: ShadowTask, state: ShadowState, reason: str, series: str = "") -> None:
         end_preparation(
             self._database, task.run, state, reason, now_utc(), series_instance_uid=series
         )
 
-    def _fail(self, package: ModelPackage, task: ShadowTask, reason: str, kind: str) -> None:
+    def _fail(self, package: ModelPackage, task: ShadowTask, fault: Fault) -> None:
+        """End the run, for whatever reason: a study is not kept for a shadow."""
         _logger.warning(
-            "shadow %s not prepared: %s", package.at_version, reason,
+            "shadow %s not prepared: %s", package.at_version, fault.reason,
             extra={ACTION: "shadow_preparation_failed", MODEL: package.at_version,
-                   STUDY: task.study.study_instance_uid, REASON: kind},
+                   STUDY: task.study.study_instance_uid, REASON: fault.kind},
         )  # fmt: skip
-        try:
-            self._end(task, ShadowState.FAILED, reason)
-        except LeaseLost as error:
-            _logger.info("%s", error, extra={ACTION: "shadow_lease_lost"})
+        self._end(task, ShadowState.FAILED, fault.reason)
 
 
 def with_shadows(
@@ -177,19 +143,3 @@ def _model(package: ModelPackage) -> ShadowModel:
     return ShadowModel(
         identity.name, identity.version, identity.weights_sha256, package.preprocessing_digest
     )
-
-
-def _image_instances(
-    task: ShadowTask, paths: dict[str, Path], package: ModelPackage
-) -> list[StudyInstance]:
-    keywords = wanted_keywords([package])
-    return [
-        StudyInstance(
-            instance.sop_instance_uid,
-            series.series_instance_uid,
-            read_attributes(paths[instance.sop_instance_uid], keywords),
-        )
-        for series in task.series
-        for instance in series.instances
-        if instance.rows > 0 and instance.columns > 0
-    ]

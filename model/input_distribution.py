@@ -25,15 +25,24 @@ from model.input_descriptors import (
     FloatArray,
     described_numbers,
     descriptors,
+    joined,
     thumbnails,
 )
-from model.input_subspace import Subspace
+from model.input_subspace import (
+    Contrasts,
+    Subspace,
+    as_arrays,
+    contrasts_from,
+    require_shape,
+    subspace_from,
+)
 from model.manifest import ManifestTable
 from model.package_files import read_file
 
 DISTRIBUTION_NAME = "input_distribution.npz"
 LARGEST_BYTES = 400_000
 _CHUNK = 64
+_CONTRASTS = "contrasts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,11 @@ class InputDistribution:
     """What a model's inputs look like, and where that ends."""
 
     clouds: Mapping[str, Subspace]
+    """One for each description of ``model.input_descriptors``."""
+    contrasts: Contrasts
+    """Away from the inputs turned, inverted or cut, over all descriptions together."""
+    units: FloatArray
+    """(parts,): what nearly all validation inputs stay within, for each part of the distance."""
     limit: float
     """The largest distance of an input that resembles those of training."""
     preprocessing_digest: str
@@ -50,12 +64,12 @@ class InputDistribution:
     fitted: int
     """How many training inputs it stands for."""
     limited: int
-    """How many inputs chose the limit."""
+    """How many inputs chose units and limit."""
 
     def distances(self, values: FloatArray) -> FloatArray:
         """Return how far inputs (n, [slices,] rows, columns, channels) lie, (n,), from 0 up."""
         chunks = [
-            self.distances_of_thumbnails(thumbnails(values[start : start + _CHUNK]))
+            self.parts(thumbnails(values[start : start + _CHUNK])).max(axis=0)
             for start in range(0, len(values), _CHUNK)
         ]
         return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
@@ -70,11 +84,19 @@ class InputDistribution:
         Raises
         ------
         UnlikeTraining
-            Its distance is beyond the limit, or it is no finite array.
+            Its distance is beyond the limit.
         """
         distance = self.distance(tensor)
         if not distance <= self.limit:
             raise UnlikeTraining(distance, self.limit)
+
+    def parts(self, thumbs: FloatArray) -> FloatArray:
+        """Return all parts of the distance, (parts, n), for what ``thumbnails`` made of inputs."""
+        described = descriptors(thumbs)
+        raw = [cloud.parts(described[name]) for name, cloud in sorted(self.clouds.items())]
+        raw.append(self.contrasts.parts(joined(described)))
+        parts: FloatArray = np.concatenate(raw) / self.units[:, None]
+        return parts
 
     def write(self, path: Path) -> None:
         """Write the file; the same distribution gives the same bytes."""
@@ -85,21 +107,12 @@ class InputDistribution:
             "dimensions": self.dimensions,
             "fitted": self.fitted,
             "limited": self.limited,
-            "clouds": sorted(self.clouds),
         }
-        arrays: dict[str, np.ndarray] = {
-            "about": np.frombuffer(json.dumps(about).encode(), np.uint8)
-        }
-        for name in sorted(self.clouds):
-            arrays |= self.clouds[name].as_arrays(name)
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-
-    def distances_of_thumbnails(self, thumbs: FloatArray) -> FloatArray:
-        """Return the same for what ``thumbnails`` made of inputs."""
-        described = descriptors(thumbs)
-        found = [cloud.distances(described[name]) for name, cloud in self.clouds.items()]
-        furthest: FloatArray = np.stack(found).max(axis=0)
-        return furthest
+        encoded = np.frombuffer(json.dumps(about).encode("ascii"), dtype=np.uint8)
+        arrays = {"units": self.units, **as_arrays(self.contrasts, _CONTRASTS)}
+        for name, cloud in sorted(self.clouds.items()):
+            arrays |= as_arrays(cloud, name)
+        np.savez_compressed(path, about=encoded, **arrays)  # type: ignore[arg-type]
 
 
 def read_distribution(path: Path) -> InputDistribution:
@@ -143,13 +156,18 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> InputDistribution:
             f"its descriptors are of version {about['version']}, this installation computes "
             f"version {DESCRIPTOR_VERSION}"
         )
-    names, limit, dimensions = about["clouds"], float(about["limit"]), int(about["dimensions"])
-    clouds = {str(name): Subspace.from_arrays(arrays, str(name)) for name in names}
+    limit, dimensions = float(about["limit"]), int(about["dimensions"])
+    numbers = described_numbers(dimensions)
+    clouds = {name: subspace_from(arrays, name) for name in numbers}
+    contrasts = contrasts_from(arrays, _CONTRASTS)
+    units = arrays["units"]
+    require_shape(units, (2 * len(clouds) + len(contrasts.directions),), "units")
     found = {name: len(cloud.mean) for name, cloud in clouds.items()}
-    if found != described_numbers(dimensions) or not 0 < limit < math.inf:
-        raise ValueError(f"its parts do not fit each other: {found}, limit {limit:g}")
+    whole = found == numbers and len(contrasts.mean) == sum(numbers.values())
+    if not whole or units.min() <= 0 or not 0 < limit < math.inf:
+        raise ValueError("its parts do not fit each other")
     return InputDistribution(
-        clouds, limit, str(about["preprocessing_digest"]), dimensions,
+        clouds, contrasts, units, limit, str(about["preprocessing_digest"]), dimensions,
         int(about["fitted"]), int(about["limited"]),
     )  # fmt: skip
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from model.errors import TrainingDataFault
-from model.input_descriptors import FloatArray, descriptors, thumbnails
+from model.input_contrasts import fit_contrasts
+from model.input_descriptors import FloatArray, descriptors, joined, thumbnails
 from model.input_distribution import InputDistribution
 from model.input_jitter import jittered
-from model.input_subspace import Subspace, cloud_parts
+from model.input_subspace import Subspace
 
 FEWEST_INPUTS = 20
 """Fewer say nothing about what the next one may look like."""
@@ -22,14 +23,15 @@ MOST_FITTED = 5000
 """Of more training inputs so many are drawn; a cloud of forty axes needs no more."""
 HELD_OUT = 5
 """Every so manyth training input chooses the limit where there is no validation split."""
-FITTED_VARIANTS, LIMITED_VARIANTS = 1, 2
-"""Changed copies of each input."""
+LIMITED_VARIANTS = 2
+"""Changed copies of each input that chooses the limit; one of each that is fitted."""
 
 MOST_AXES = 40
 SHRINKAGE = 0.1
 """Share of the mean variance in every variance along an axis: few inputs measure them badly."""
-REFERENCE_QUANTILE = 0.995
-"""Distances are in units of what this share of the inputs that it was fitted on stays within."""
+UNIT_SHARE = 0.995
+"""Each part of the distance is in units of what this share of validation stays within."""
+SMALLEST_UNIT = 1e-3
 
 VALIDATION_SHARE = 0.995
 CHANGED_SHARE = 0.99
@@ -74,16 +76,20 @@ def fit_distribution(
             f"input_distribution: needs {FEWEST_INPUTS} inputs to fit and as many to choose the "
             f"limit; received {len(fitted)} and {len(limiting)}"
         )
-    described = descriptors(_with_variants(fitted, FITTED_VARIANTS, rng))
+    changed = np.concatenate([jittered(limiting, rng) for _ in range(LIMITED_VARIANTS)])
+    variants = jittered(fitted, rng)
+    described = descriptors(np.concatenate([fitted, variants]))
     distribution = InputDistribution(
         clouds={name: _fit_cloud(features) for name, features in described.items()},
+        contrasts=fit_contrasts(joined(described), variants, rng),
+        units=np.ones(0, np.float32),
         limit=np.inf,
         preprocessing_digest=preprocessing_digest,
         dimensions=values.ndim - 1,
         fitted=len(fitted),
         limited=len(limiting),
     )
-    return replace(distribution, limit=_limit(distribution, limiting, rng))
+    return _limited(distribution, limiting, changed)
 
 
 def _thumbnails_of(
@@ -111,20 +117,20 @@ def _shrunk(values: FloatArray, places: np.ndarray) -> FloatArray:
     return np.concatenate(parts) if parts else np.zeros((0, 1, 1), np.float32)
 
 
-def _with_variants(thumbs: FloatArray, count: int, rng: np.random.Generator) -> FloatArray:
-    return np.concatenate([thumbs, *(jittered(thumbs, rng) for _ in range(count))])
-
-
-def _limit(
-    distribution: InputDistribution, limiting: FloatArray, rng: np.random.Generator
-) -> float:
-    """Return the least limit that keeps the stated shares, times the margin."""
-    changed = _with_variants(limiting, LIMITED_VARIANTS, rng)[len(limiting) :]
-    needed = [
-        np.quantile(distribution.distances_of_thumbnails(thumbs), share)
-        for thumbs, share in ((limiting, VALIDATION_SHARE), (changed, CHANGED_SHARE))
-    ]
-    return round(MARGIN * float(max(needed)), 4)
+def _limited(
+    distribution: InputDistribution, limiting: FloatArray, changed: FloatArray
+) -> InputDistribution:
+    """Choose the units and the least limit that keeps the stated shares, times the margin."""
+    both = np.concatenate([limiting, changed])
+    count = 2 * len(distribution.clouds) + len(distribution.contrasts.directions)
+    unscaled = replace(distribution, units=np.ones(count, np.float32)).parts(both)
+    units = np.maximum(np.quantile(unscaled, UNIT_SHARE, axis=1), SMALLEST_UNIT).astype(np.float32)
+    furthest = (unscaled / units[:, None]).max(axis=0)
+    needed = (
+        np.quantile(furthest[: len(limiting)], VALIDATION_SHARE),
+        np.quantile(furthest[len(limiting) :], CHANGED_SHARE),
+    )
+    return replace(distribution, units=units, limit=round(MARGIN * float(max(needed)), 4))
 
 
 def _fit_cloud(features: FloatArray) -> Subspace:
@@ -139,6 +145,4 @@ def _fit_cloud(features: FloatArray) -> Subspace:
     axes = np.ascontiguousarray(vectors[:, :count].T, dtype=np.float32)
     variances = np.maximum(kept, smallest).astype(np.float32)
     residual = np.maximum(found[count:].sum(keepdims=True), smallest).astype(np.float32)
-    parts = cloud_parts(centred, axes, variances, residual)
-    reference = np.maximum(np.quantile(parts, REFERENCE_QUANTILE, axis=1), 1e-6)
-    return Subspace(mean, axes, variances, residual, reference.astype(np.float32))
+    return Subspace(mean, axes, variances, residual)

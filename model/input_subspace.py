@@ -1,7 +1,8 @@
-"""One description of inputs as a low-dimensional cloud, and how far a new one lies from it.
+"""Descriptions of inputs as a low-dimensional cloud, and how far a new one lies from it.
 
-Owns the record and the distance: along the cloud's axes, and across them. How it is fitted is
-``model.input_distribution_fitting``; knows nothing of images or files.
+Owns the records and the arithmetic of distances: along a cloud's axes, across them, and towards
+what the inputs must not be taken for. How they are fitted is ``model.input_distribution_fitting``;
+knows nothing of images or files.
 """
 
 from __future__ import annotations
@@ -26,49 +27,66 @@ class Subspace:
     """(axes,), shrunk."""
     residual: FloatArray
     """(1,): the mean energy across the axes."""
-    reference: FloatArray
-    """(2,): the units of distance along and across the axes."""
 
-    def distances(self, features: FloatArray) -> FloatArray:
-        """Return how far descriptions (n, numbers) lie, (n,): the worse of along and across."""
-        parts = cloud_parts(features - self.mean, self.axes, self.variances, self.residual)
-        furthest: FloatArray = (parts / self.reference[:, None]).max(axis=0)
-        return furthest
-
-    def as_arrays(self, prefix: str) -> dict[str, FloatArray]:
-        """Return the fields under names that begin with `prefix`."""
-        return {f"{prefix}_{name}": array for name, array in asdict(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, FloatArray], prefix: str) -> Subspace:
-        """Read what ``as_arrays`` gave.
-
-        Raises
-        ------
-        KeyError, ValueError
-            A field is absent, not finite or of another shape than the others.
-        """
-        read = cls(*(arrays[f"{prefix}_{name}"] for name in cls.__dataclass_fields__))
-        count, numbers = read.axes.shape
-        shapes = ((numbers,), (count, numbers), (count,), (1,), (2,))
-        for name, shape in zip(cls.__dataclass_fields__, shapes, strict=True):
-            array = getattr(read, name)
-            if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
-                raise ValueError(f"{prefix}_{name} must be finite float32 of the shape {shape}")
-        if min(read.variances.min(), read.residual.min(), read.reference.min()) <= 0:
-            raise ValueError(f"{prefix}: variances and units must be above 0")
-        return read
+    def parts(self, features: FloatArray) -> FloatArray:
+        """Return (2, n) for descriptions (n, numbers): the distance along the axes and across."""
+        centred = features - self.mean
+        along = centred @ self.axes.T
+        left = np.square(centred).sum(axis=1) - np.square(along).sum(axis=1)
+        inside = (np.square(along) / self.variances).mean(axis=1)
+        both: FloatArray = np.sqrt(np.stack([inside, left.clip(0) / self.residual]))
+        return both.astype(np.float32)
 
 
-def cloud_parts(
-    centred: FloatArray, axes: FloatArray, variances: FloatArray, residual: FloatArray
-) -> FloatArray:
-    """Return (2, n): the mean distance along the axes, in deviations, and that across them.
+@dataclass(frozen=True, slots=True)
+class Contrasts:
+    """Directions that lead from the inputs to what they become when something is wrong."""
 
-    `centred` holds the descriptions' differences from the mean, (n, numbers).
+    mean: FloatArray
+    """(numbers,)."""
+    directions: FloatArray
+    """(contrasts, numbers); none where nothing can be told apart."""
+
+    def parts(self, features: FloatArray) -> FloatArray:
+        """Return (contrasts, n) for descriptions (n, numbers): how far each went that way."""
+        towards: FloatArray = self.directions @ (features - self.mean).T
+        return towards
+
+
+def as_arrays(record: Subspace | Contrasts, prefix: str) -> dict[str, FloatArray]:
+    """Return a record's fields under names that begin with `prefix`."""
+    return {f"{prefix}_{name}": array for name, array in asdict(record).items()}
+
+
+def subspace_from(arrays: Mapping[str, FloatArray], prefix: str) -> Subspace:
+    """Read what ``as_arrays`` gave of a cloud.
+
+    Raises
+    ------
+    KeyError, ValueError
+        A field is absent, not finite, or does not fit the others.
     """
-    along = centred @ axes.T
-    left = np.square(centred).sum(axis=1) - np.square(along).sum(axis=1)
-    inside = (np.square(along) / variances).mean(axis=1)
-    parts: FloatArray = np.sqrt(np.stack([inside, left.clip(0) / residual])).astype(np.float32)
-    return parts
+    read = Subspace(*(arrays[f"{prefix}_{name}"] for name in Subspace.__dataclass_fields__))
+    count, numbers = read.axes.shape
+    require_shape(read.mean, (numbers,), prefix)
+    require_shape(read.axes, (count, numbers), prefix)
+    require_shape(read.variances, (count,), prefix)
+    require_shape(read.residual, (1,), prefix)
+    if min(read.variances.min(), read.residual.min()) <= 0:
+        raise ValueError(f"{prefix}: a variance must be above 0")
+    return read
+
+
+def contrasts_from(arrays: Mapping[str, FloatArray], prefix: str) -> Contrasts:
+    """Read what ``as_arrays`` gave of contrasts; raises as ``subspace_from``."""
+    read = Contrasts(*(arrays[f"{prefix}_{name}"] for name in Contrasts.__dataclass_fields__))
+    count, numbers = read.directions.shape
+    require_shape(read.mean, (numbers,), prefix)
+    require_shape(read.directions, (count, numbers), prefix)
+    return read
+
+
+def require_shape(array: FloatArray, shape: tuple[int, ...], name: str) -> None:
+    """Raise ``ValueError`` unless an array is finite float32 of a shape."""
+    if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ValueError(f"{name}: must be finite float32 of the shape {shape}")

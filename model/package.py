@@ -18,6 +18,7 @@ from model.condition_reading import read_condition
 from model.conditions import Condition, keywords
 from model.errors import PackageFault
 from model.explanation_plan import ExplanationPlan, read_explanation_plan
+from model.input_distribution import InputDistribution, read_distribution_file
 from model.manifest import MANIFEST_NAME, ManifestTable, read_manifest
 from model.package_files import (
     DIGEST_PATTERN,
@@ -137,6 +138,8 @@ class ModelPackage:
     """Stands for the whole package: the manifest names the digests of all other files."""
     evaluation: EvaluationFiles | None = None
     probes: ProbeFile | None = None
+    input_distribution: InputDistribution | None = field(default=None, repr=False, compare=False)
+    """What its inputs look like; ``manifest_sha256`` stands for it in comparisons."""
     limits: tuple[str, ...] = ()
     metrics: Mapping[str, object] = field(default_factory=dict)
     training: Mapping[str, object] = field(default_factory=dict)
@@ -204,6 +207,7 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
             manifest_sha256=sha256_of(folder / MANIFEST_NAME),
             evaluation=read_evaluation_files(folder, manifest),
             probes=read_probe_file(folder, manifest, len(labels)),
+            input_distribution=read_distribution_file(folder, manifest, recipe),
             explanation=read_explanation_plan(manifest.table("explanation", required=False)),
             regions=read_region_plan(manifest, labels, output.kind),
             limits=manifest.texts("limits"),

@@ -172,6 +172,7 @@ def check_model(package: Source, config: ConfigPath = None, as_json: AsJSON = Fa
         say(f"{package}: no fault found")
         say(_probes_in_words(found, report))
         say(f"positive findings are explained by: {report.explanation}")
+        say(_distribution_in_words(found))
         if found.evaluation is None:
             say("it has no evaluation report: a site that requires one will not admit it")
     if not report.passed:
@@ -186,6 +187,16 @@ def _probes_in_words(package: ModelPackage, report: CheckReport) -> str:
     return (
         f"it reproduces the recorded scores of {len(report.probe_scores)} probes: largest "
         f"difference {report.probe_difference:.2g}, tolerance {package.probes.tolerance:g}"
+    )
+
+
+def _distribution_in_words(package: ModelPackage) -> str:
+    found = package.input_distribution
+    if found is None:
+        return "it does not know what its inputs look like: only headers keep others away"
+    return (
+        f"inputs that look unlike those of training are refused: beyond distance {found.limit:g}, "
+        f"fitted on {found.fitted} inputs, limit chosen on {found.limited}"
     )
 
 
@@ -226,12 +237,20 @@ def _promises(package: ModelPackage) -> dict[str, Any]:
         "labels": package.labels,
         "selection": package.selection.where.words,
         "contract": [{"text": clause.text, "reason": clause.reason} for clause in package.contract],
+        "input_distribution": _distribution(package),
         "limits": package.limits,
         "metrics": package.metrics,
         "training": package.training,
         "runtime": package.runtime.kind,
         "conversion": package.conversion,
     }
+
+
+def _distribution(package: ModelPackage) -> dict[str, Any] | None:
+    found = package.input_distribution
+    if found is None:
+        return None
+    return {"limit": found.limit, "fitted": found.fitted, "limited": found.limited}
 
 
 def _conversion_in_words(package: ModelPackage) -> str:
@@ -252,6 +271,7 @@ def _print_package(package: ModelPackage) -> None:
     say(f"reads: {package.selection.where.words}")
     for clause in package.contract:
         say(f"requires: {clause.require.words} - {clause.text}")
+    say(_distribution_in_words(package))
     print_table(
         ("label", "code", "threshold", "undetermined"),
         [

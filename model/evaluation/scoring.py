@@ -121,8 +121,12 @@ def _prepared(package: ModelPackage, image: LabelledImage) -> _Prepared:
         if found.outcome is not OutcomeValues.SCORED:
             return found, None
         if image.is_dicom or package.recipe.kind == "volume":
-            return found, read_image(image, package.recipe)
-        return _film(package, found)
+            tensor: FloatArray | None = read_image(image, package.recipe)
+        else:
+            found, tensor = _film(package, found)
+        if tensor is not None and package.input_distribution is not None:
+            package.input_distribution.check(tensor)
+        return found, tensor
     except (Refusal, UnreadableInstance) as error:
         reason = error.reason if isinstance(error, Refusal) else CannotDecode.reason
         return _refused(found, reason, _without_folder(str(error), image)), None
