@@ -56,6 +56,8 @@ class AcceptedAssociation(Association):
     begin_store: BeginStore | None
     """None leaves C-STORE to pynetdicom as well."""
     silence_seconds: float
+    provider: UpperLayerProvider
+    """What pynetdicom calls `dul`."""
 
     @classmethod
     def make(
@@ -78,29 +80,25 @@ class AcceptedAssociation(Association):
         accepted.acse = Negotiation(accepted)
         accepted.dul.state_machine = AcceptingStateMachine(accepted.dul)
         accepted.dul.__class__ = UpperLayerProvider
+        accepted.provider = cast("UpperLayerProvider", accepted.dul)
         # Without the data plane all goes pynetdicom's way, which takes two threads.
-        provider = cast("UpperLayerProvider", accepted.dul)
-        provider.prepare(is_threadless=begin_store is not None)
+        accepted.provider.prepare(is_threadless=begin_store is not None)
         return accepted
-
-    @property
-    def _provider(self) -> UpperLayerProvider:
-        return cast("UpperLayerProvider", self.dul)
 
     def run(self) -> None:
         """Serve the association to its end, however it ends."""
         try:
             if self.secures(self):
-                if self._provider.is_threadless:
-                    self._provider.open_bell()
+                if self.provider.is_threadless:
+                    self.provider.open_bell()
                     # pynetdicom takes this for its thread, and starts none.
                     self._started_dul = True
                 super().run()
         finally:
             # Only this thread announces the end: release, abort, loss and timeout all pass here.
             self.force_end()
-            if self._provider.is_threadless:
-                self._provider.close_bell()
+            if self.provider.is_threadless:
+                self.provider.close_bell()
             self.on_ended(self)
 
     def allow_silence(self, seconds: float | None) -> None:
@@ -125,16 +123,16 @@ class AcceptedAssociation(Association):
 
     def abort(self, block: bool = True) -> None:
         """Abort the association, from any thread."""
-        self._provider.call_up()
+        self.provider.call_up()
         super().abort(block)
 
     def kill(self) -> None:
         """End the association's threads; pynetdicom calls it last on every way out."""
-        self._provider.call_up()
+        self.provider.call_up()
         super().kill()
         # What is queued must leave, a rejection above all; ending the thread would cut it off.
-        if self._provider.is_threadless and threading.current_thread() is self:
-            self._provider.finish()
+        if self.provider.is_threadless and threading.current_thread() is self:
+            self.provider.finish()
 
     def value(self, context_id: int, control: int, fragment: bytes, *, is_whole: bool) -> None:
         """Give pynetdicom a value that the data plane does not serve, and serve its message."""
@@ -157,12 +155,12 @@ class AcceptedAssociation(Association):
         context_id, message = self.dimse.get_msg(block=False)
         if message:
             self._serve_request(message, cast("int", context_id))
-            self._provider.send_pending()
+            self.provider.send_pending()
 
     def _run_reactor(self) -> None:
-        if self._provider.is_threadless:
+        if self.provider.is_threadless:
             self._serve()
-            self._provider.serve_queued()
+            self.provider.serve_queued()
             if self.acse.is_release_requested():
                 self._release()
                 return
@@ -227,14 +225,14 @@ class AcceptedAssociation(Association):
         while self._goes_on():
             pdu = plane.serve_pdu()
             if pdu is not None:
-                self._provider.receive(pdu)
+                self.provider.receive(pdu)
                 return
 
     def _goes_on(self) -> bool:
-        if self._kill or self._provider.is_called_up:
+        if self._kill or self.provider.is_called_up:
             return False
-        self._provider.send_pending()
-        return self._provider.is_undisturbed
+        self.provider.send_pending()
+        return self.provider.is_undisturbed
 
     def _begin_store(self, command: StoreCommand, context_id: int) -> StoreInProgress:
         assert self.begin_store is not None  # noqa: S101 - asked before serving

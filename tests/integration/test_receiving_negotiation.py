@@ -1,0 +1,108 @@
+"""Requests on the wire: our receiver answers as a server of pynetdicom does."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
+from pynetdicom.sop_class import Verification
+
+from dicom_io.receiving.folder_sink import FolderSink
+from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES
+from dicom_io.receiving.server import StorageServer
+from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from tests import upper_layer as ul
+from tests.associate_requests import request_with_role, usual_request
+from tests.waiting import wait_until
+
+SEED = 20261123
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where our receiver listens, and where pynetdicom's own server does."""
+
+    ours: int
+    pynetdicoms: int
+
+    def answers(self, request: bytes) -> bytes:
+        """Return what both answer, which must be the same."""
+        ours, theirs = (_answer(port, request) for port in (self.ours, self.pynetdicoms))
+        assert ours == theirs, request.hex()
+        return ours
+
+
+def _answer(port: int, request: bytes) -> bytes:
+    """Send a request, return the PDU that answers it (nothing, if none does), and abort."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = bytearray()
+        with suppress(ConnectionError):
+            while len(answer) < 6 or len(answer) < 6 + int.from_bytes(answer[2:6], "big"):
+                more = connection.recv(1 << 16)
+                if not more:
+                    break
+                answer += more
+            connection.sendall(ul.ABORT_REQUEST)
+        return bytes(answer)
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory) -> Iterator[Ports]:
+    ae = AE("MEDIMGD")
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
+    ae.require_called_aet = True
+    # It counts those that are ending.
+    ae.maximum_associations = 1000
+    ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
+    theirs = ae.start_server(("127.0.0.1", 0), block=False)
+    sink = FolderSink(tmp_path_factory.mktemp("received"))
+    try:
+        with StorageServer(sink, port=0) as ours:
+            yield Ports(ours.port, theirs.server_address[1])
+            assert wait_until(lambda: ours.open_associations == 0)
+    finally:
+        theirs.shutdown()
+
+
+@pytest.mark.parametrize("count", [1, 2, 30, 128])
+def test_usual_requests_are_answered_alike(ports, count):
+    rng = random.Random(SEED)
+    for _ in range(3):
+        answer = ports.answers(usual_request(count, rng))
+
+        assert answer[0] == ul.ASSOCIATE_AC
+
+
+@pytest.mark.parametrize("roles", [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("sop_class_uid", [ul.CT_IMAGE_STORAGE, ul.VERIFICATION])
+def test_roles_are_answered_alike(ports, sop_class_uid, roles):
+    answer = ports.answers(request_with_role(sop_class_uid, *roles))
+
+    assert answer[0] == ul.ASSOCIATE_AC
+
+
+@pytest.mark.parametrize("missing", [1, 5, 9])
+def test_a_request_that_cannot_be_read_is_aborted_alike(ports, missing):
+    whole = usual_request(2, random.Random(SEED))
+    request = whole[:2] + (len(whole) - 6 - missing).to_bytes(4, "big") + whole[6:-missing]
+
+    answer = ports.answers(request)
+
+    assert answer[0] == ul.ABORT
+
+
+def test_another_called_title_and_another_protocol_version_are_rejected_alike(ports):
+    request = usual_request(3, random.Random(SEED))
+    another_title = request.replace(b"MEDIMGD ", b"SOMEONE ")
+    another_version = request[:6] + b"\0\2" + request[8:]
+
+    assert ports.answers(another_title) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\1\7")
+    assert ports.answers(another_version) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\2\2")
