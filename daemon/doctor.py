@@ -19,6 +19,7 @@ from pathlib import Path
 from daemon.catalogue import known_standings, serving, state_in_words, state_of
 from daemon.config import Config
 from daemon.confirming import peer_of
+from daemon.dangling_settings import dangling_settings
 from daemon.door import tls_call_to_ourselves, tls_files_of
 from daemon.status import MEBIBYTE, read_status
 from dicom_io.association import Destination
@@ -54,7 +55,7 @@ def examine(config: Config) -> Iterator[Diagnosis]:
     """Yield every diagnosis; a check that breaks is itself a diagnosis."""
     checks: tuple[Callable[[Config], Iterator[Diagnosis]], ...] = (
         _disk, _database, _certificates, _port, _peers, _users, _commitment,
-        _decoders, _models, _runtimes, _destinations,
+        _decoders, _models, _settings, _runtimes, _destinations,
     )  # fmt: skip
     for check in checks:
         try:
@@ -282,6 +283,11 @@ def _models(config: Config) -> Iterator[Diagnosis]:
     for title, fault in now.out_of_order.items():
         if title not in {item.title for item in now.catalogue.broken}:
             yield Diagnosis(f"model {title}", ok=False, detail=fault)
+
+
+def _settings(config: Config) -> Iterator[Diagnosis]:
+    for sentence in dangling_settings(config):
+        yield Diagnosis("setting", ok=True, detail=sentence, warning=True)
 
 
 def _runtimes(config: Config) -> Iterator[Diagnosis]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from daemon.config import Config
+from daemon.dangling_settings import dangling_settings
 from daemon.logs import ACTION, COUNT, JOB, REASON, STUDY
 from daemon.role import RoleProcess, now_utc, where
 from dicom_io.errors import MedimgdError
@@ -67,6 +68,8 @@ class Scheduler:
         self.every(COMPLETION_EVERY_SECONDS, self.complete_studies, "completion")
         self.every(RECLAIM_EVERY_SECONDS, self.reclaim_leases, "leases")
         self.every(RETENTION_EVERY_SECONDS, self.keep_retention, "retention")
+        # Once, and beside the others: reading the packages it asks about may take seconds.
+        self._clock.add_job(_surviving(self.tell_dangling_settings, "settings"), id="settings")
         self._clock.start()
         threading.Thread(target=self._watch_clock, name="clock-watch", daemon=True).start()
 
@@ -91,6 +94,11 @@ class Scheduler:
             _surviving(duty, name), "interval", seconds=seconds, id=name,
             max_instances=1, coalesce=True, misfire_grace_time=None,
         )  # fmt: skip
+
+    def tell_dangling_settings(self) -> None:
+        """Log which settings name a package or a folder that is not there."""
+        for sentence in dangling_settings(self._config):
+            _logger.warning("%s", sentence, extra={ACTION: "setting_names_nothing"})
 
     def stop(self) -> None:
         """End the duty under way and call no other."""

@@ -36,10 +36,13 @@ def init(
 def check(config: ConfigPath = None) -> None:
     """Check the configuration; every fault is listed at once."""
     from daemon.config import find_config_file, load_config
+    from daemon.dangling_settings import dangling_settings
 
     with failures_become_exit_codes():
-        load_config(config)
+        loaded = load_config(config)
         say(f"{find_config_file(config) or 'built-in defaults'}: no fault found")
+        for sentence in dangling_settings(loaded):
+            typer.echo(f"medimgd: warning: {sentence}", err=True)
 
 
 @app.command("show")
