@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from itertools import product
 
 import pytest
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_context
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.presentation import negotiate_unrestricted
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 import dicom_io.network  # noqa: F401 - settles pynetdicom as the receiver has it
-from dicom_io.receiving.negotiation import AcceptingStateMachine, AssociateRequest, Negotiation
+from dicom_io.receiving.negotiation import (
+    AcceptingStateMachine,
+    AssociateRequest,
+    Negotiation,
+    negotiate,
+)
 from tests import upper_layer as ul
 from tests.associate_requests import any_request, damaged, request_with_role, usual_request
 
@@ -97,6 +103,20 @@ def test_usual_requests_are_accepted_alike(count):
         assert is_answered(ours)
         assert ours == PYNETDICOMS.outcome(request)
         assert len(ours[1]) == count
+
+
+def test_results_come_in_the_order_that_pynetdicom_gives_them():
+    rng = random.Random(SEED)
+    request = AssociateRequest()
+    request.decode(usual_request(40, rng))
+    proposed = request.to_primitive().presentation_context_definition_list
+    rng.shuffle(proposed)
+    supported = [build_context(Verification, ALL_TRANSFER_SYNTAXES)]
+
+    ours, theirs = negotiate(proposed, supported, {}), negotiate_unrestricted(proposed, supported)
+
+    assert [each.context_id for each in ours[0]] == [each.context_id for each in theirs[0]]
+    assert ours[1] == theirs[1] == []
 
 
 def test_roles_are_agreed_alike():
