@@ -128,9 +128,16 @@ def _decode(
 
 
 def _one_shape(inspected: Sequence[InspectedImage], recipe: TensorRecipe) -> tuple[int, ...]:
-    """Return the shape of all tensors; open slices are those of the first series."""
-    slices = len(inspected[0].image.files) if inspected else 0
-    return tuple(slices if edge is None else edge for edge in recipe.shape)
+    """Return the shape of all tensors; where slices are open, that of the first series."""
+    stated = tuple(edge for edge in recipe.shape if edge is not None)
+    if len(stated) == len(recipe.shape) or not inspected:
+        return stated
+    image = inspected[0].image
+    try:
+        return read_image(image, recipe).shape
+    except (Refusal, UnreadableInstance) as error:
+        fault = f"{image.name}: {_without_folder(str(error), image.files)}"
+        raise TrainingDataFault(_listed([fault])) from error
 
 
 def _of_shape(tensor: FloatArray, shape: tuple[int, ...]) -> FloatArray:
