@@ -23,11 +23,9 @@ from model.training.networks import build_network, calibrate, mean_of
 
 SHIPPED = Path(__file__).resolve().parents[2] / "model/packages/cxr-pneumonia-1.0.0/weights.keras"
 
-COMPACT = NetworkPlan(stages=(Stage(8, 1), Stage(12, 1, stride=1)))
+COMPACT = NetworkPlan(stem_channels=6, stages=(Stage(8, 1),))
 MAP = replace(COMPACT, has_map=True)
-VOLUME = NetworkPlan(
-    kind=NetworkKindValues.COMPACT_3D, stages=(Stage(6, 1), Stage(8, 1, 2, slice_stride=2))
-)
+VOLUME = NetworkPlan(kind=NetworkKindValues.COMPACT_3D, stages=(Stage(6, 1, 2, slice_stride=2),))
 REFERENCE = NetworkPlan(kind=NetworkKindValues.REFERENCE, dropout=0.5)
 BACKBONE = NetworkPlan(kind=NetworkKindValues.APPLICATION, application="MobileNet")
 OPEN = (None, 16, 16, 1)
@@ -122,7 +120,7 @@ def test_the_film_network_is_the_one_that_is_shipped() -> None:
         return [(kind, {k: str(v) for k, v in c.items() if k != "name"}) for kind, c in configs]
 
     assert layers_of(network) == layers_of(member)
-    films = inputs_of((160, 160, 1), 3)
+    films = inputs_of((160, 160, 1), 1)
     np.testing.assert_array_equal(answers(network, films), answers(member, films))
 
 
@@ -181,7 +179,7 @@ def test_each_slice_is_read_by_itself() -> None:
     assert np.flatnonzero(changes > 1e-4).tolist() == [2]
 
 
-@pytest.mark.parametrize("plan", [COMPACT, MAP, VOLUME])
+@pytest.mark.parametrize("plan", [MAP, VOLUME])
 def test_volumes_of_a_batch_do_not_mix(plan: NetworkPlan) -> None:
     network = unlike(3, plan, OPEN, 2)
     volumes = inputs_of(OPEN, 3, slices=4)
@@ -221,7 +219,7 @@ def test_exposure_says_nothing_to_a_network_that_standardises() -> None:
 def test_the_mean_of_members_is_the_mean_of_their_logits(tmp_path: Path) -> None:
     # Members from processes of their own bear the same layer names.
     members = []
-    for seed in range(3):
+    for seed in range(2):
         keras.backend.clear_session()
         members.append(unlike(seed, COMPACT, (16, 16, 1), 2))
     values = inputs_of((16, 16, 1))
@@ -265,8 +263,10 @@ def test_members_that_are_unlike_are_not_averaged() -> None:
         mean_of([])
 
 
-@pytest.mark.parametrize("plan", [COMPACT, MAP])
-@pytest.mark.parametrize(("scale", "offset"), [(1.7, -0.4), ([0.5, 2.0], [1.0, -1.0])])
+@pytest.mark.parametrize(
+    ("plan", "scale", "offset"),
+    [(COMPACT, 1.7, -0.4), (MAP, 1.7, -0.4), (MAP, [0.5, 2.0], [1.0, -1.0])],
+)
 def test_calibration_is_folded_into_all_that_answers(
     plan: NetworkPlan, scale: Any, offset: Any
 ) -> None:

@@ -8,7 +8,6 @@ from model.training.networks.building import (
     LOGITS_LAYER,
     MAP_LAYER,
     build_network,
-    compact_network,
     set_backbone_trainable,
 )
 from model.training.networks.combining import calibrate, mean_of
@@ -18,7 +17,6 @@ __all__ = [
     "MAP_LAYER",
     "build_network",
     "calibrate",
-    "compact_network",
     "mean_of",
     "set_backbone_trainable",
 ]

@@ -25,7 +25,6 @@ __all__ = [
     "LOGITS_LAYER",
     "MAP_LAYER",
     "build_network",
-    "compact_network",
     "set_backbone_trainable",
 ]
 
@@ -76,11 +75,6 @@ def build_network(plan: NetworkPlan, shape: Shape, outputs: int) -> Any:
             f"network.kind: {plan.kind} cannot be built for inputs of {shape}: {first[:200]}"
         ) from error
     return keras.Model(image, answer)
-
-
-def compact_network(rows: int, columns: int, *, dropout: float) -> Any:
-    """Build the compact network for films of one channel, ending in one logit."""
-    return build_network(NetworkPlan(dropout=dropout), (rows, columns, 1), 1)
 
 
 def set_backbone_trainable(network: Any, trainable: bool, *, train_norm: bool = True) -> None:
