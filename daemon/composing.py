@@ -15,11 +15,12 @@ import numpy.typing as npt
 from daemon import __version__
 from daemon.config import Config
 from daemon.logs import ACTION, RESULT
-from daemon.picturing import PicturedExplanation, pictured_explanations
+from daemon.picturing import PicturedExplanation, pictured_explanations, pictured_regions
 from dicom_io.display import display_image
 from dicom_io.errors import CannotCompose, MedimgdError, RefusalReason
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.refusal_report import compose_refusal_report
+from dicom_io.results.region_report import compose_region_report
 from dicom_io.results.request import (
     DocumentRole,
     EncodedDocument,
@@ -68,10 +69,8 @@ class Composer:
         self._spool = spool
         self._installation = installation
 
-    def compose(
-        self, result: ResultRecord, sr_class: SRClassValues
-    ) -> tuple[EncodedDocument, EncodedDocument]:
-        """Return picture and report, in the order they are sent.
+    def compose(self, result: ResultRecord, sr_class: SRClassValues) -> tuple[EncodedDocument, ...]:
+        """Return picture, regions where there are any, and report, in the order they are sent.
 
         Raises
         ------
@@ -80,25 +79,42 @@ class Composer:
         """
         evidence = self._paths(result)
         pictured = self._pictured(result, evidence)
-        cited = tuple(dict.fromkeys(each.path for each in pictured if each.path is not None))
+        marked = pictured_regions(result, evidence)
+        shown_paths = [
+            *([] if marked is None else [marked.path]),
+            *(each.path for each in pictured),
+        ]
+        cited = tuple(dict.fromkeys(path for path in shown_paths if path is not None))
         request = self._request(result, evidence, cited or (evidence[len(evidence) // 2],))
         shown = [each.shown for each in pictured]
         explained = [each.label for each in shown if each.is_available]
-        picture = None if explained else self._picture(result, request.cited)
-        capture = compose_capture(request, picture, explanations=shown)
-        return capture, _report(request, sr_class, capture, explained)
+        boxes = None if marked is None else marked.shown
+        picture = None if explained or boxes else self._picture(result, request.cited)
+        capture = compose_capture(request, picture, explanations=shown, regions=boxes)
+        regions = compose_region_report(request, sr_class) if request.regions else None
+        report = _report(request, sr_class, capture, explained, regions)
+        return (capture, report) if regions is None else (capture, regions, report)
 
-    def compose_report(self, result: ResultRecord, sr_class: SRClassValues) -> EncodedDocument:
-        """Return the report alone in another SOP class, referring to the same picture.
+    def compose_report(
+        self,
+        result: ResultRecord,
+        sr_class: SRClassValues,
+        role: DocumentRole = DocumentRole.REPORT,
+    ) -> EncodedDocument:
+        """Return one report alone in another SOP class, referring to the same picture.
 
-        The picture is composed again, which gives the same UID and the same bytes.
+        The picture is composed again, which gives the same UID and the same bytes; where a
+        destination takes this class, it is sent the regions in it too.
 
         Raises
         ------
         CannotCompose
-            As for ``compose``.
+            As for ``compose``, or the result has no document of this role.
         """
-        return self.compose(result, sr_class)[1]
+        for document in self.compose(result, sr_class):
+            if document.role is role:
+                return document
+        raise CannotCompose(f"result {result.id}: has no document of role {role}")
 
     def _pictured(
         self, result: ResultRecord, evidence: Sequence[Path]
@@ -120,9 +136,11 @@ class Composer:
             software_version=__version__,
             site_namespace=self._installation.uid_namespace,
             findings=result.findings,
+            detection=result.detection,
             refusal=_refusal_of(result),
             version_number=result.version_number,
-            predecessor=self._predecessor(result),
+            predecessor=self._predecessor(result, DocumentRole.REPORT),
+            earlier_regions=self._predecessor(result, DocumentRole.REGIONS),
             sr_title=_TITLES[self._config.results.title],
         )
 
@@ -138,9 +156,9 @@ class Composer:
             )
         return paths
 
-    def _predecessor(self, result: ResultRecord) -> PredecessorReference | None:
+    def _predecessor(self, result: ResultRecord, role: DocumentRole) -> PredecessorReference | None:
         for document in predecessor_documents(self._database, result):
-            if document.role == DocumentRole.REPORT:
+            if document.role == role:
                 return PredecessorReference(
                     result.study_instance_uid,
                     document.series_instance_uid,
@@ -170,10 +188,11 @@ def _report(
     sr_class: SRClassValues,
     capture: EncodedDocument,
     explained: Sequence[str],
+    regions: EncodedDocument | None,
 ) -> EncodedDocument:
     if request.refusal is not None:
         return compose_refusal_report(request, sr_class, capture)
-    return compose_study_report(request, sr_class, capture, explained=explained)
+    return compose_study_report(request, sr_class, capture, explained=explained, regions=regions)
 
 
 def _refusal_of(result: ResultRecord) -> RefusalDetail | None:

@@ -53,6 +53,9 @@ OFFER_EVERY_SECONDS = 30.0
 FAILURES_BEFORE_GIVING_UP = 3
 MOST_COMMENT = 512
 
+_REPORTS = frozenset({DocumentRole.REPORT, DocumentRole.REGIONS})
+"""What can be written in several SR classes."""
+
 # Explicit VR Little Endian: what the result composers write (PS3.5 A.2).
 _TRANSFER_SYNTAX_UID = "1.2.840.10008.1.2.1"
 
@@ -183,7 +186,7 @@ class Courier:
         learned = destination_state(self._database, group.destination).sr_sop_class_uid
         return tuple(
             self._in_class(delivery, SRClassValues(learned))
-            if learned and delivery.role == DocumentRole.REPORT
+            if learned and delivery.role in _REPORTS
             and delivery.sop_class_uid != learned
             else delivery
             for delivery in group.deliveries
@@ -195,10 +198,10 @@ class Courier:
         deliveries: Sequence[DeliveryRecord],
         outcomes: Sequence[SendOutcome],
     ) -> list[SendOutcome]:
-        """Step down through the SR classes while the report's context is refused."""
+        """Step down through the SR classes while a report's context is refused."""
         results = list(outcomes)
         for place, (delivery, outcome) in enumerate(zip(deliveries, outcomes, strict=True)):
-            if delivery.role == DocumentRole.REPORT:
+            if delivery.role in _REPORTS:
                 results[place] = self._stepped_down(section, delivery, outcome)
         return results
 
@@ -229,7 +232,8 @@ class Courier:
 
     def _in_class(self, delivery: DeliveryRecord, sr_class: SRClassValues) -> DeliveryRecord:
         result = get_result(self._database, delivery.result_id)
-        document = self._composer.compose_report(result, sr_class)
+        role = DocumentRole(delivery.role)
+        document = self._composer.compose_report(result, sr_class, role)
         return replace_document(self._database, delivery.id, document, now_utc())
 
     def _outgoing(self, delivery: DeliveryRecord) -> OutgoingInstance:

@@ -1,6 +1,6 @@
-"""Explanations of what a worker found, asked of the predictor that found it.
+"""Explanations and regions of what a worker found, asked of the predictor that found it.
 
-Owns the rule that a job which took a worker down is not explained: its finding matters more.
+Owns the rule that a job which took a worker down is asked for neither: its finding matters more.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ from dataclasses import replace
 
 from model.explain import Explicable, explain, unexplained
 from model.package import ModelPackage
+from model.regions import detect, undetected
 from model.runtimes.port import Predictor
 from storage.endings import Analysed
 
 _AFTER_CRASH = "a worker died over this analysis before; it was repeated without an explanation"
+_NO_MAP_AFTER_CRASH = "a worker died over this analysis before; it was repeated without a map"
 
 
 def with_explanations(
     package: ModelPackage, predictor: Predictor, batch: Sequence[Analysed]
 ) -> list[Analysed]:
-    """Return analysed jobs of inputs of one shape, with the explanations of their findings."""
+    """Return analysed jobs of inputs of one shape, with what explains and places their findings."""
     sound = [each for each in batch if not each.job.crashes]
     explicable = [Explicable(each.job.tensor, each.findings) for each in sound]
     explanations = explain(package, predictor, explicable)
+    detections = detect(package, predictor, explicable)
     explained = [
-        replace(each, explanations=found) for each, found in zip(sound, explanations, strict=True)
+        replace(each, explanations=found, detection=detection)
+        for each, found, detection in zip(sound, explanations, detections, strict=True)
     ]
     return explained + [
-        replace(each, explanations=unexplained(each.findings, _AFTER_CRASH))
+        replace(
+            each,
+            explanations=unexplained(each.findings, _AFTER_CRASH),
+            detection=undetected(package, each.findings, _NO_MAP_AFTER_CRASH),
+        )
         for each in batch
         if each.job.crashes
     ]

@@ -1,7 +1,7 @@
-"""From a stored explanation to what the result card draws: the right slice, and the map on it.
+"""From what is kept with a result to what its card draws: the right slice, and the map or boxes.
 
-Owns the choice of the picture. A map that cannot be drawn keeps its reason and never stops a
-result from being composed.
+Owns the choice of the picture. A map that cannot be drawn keeps its reason, regions are told in
+words then; neither ever stops a result from being composed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from daemon.logs import ACTION, RESULT
 from dicom_io.attention import aligned_map, slice_of, strongest_slice
 from dicom_io.display import display_image
 from dicom_io.errors import MedimgdError
+from dicom_io.header import read_header
 from dicom_io.intensity import Values
 from dicom_io.results.heat import ShownExplanation
-from dicom_io.vocabulary import Explanation, Finding, PresenceValues
+from dicom_io.results.region_rows import ShownBox, ShownRegions
+from dicom_io.vocabulary import Explanation, Finding, PresenceValues, Region, RegionOutline
 from dicom_io.volume import open_series
 from storage.results import ResultRecord
 
@@ -34,6 +36,14 @@ class PicturedExplanation:
     shown: ShownExplanation
     path: Path | None = None
     """The instance that is shown; None when there is no map."""
+
+
+@dataclass(frozen=True, slots=True)
+class PicturedRegions:
+    """What is drawn, and of which instance."""
+
+    shown: ShownRegions
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +116,63 @@ def _strongest(values: Values, evidence: Sequence[Path]) -> _Slice:
     plane = slices[number]
     place = f"slice {number + 1} of {len(slices)} along the stack"
     return _Slice(plane.path, plane.frame, slice_of(values, number, len(slices)), place)
+
+
+def pictured_regions(result: ResultRecord, evidence: Sequence[Path]) -> PicturedRegions | None:
+    """Return the image with the most certain region and the boxes of all regions on it.
+
+    Parameters
+    ----------
+    result : ResultRecord
+        Whose regions are shown.
+    evidence : sequence of Path
+        The instances that were analysed, in the result's order.
+
+    Returns
+    -------
+    PicturedRegions or None
+        None when there are no regions, or their image cannot be shown.
+    """
+    if result.detection is None or not result.detection.regions:
+        return None
+    try:
+        return _marked(result, result.detection.regions, evidence)
+    except MedimgdError as error:
+        _logger.warning(
+            "the result card has no boxes: %s", error, extra={ACTION: "no_boxes", RESULT: result.id}
+        )
+        return None
+
+
+def _marked(
+    result: ResultRecord, regions: Sequence[Region], evidence: Sequence[Path]
+) -> PicturedRegions:
+    chosen = regions[0].strongest
+    number = result.sop_instance_uids.index(chosen.sop_instance_uid)
+    path = evidence[number]
+    header = read_header(path)
+    frame = None if chosen.frame_number is None else chosen.frame_number - 1
+    picture = display_image(path, frame_number=frame)
+    boxes = [
+        _box(region.number, outline, header.rows, header.columns)
+        for region in regions
+        for outline in region.outlines
+        if (outline.sop_instance_uid, outline.frame_number)
+        == (chosen.sop_instance_uid, chosen.frame_number)
+    ]
+    return PicturedRegions(ShownRegions(picture, tuple(boxes), _place(result, chosen)), path)
+
+
+def _box(number: int, outline: RegionOutline, rows: int, columns: int) -> ShownBox:
+    across = [column / columns for column, _ in outline.points]
+    down = [row / rows for _, row in outline.points]
+    return ShownBox(number, min(across), min(down), max(across), max(down))
+
+
+def _place(result: ResultRecord, outline: RegionOutline) -> str:
+    if outline.frame_number is not None:
+        return f"frame {outline.frame_number}"
+    uids = result.sop_instance_uids
+    if len(uids) == 1:
+        return ""
+    return f"slice {uids.index(outline.sop_instance_uid) + 1} of {len(uids)} along the stack"

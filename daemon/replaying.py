@@ -17,10 +17,18 @@ from daemon.config import Config
 from daemon.errors import CannotReplay, PackageGone
 from dicom_io.errors import MedimgdError
 from dicom_io.tensors import build_tensor
-from dicom_io.vocabulary import Explanation, Finding, ImageTensor, PresenceValues
+from dicom_io.vocabulary import (
+    Detection,
+    Explanation,
+    Finding,
+    ImageTensor,
+    PresenceValues,
+    Region,
+)
 from model.explain import Explicable, explain
 from model.findings import judge
 from model.package import ModelPackage
+from model.regions import detect
 from model.runtimes.port import Predictor
 from storage.database import Database
 from storage.dossier import read_dossier
@@ -34,6 +42,9 @@ PROBABILITY_TOLERANCE = 1e-3
 
 MAP_TOLERANCE = 0.05
 """How far a map may be anywhere, on its scale from 0 to 1; it is stored in steps of 1/255."""
+
+EDGE_TOLERANCE = 0.5
+"""How far an edge of a region may be, in pixels of the source."""
 
 PredictorMaker = Callable[[ModelPackage], Predictor]
 
@@ -65,6 +76,19 @@ class ReplayedMap:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayedRegions:
+    """The regions of a result, as stored and as computed again."""
+
+    stored: int
+    computed: int
+    largest_difference: float | None
+    """Of an edge, in pixels of the source; None when the regions differ in number or images."""
+    is_same: bool
+    words: str
+    """What was compared, or what differs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """What came out."""
 
@@ -76,14 +100,17 @@ class Replay:
     tolerance: float
     findings: tuple[ReplayedFinding, ...]
     maps: tuple[ReplayedMap, ...]
+    regions: ReplayedRegions | None
+    """None where neither then nor now anything was said of places."""
     seconds: float
     """Decoding, loading and computing."""
 
     @property
     def is_same(self) -> bool:
-        """True when every finding and every map came out as stored."""
+        """True when every finding, every map and every region came out as stored."""
         found = [each.is_same for each in self.findings]
-        return all([*found, *(each.is_same for each in self.maps)])
+        mapped = [each.is_same for each in self.maps]
+        return all([*found, *mapped]) and (self.regions is None or self.regions.is_same)
 
 
 def replay(
@@ -130,7 +157,9 @@ def replay(
     predictor.load()
     scores = predictor.predict(tensor.values[np.newaxis])
     findings = judge(scores[0], package.labels)
-    (maps,) = explain(package, predictor, [Explicable(tensor, findings)])
+    explicable = Explicable(tensor, findings)
+    (maps,) = explain(package, predictor, [explicable])
+    (detection,) = detect(package, predictor, [explicable])
     return Replay(
         result_id=result.id,
         study_instance_uid=result.study_instance_uid,
@@ -140,6 +169,7 @@ def replay(
         tolerance=tolerance,
         findings=compared_findings(result.findings, findings, tolerance),
         maps=compared_maps(read_explanations(database, result.id), maps),
+        regions=compared_regions(result.detection, detection, tolerance),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -284,3 +314,36 @@ def _compared_map(label: str, then: Explanation | None, now: Explanation | None)
     difference = float(np.abs(stored_values(now.values) - then.values).max())
     words = f"{now.method}, largest difference {difference:.3f} of 1"
     return ReplayedMap(label, difference, difference <= MAP_TOLERANCE, words)
+
+
+def compared_regions(
+    stored: Detection | None, computed: Detection | None, tolerance: float
+) -> ReplayedRegions | None:
+    """Compare where a model marked something, then and now.
+
+    Regions are the same when they lie on the same images, their edges are within
+    ``EDGE_TOLERANCE`` and their certainties within `tolerance`.
+    """
+    if stored is None and computed is None:
+        return None
+    then = () if stored is None else stored.regions
+    now = () if computed is None else computed.regions
+    if [_images_of(each) for each in then] != [_images_of(each) for each in now]:
+        words = f"{len(now)} regions now, {len(then)} then, not on the same images"
+        return ReplayedRegions(len(then), len(now), None, is_same=False, words=words)
+    pairs = list(zip(then, now, strict=True))
+    certain = max((abs(a.certainty - b.certainty) for a, b in pairs), default=0.0)
+    moved = max((_moved(a, b) for a, b in pairs), default=0.0)
+    words = f"{len(now)} regions, largest difference {moved:.2f} pixels, certainty {certain:.4f}"
+    is_same = moved <= EDGE_TOLERANCE and certain <= tolerance
+    return ReplayedRegions(len(then), len(now), moved, is_same, words)
+
+
+def _images_of(region: Region) -> list[tuple[str, int | None]]:
+    return [(each.sop_instance_uid, each.frame_number) for each in region.outlines]
+
+
+def _moved(then: Region, now: Region) -> float:
+    """Return the largest distance of two edges, in pixels of the source."""
+    pairs = zip(then.outlines, now.outlines, strict=True)
+    return max(float(np.abs(np.subtract(one.points, other.points)).max()) for one, other in pairs)

@@ -86,6 +86,8 @@ def _print(found: Replay) -> None:
     )
     for each in found.maps:
         say(f"map of {each.label}: {_verdict(each.is_same, each.words)}")
+    if found.regions is not None:
+        say(f"regions: {_verdict(found.regions.is_same, found.regions.words)}")
     verdict = "came out as stored" if found.is_same else "came out DIFFERENTLY"
     say(f"the result {verdict} (probabilities within {found.tolerance:g})")
 

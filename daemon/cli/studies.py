@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from daemon.worklist.lines import StudyLine
     from daemon.worklist.study_page import StudyPage
+    from dicom_io.vocabulary import Detection
     from storage.database import Database
 
 MARKS = {True: "yes", False: "NO "}
@@ -137,6 +138,7 @@ def _print_page(page: StudyPage) -> None:
                 f"(certainty {finding.certainty_percent:g} %, "
                 f"threshold {finding.threshold * 100:g} %)"
             )
+        _say_regions(version.detection)
     for conflict in page.conflicts:
         say(f"! other content under known SOP Instance UID {conflict.sop_instance_uid}")
     if page.deliveries:
@@ -154,6 +156,22 @@ def _print_page(page: StudyPage) -> None:
             for step in page.timeline
         ],
     )
+
+
+def _say_regions(detection: Detection | None) -> None:
+    """Print where a detecting model marked what it found; nothing where none was looked for."""
+    if detection is None:
+        return
+    count = len(detection.regions)
+    note = f" ({detection.note})" if detection.note else ""
+    say(f"  {count} region{'s' * (count != 1)}{note}")
+    for region in detection.regions:
+        axis = "" if region.long_axis_mm is None else f", {region.long_axis_mm:g} mm"
+        images = len(region.outlines)
+        say(
+            f"    {region.tracked_as}: certainty {region.certainty_percent:g} %{axis}, on "
+            f"{images} image{'s' * (images != 1)}"
+        )
 
 
 def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = False) -> None:
@@ -178,6 +196,7 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
                         "model": each.model.at_version,
                         "version_number": each.version_number,
                         "is_latest": each.is_latest,
+                        "regions": None if each.detection is None else len(each.detection.regions),
                     }
                     for each in page.versions
                 ],
@@ -198,6 +217,7 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
         say(
             f"\nresult {number} of {version.model.at_version}: 'medimgd replay {number}' repeats it"
         )
+        _say_regions(version.detection)
 
 
 def explained(evaluation: Mapping[str, Any]) -> Iterator[str]:

@@ -177,13 +177,20 @@ def _finding(result: ResultRecord, finding: Finding, *, earlier: bool) -> Statem
     return Statement(
         flag=_OF_PRESENCE[finding.presence],
         label=finding.label,
-        detail="",
+        detail=_places(result, finding),
         certainty_percent=finding.certainty_percent,
         model=result.model.at_version,
         model_title=result.model.title,
         demonstration=result.model.demonstration,
         earlier_images_only=earlier,
     )
+
+
+def _places(result: ResultRecord, finding: Finding) -> str:
+    """Return how many regions a detecting model marked for a finding; empty where it tells none."""
+    regions = () if result.detection is None else result.detection.regions
+    count = sum(each.label == finding.label for each in regions)
+    return f"{count} region{'s' * (count != 1)}" if count else ""
 
 
 def _pending(job: JobRecord) -> Statement:

@@ -15,7 +15,7 @@ from daemon.worklist.flags import OPEN_JOBS, FindingOrder, is_about_earlier_imag
 from daemon.worklist.lines import StudyLine, study_line
 from dicom_io.results.request import DocumentRole
 from dicom_io.statuses import describe
-from dicom_io.vocabulary import Finding, ModelIdentity
+from dicom_io.vocabulary import Detection, Finding, ModelIdentity
 from storage.audit import AuditEntry
 from storage.database import Database
 from storage.dossier import AssociationRecord, DecisionRecord, StudyDossier, read_dossier
@@ -52,6 +52,8 @@ class ResultVersion:
     kind: ResultKind
     findings: tuple[Finding, ...]
     """In the site's order, the worst first."""
+    detection: Detection | None
+    """Where a detecting model marked what it found; None where it said nothing of places."""
     refusal_reason: str
     """Empty for findings."""
     refusal_message: str
@@ -218,6 +220,7 @@ def _versions(
             earlier_images_only=is_about_earlier_images(dossier.study, result),
             kind=result.kind,
             findings=_ordered(result.findings, order),
+            detection=result.detection,
             refusal_reason=str(result.refusal_reason or ""),
             refusal_message=result.refusal_message,
             series_instance_uid=result.series_instance_uid,

@@ -30,6 +30,7 @@ from dicom_io.results.reference import (
     coded_item,
     read_evidence,
 )
+from dicom_io.results.region_rows import ShownRegions
 from dicom_io.results.request import (
     SECONDARY_CAPTURE_CLASS_UID,
     DocumentRole,
@@ -46,6 +47,7 @@ def compose_capture(
     picture: npt.NDArray[np.float32] | None,
     evidence: Evidence | None = None,
     explanations: Sequence[ShownExplanation] = (),
+    regions: ShownRegions | None = None,
 ) -> EncodedDocument:
     """Return the result card of a result, findings or refusal, as an RGB Secondary Capture.
 
@@ -58,6 +60,8 @@ def compose_capture(
         What `read_evidence` returned for this request, to read the headers only once.
     explanations : sequence of ShownExplanation
         Where the model saw what it found, or why that cannot be shown; of present findings only.
+    regions : ShownRegions, optional
+        The slice with most certainty, and the model's boxes on it.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def compose_capture(
     with composing("the result card"):
         started = analysis_time(request, evidence)
         pixels = draw_card(
-            request, picture, started.strftime("%Y-%m-%d %H:%M %Z").strip(), explanations
+            request, picture, started.strftime("%Y-%m-%d %H:%M %Z").strip(), explanations, regions
         )
         ds = new_document(request, evidence, DocumentRole.CAPTURE, SECONDARY_CAPTURE_CLASS_UID)
         ds.ConversionType = "WSD"
@@ -90,6 +94,8 @@ def compose_capture(
         ds.TimeOfSecondaryCapture = ds.ContentTime
         _add_anatomy(ds, request, evidence.header)
         _add_image(ds, request, evidence, explanations)
+        if regions is not None:
+            ds.DerivationDescription += "; boxes show regions of the model's detection map"
         _add_pixels(ds, pixels)
         return encode(ds, request, DocumentRole.CAPTURE)
 

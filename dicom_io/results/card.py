@@ -1,7 +1,7 @@
 """The result card as a picture: what was analysed on the left, what the model says on the right.
 
-Owns layout, colours and wording of the drawing; ``explained_rows`` draws the maps of findings.
-Knows no DICOM; text in, RGB pixels out.
+Owns layout, colours and wording of the drawing; ``explained_rows`` draws the maps of findings and
+``region_rows`` the regions. Knows no DICOM; text in, RGB pixels out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dicom_io.results.lettering import (
     grey_square,
     wrapped,
 )
+from dicom_io.results.region_rows import ShownRegions, draw_regions
 from dicom_io.results.request import OutcomeValues, ReportRequest, one_line, operating_point
 from dicom_io.vocabulary import Finding, PresenceValues
 
@@ -67,6 +68,7 @@ def draw_card(
     picture: npt.NDArray[np.float32] | None,
     time_shown: str,
     explanations: Sequence[ShownExplanation] = (),
+    regions: ShownRegions | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return the card, RGB with axes (rows, columns, channels), uint8.
 
@@ -80,10 +82,14 @@ def draw_card(
     explanations : sequence of ShownExplanation
         Of findings that are present; those with a map take the place of the picture, the reason
         of those without is said in words.
+    regions : ShownRegions, optional
+        Where the model itself marked something; a row above the maps.
     """
     panel = _panel(list(_lines(request, time_shown, explanations)))
-    explained = any(each.is_available for each in explanations)
-    pictures = draw_rows(request, explanations) if explained else _single(picture)
+    rows = [] if regions is None else [draw_regions(request, regions)]
+    if any(each.is_available for each in explanations):
+        rows.append(draw_rows(request, explanations))
+    pictures = np.concatenate(rows) if rows else _single(picture)
     # The panel grows with the number of findings: none is ever cut off.
     height, width = max(panel.shape[0], pictures.shape[0]), pictures.shape[1]
     card = np.empty((height, width + PANEL_WIDTH, 3), dtype=np.uint8)
@@ -117,6 +123,7 @@ def _lines(
     yield _Line(request.outcome, 38, colour, 13)
     if request.refusal is None:
         yield from _finding_lines(request.findings, explanations)
+        yield from _place_lines(request)
     else:
         yield from _refusal_lines(request)
     yield _Line(request.model.title, 17, WHITE, 26)
@@ -140,6 +147,12 @@ def _finding_lines(
         if finding.label in missing:
             reason = one_line(missing[finding.label]).rstrip(".")
             yield _Line(f"Explanation map not available: {reason}.", 14, WHITE, 4)
+
+
+def _place_lines(request: ReportRequest) -> Iterator[_Line]:
+    """Yield what is said of places; nothing for models that tell none."""
+    if request.places:
+        yield _Line(request.places, 15, WHITE, 13)
 
 
 def _refusal_lines(request: ReportRequest) -> Iterator[_Line]:

@@ -15,8 +15,12 @@ from dicom_io.results.heat import HALF, ShownExplanation, coloured, legend
 from dicom_io.results.lettering import (
     AMBER,
     BACKGROUND,
+    CELL_SIDE,
+    MARGIN,
     MUTED,
     RED,
+    ROW_WIDTH,
+    STRIP_HEIGHT,
     WHITE,
     font,
     grey_square,
@@ -25,13 +29,6 @@ from dicom_io.results.lettering import (
 )
 from dicom_io.results.request import ReportRequest, percent
 
-CELL_SIDE = 448
-STRIP_HEIGHT = 96
-ROW_HEIGHT = CELL_SIDE + STRIP_HEIGHT
-ROW_WIDTH = 2 * CELL_SIDE
-"""A row and the panel beside it take 2 MB uncompressed; only positive results have any."""
-
-_MARGIN = 12
 _SCALE_SIZE = (140, 12)
 
 NOT_A_SEGMENTATION = "EXPLANATION, NOT A SEGMENTATION"
@@ -63,19 +60,19 @@ def _strip(request: ReportRequest, shown: ShownExplanation) -> npt.NDArray[np.ui
     image = Image.new("RGB", (ROW_WIDTH, STRIP_HEIGHT), BACKGROUND)
     draw = ImageDraw.Draw(image)
     place = f", {shown.place}" if shown.place else ""
-    draw.text((_MARGIN, 8), f"Source image{place}", font=font(15), fill=WHITE)
-    for number, line in enumerate(wrapped(_CAUTION, 13, CELL_SIDE - 2 * _MARGIN)):
-        draw.text((_MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
-    left = CELL_SIDE + _MARGIN
+    draw.text((MARGIN, 8), f"Source image{place}", font=font(15), fill=WHITE)
+    for number, line in enumerate(wrapped(_CAUTION, 13, CELL_SIDE - 2 * MARGIN)):
+        draw.text((MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
+    left = CELL_SIDE + MARGIN
     (finding,) = [each for each in request.findings if each.label == shown.label]
     stated = (
         f"{finding.label} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
     )
-    heading = next(wrapped(stated, 15, CELL_SIDE - 2 * _MARGIN))
+    heading = next(wrapped(stated, 15, CELL_SIDE - 2 * MARGIN))
     draw.text((left, 8), heading, font=font(15), fill=RED)
     draw.text((left, 30), NOT_A_SEGMENTATION, font=font(13), fill=AMBER)
     source = f"{shown.method} by {request.model.at_version}"
-    draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * _MARGIN)), font=font(13),
+    draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * MARGIN)), font=font(13),
               fill=MUTED)  # fmt: skip
     _draw_scale(image, draw, left, 69)
     return np.asarray(image, dtype=np.uint8)

@@ -1,6 +1,6 @@
 """What every part of the result card is drawn with: colours, letters, and pictures brought to size.
 
-Owns no layout and no wording.
+Owns the measures of a row of two pictures, no wording.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ WHITE: Colour = (240, 240, 240)
 MUTED: Colour = (170, 174, 180)
 RED: Colour = (255, 84, 64)
 AMBER: Colour = (255, 184, 48)
+
+CELL_SIDE = 448
+STRIP_HEIGHT = 96
+ROW_HEIGHT = CELL_SIDE + STRIP_HEIGHT
+ROW_WIDTH = 2 * CELL_SIDE
+"""A row and the panel beside it take 2 MB uncompressed; only positive results have any."""
+
+MARGIN = 12
 
 
 def in_square(values: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:

@@ -283,7 +283,7 @@ class ReportRequest:
         named = f"{self.model.name} {self.model.version}"
         if self.refusal is None:
             stated = f"{named}: {', '.join(spoken(finding) for finding in self.findings)}."
-            return f"{stated} {self._places()}".rstrip()
+            return f"{stated} {self.places}".rstrip()
         verb = "failed" if self.refusal.failed else "was not performed"
         message = one_line(self.refusal.message).rstrip(".")
         return (
@@ -291,7 +291,8 @@ class ReportRequest:
             "No statement about any finding is made."
         )
 
-    def _places(self) -> str:
+    @property
+    def places(self) -> str:
         """Return what is said of places, in a sentence; empty for models that tell none."""
         if self.detection is None:
             return ""

@@ -13,7 +13,7 @@ import pytest
 
 from daemon import demo
 from dicom_io.results.card import PANEL_WIDTH
-from dicom_io.results.explained_rows import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
+from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
 from dicom_io.tensors import build_tensor
 from model.package import load_package
 from storage.explanations import read_explanations

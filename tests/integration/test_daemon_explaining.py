@@ -25,7 +25,7 @@ from daemon.replaying import MAP_TOLERANCE, replay
 from daemon.role import now_utc
 from daemon.worker import ServedModels, Worker
 from dicom_io.results.capture import compose_capture
-from dicom_io.results.explained_rows import CELL_SIDE
+from dicom_io.results.lettering import CELL_SIDE
 from dicom_io.results.request import SRClassValues
 from dicom_io.results.study_report import compose_study_report
 from dicom_io.tensors import TensorRecipe, build_tensor

@@ -1,0 +1,321 @@
+"""Regions from the worker to every object that is sent, and computed again; without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from daemon.composing import Composer
+from daemon.explaining import with_explanations
+from daemon.replaying import replay
+from daemon.role import now_utc
+from daemon.worklist.flags import FindingOrder
+from daemon.worklist.study_page import study_page
+from dicom_io.errors import CannotCompose
+from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
+from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
+from dicom_io.vocabulary import Detection
+from model.errors import CannotExplain, CannotLocate
+from model.findings import judge
+from model.package import load_package
+from storage.claims import claim_batch
+from storage.dossier import read_dossier
+from storage.endings import Analysed
+from storage.installation import read_installation
+from storage.results import ResultRecord, store_documents
+from tests.integration.test_daemon_explaining import Seer, Site, opened_site
+from tests.results_judges import judge_together
+
+REGIONS = {"regions": {"threshold": 0.5, "name": "Spot"}}
+STUDY = "2.25.1001"
+COMPREHENSIVE = SRClassValues.COMPREHENSIVE
+
+
+@dataclass
+class Marker(Seer):
+    """Marks its brightest eighth by eighth; of volumes a place on the last slices but one."""
+
+    lost: bool = False
+    moved: float = 0.0
+
+    def locate(self, batch: np.ndarray) -> np.ndarray:
+        if self.lost:
+            raise CannotLocate("the map is lost")
+        if batch.ndim == 5:
+            cells = np.full((len(batch), batch.shape[1], 8, 8), -4.0, np.float32)
+            cells[:, -4:-2, 2, 5] = 4.0
+            cells[:, 2, 6, 6] = 1.0
+            return cells[..., None]
+        edge = batch.shape[1] // 8
+        means = batch.reshape(len(batch), 8, edge, 8, edge).mean((2, 4))
+        return (8 * means - 4 - self.moved)[..., None].astype(np.float32)
+
+
+class MarkedSite(Site):
+    """A site whose model marks places."""
+
+    def maker(self, **how: Any) -> Any:
+        def make(package: Any) -> Marker:
+            self.made.append(Marker(package, **{"fault": CannotExplain("none here"), **how}))
+            return self.made[-1]
+
+        return make
+
+    def composer(self) -> Composer:
+        installation = read_installation(self.database)
+        return Composer(self.config, self.database, self.spool, installation)
+
+    def documents(
+        self, result: ResultRecord, sr_class: SRClassValues = SRClassValues.COMPREHENSIVE_3D
+    ) -> dict[str, EncodedDocument]:
+        documents = self.composer().compose(result, sr_class)
+        assert documents == self.composer().compose(result, sr_class)
+        return {str(each.role): each for each in documents}
+
+
+def sites(tmp_path: Path, **package: Any) -> Iterator[MarkedSite]:
+    for plain in opened_site(tmp_path, changes=REGIONS, **package):
+        yield MarkedSite(plain.config, plain.database, plain.spool, plain.folder)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[MarkedSite]:
+    yield from sites(tmp_path)
+
+
+@pytest.fixture
+def volume_site(tmp_path: Path) -> Iterator[MarkedSite]:
+    yield from sites(tmp_path, kind="volume", slices=60)
+
+
+def read(document: EncodedDocument) -> pydicom.Dataset:
+    return pydicom.dcmread(BytesIO(document.data))
+
+
+def boxes_in(item: pydicom.Dataset) -> list[tuple[str, list[float]]]:
+    """Return the images and points of all coordinates below an item."""
+    found = []
+    for child in item.get("ContentSequence", ()):
+        if child.ValueType == "SCOORD":
+            source = child.ContentSequence[0].ReferencedSOPSequence[0]
+            found.append((str(source.ReferencedSOPInstanceUID), list(child.GraphicData)))
+        found += boxes_in(child)
+    return found
+
+
+def evidence_of(ds: pydicom.Dataset) -> set[str]:
+    return {
+        str(instance.ReferencedSOPInstanceUID)
+        for study in ds.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence for instance in series.ReferencedSOPSequence
+    }  # fmt: skip
+
+
+def test_a_film_gets_a_box_around_its_bright_quarter(site: MarkedSite) -> None:
+    site.receive(corner=(0, 1))
+
+    documents = site.documents(site.analyse())
+
+    assert list(documents) == ["SC", "SR-ROI", "SR"]
+    ((uid, points),) = boxes_in(read(documents["SR-ROI"]))
+    assert uid == f"{STUDY}.9"
+    # The right upper quarter of 64 pixels; between cells of 8 the box ends half way.
+    assert points == pytest.approx([32, 0, 64, 0, 64, 32, 32, 32, 32, 0], abs=4.1)
+    assert boxes_in(read(documents["SR"])) == []
+    regions = documents["SR-ROI"].sop_instance_uid
+    assert {regions, documents["SC"].sop_instance_uid} < evidence_of(read(documents["SR"]))
+
+
+def test_the_card_shows_the_boxes_and_says_whose_they_are(site: MarkedSite) -> None:
+    site.receive(corner=(0, 1))
+    result = site.analyse()
+
+    card = read(site.documents(result)["SC"])
+
+    pixels = card.pixel_array.astype(int)
+    assert pixels.shape[1] == ROW_WIDTH + 360
+    assert pixels.shape[0] >= ROW_HEIGHT
+    plain, marked = pixels[:CELL_SIDE, :CELL_SIDE], pixels[:CELL_SIDE, CELL_SIDE:ROW_WIDTH]
+    coloured = np.ptp(marked, axis=2) > 60
+    assert not (np.ptp(plain, axis=2) > 60).any()
+    rows, columns = np.flatnonzero(coloured.any(axis=1)), np.flatnonzero(coloured.any(axis=0))
+    # The box of the upper right quarter, drawn outside of it.
+    assert rows.max() == pytest.approx(CELL_SIDE / 2, abs=40)
+    assert columns.min() == pytest.approx(CELL_SIDE / 2, abs=40)
+    inside = coloured[30 : CELL_SIDE // 2 - 40, CELL_SIDE // 2 + 40 : -60]
+    assert not inside.any()
+    assert "boxes show regions of the model's detection map" in card.DerivationDescription
+
+
+def test_a_film_that_is_shown_with_boxes_and_a_map_has_both(site: MarkedSite) -> None:
+    site.receive()
+
+    card = read(site.documents(site.analyse(fault=None))["SC"])
+
+    assert card.Rows >= 2 * ROW_HEIGHT
+
+
+def test_no_region_is_no_report_of_regions_and_is_said(site: MarkedSite) -> None:
+    site.receive()
+    result = site.analyse(lost=True)
+
+    documents = site.documents(result)
+
+    assert list(documents) == ["SC", "SR"]
+    assert result.detection is not None
+    assert result.detection.note == "no regions can be shown: the map is lost"
+    assert b"No regions can be shown: the map is lost." in documents["SR"].data
+
+
+def test_a_negative_film_is_not_asked_for_places(site: MarkedSite) -> None:
+    site.receive()
+
+    result = site.analyse(answer=0.1, lost=True)
+
+    assert result.detection is None
+    assert list(site.documents(result)) == ["SC", "SR"]
+
+
+def test_a_job_that_took_a_worker_down_is_not_asked_for_places(site: MarkedSite) -> None:
+    site.receive()
+    (job,) = claim_batch(site.database, "worker-1", "tiny", "1.0.0", 1, now_utc(), 60)
+    package = load_package(site.config.models.folders[0] / "tiny-1.0.0")
+    found = judge(np.array([0.9], np.float32), package.labels)
+    batch = [Analysed(replace(job, crashes=1), found, now_utc())]
+
+    (done,) = with_explanations(package, Marker(package), batch)
+
+    assert done.detection is not None
+    assert done.detection.regions == ()
+    assert "died over this analysis" in done.detection.note
+
+
+@pytest.fixture(scope="module")
+def ct(unpacked: Any) -> list[Path]:
+    return sorted(unpacked("ct-chest-60").rglob("*.dcm"))
+
+
+def test_a_volume_has_a_group_on_each_slice_and_judges_accept_all(
+    volume_site: MarkedSite, ct: list[Path], tmp_path: Path
+) -> None:
+    study = str(pydicom.dcmread(ct[0], stop_before_pixels=True).StudyInstanceUID)
+    volume_site.take(ct, study)
+    result = volume_site.analyse()
+
+    documents = volume_site.documents(result)
+
+    boxes = boxes_in(read(documents["SR-ROI"]))
+    uids = result.sop_instance_uids
+    assert [uids.index(uid) for uid, _ in boxes] == [56, 57, 2]
+    # The place is the sixth of eight cells across and the third down, of 512 pixels or so.
+    rows = int(pydicom.dcmread(ct[0], stop_before_pixels=True).Rows)
+    left, top = boxes[0][1][:2]
+    assert (left, top) == pytest.approx((5 / 8 * rows, 2 / 8 * rows), abs=rows / 16)
+    card = read(documents["SC"])
+    (shown,) = card.SourceImageSequence
+    assert shown.ReferencedSOPInstanceUID == uids[57]
+    files = [tmp_path / f"{role}.dcm" for role in documents]
+    for file, document in zip(files, documents.values(), strict=True):
+        file.write_bytes(document.data)
+    judge_together(files, ct)
+
+
+def test_another_class_is_composed_for_each_kind_of_report(site: MarkedSite) -> None:
+    site.receive()
+    result = site.analyse()
+    composer = site.composer()
+
+    regions = composer.compose_report(result, COMPREHENSIVE, DocumentRole.REGIONS)
+    report = composer.compose_report(result, COMPREHENSIVE)
+
+    assert {regions.sop_class_uid, report.sop_class_uid} == {COMPREHENSIVE}
+    # At a destination that takes this class both are sent in it.
+    assert regions.sop_instance_uid in evidence_of(read(report))
+    silent = replace(result, detection=None)
+    with pytest.raises(CannotCompose, match="has no document of role SR-ROI"):
+        composer.compose_report(silent, COMPREHENSIVE, DocumentRole.REGIONS)
+
+
+def test_a_later_version_replaces_both_documents(site: MarkedSite) -> None:
+    site.receive()
+    first = site.analyse()
+    earlier = site.documents(first)
+    store_documents(site.database, first.id, list(earlier.values()), ("pacs",), now_utc())
+    later = replace(
+        first, version_number=2, predecessor_result_id=first.id, result_digest="ef" * 32
+    )
+
+    documents = site.documents(later)
+
+    for role in ("SR-ROI", "SR"):
+        (study,) = read(documents[role]).PredecessorDocumentsSequence
+        (series,) = study.ReferencedSeriesSequence
+        (named,) = series.ReferencedSOPSequence
+        assert named.ReferencedSOPInstanceUID == earlier[role].sop_instance_uid
+
+
+def test_regions_computed_again_are_the_same(site: MarkedSite) -> None:
+    site.receive()
+
+    found = site.replay(site.analyse())
+
+    assert found.is_same
+    assert found.regions.largest_difference == 0
+    assert (found.regions.stored, found.regions.computed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"lost": True}, "0 regions now, 1 then"), ({"moved": 2.0}, "largest difference")],
+)
+def test_regions_that_come_out_otherwise_are_found(
+    site: MarkedSite, how: dict[str, Any], words: str
+) -> None:
+    site.receive()
+
+    found = site.replay(site.analyse(), **how)
+
+    assert not found.is_same
+    assert words in found.regions.words
+
+
+def test_models_that_tell_no_places_are_not_compared(site: MarkedSite) -> None:
+    site.receive()
+    result = site.analyse(answer=0.1)
+
+    found = replay(site.config, site.database, site.spool, result.id, site.maker(answer=0.1))
+
+    assert found.regions is None
+    assert found.is_same
+
+
+def test_the_worklist_counts_the_regions(site: MarkedSite) -> None:
+    site.receive()
+    result = site.analyse()
+
+    page = study_page(read_dossier(site.database, STUDY), FindingOrder([]))
+
+    (statement,) = page.line.statements
+    assert statement.detail == "1 region"
+    assert page.latest[0].detection == result.detection
+
+
+def test_a_picture_that_cannot_be_shown_keeps_no_report_back(site: MarkedSite) -> None:
+    site.receive()
+    result = site.analyse()
+    assert result.detection is not None
+    (region,) = result.detection.regions
+    beyond = replace(region.outlines[0], frame_number=7)
+    odd = Detection((replace(region, outlines=(beyond,)),))
+
+    documents = site.documents(replace(result, detection=odd))
+
+    assert list(documents) == ["SC", "SR-ROI", "SR"]
+    assert read(documents["SC"]).Columns < ROW_WIDTH + 360
