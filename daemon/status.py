@@ -259,11 +259,14 @@ def _stuck_work(overview: Overview) -> Iterator[str]:
         overview.deliveries.get(state, 0) for state in (DeliveryState.REJECTED, DeliveryState.DEAD)
     )
     if held:
-        yield f"{held} studies are held: see 'medimgd studies', then 'medimgd retry STUDY'"
+        yield f"{held} studies are held: see 'medimgd retry --state held --dry-run'"
     if failed:
-        yield f"{failed} analyses failed for good: 'medimgd studies', then 'medimgd retry STUDY'"
+        yield f"{failed} analyses failed for good: see 'medimgd retry --state failed --dry-run'"
     if undelivered:
-        yield f"{undelivered} results were rejected or given up: 'medimgd retry STUDY' sends again"
+        yield (
+            f"{undelivered} results were rejected or given up: "
+            "'medimgd retry --state undelivered' sends them again"
+        )
     for commitment in overview.unreported:
         yield (
             f"{commitment.calling_ae_title!r} ({commitment.address}) could not be told about its "

@@ -16,6 +16,7 @@ from daemon.cli import (
     network,
     observing,
     replaying,
+    retrying,
     serving,
     studies,
     training,
@@ -35,7 +36,7 @@ app.command("status")(observing.status)
 app.command("studies")(studies.studies)
 app.command("show")(studies.show)
 app.command("explain")(studies.explain)
-app.command("retry")(maintaining.retry)
+app.command("retry")(retrying.retry)
 app.command("replay")(replaying.replay_result)
 app.command("doctor")(maintaining.doctor)
 app.command("version")(maintaining.version)
