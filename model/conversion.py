@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from scipy.special import expit
 
-from model.errors import ConversionFault
+from model.errors import CannotLocate, ConversionFault
 from model.findings import judge
 from model.manifest import MANIFEST_NAME
 from model.manifest_writing import write_manifest
@@ -26,7 +27,7 @@ from model.package_files import sha256_of
 from model.probes import read_probes
 from model.runtime_plan import RuntimeValues
 from model.runtimes.opening import RuntimeOptions, open_predictor
-from model.runtimes.port import FloatArray, Predictor
+from model.runtimes.port import Detector, FloatArray, Predictor
 from model.runtimes.signature import probe_shape
 
 DEFAULT_TOLERANCE = 1e-4
@@ -209,6 +210,7 @@ def _proven(
             [candidate.predict(group[n : n + 1]) for group in groups for n in range(len(group))],
         )
     )
+    _require_same_map(source, predictor, candidate, groups, tolerance)
     return Conversion(
         source=source.at_version,
         converted=package.at_version,
@@ -225,6 +227,35 @@ def _proven(
         lowest_probability=float(before.min()),
         highest_probability=float(before.max()),
     )
+
+
+def _require_same_map(
+    source: ModelPackage,
+    predictor: Predictor,
+    candidate: Predictor,
+    groups: Sequence[FloatArray],
+    tolerance: float,
+) -> None:
+    """Hold the map of a detecting package to the same tolerance, as probabilities."""
+    if source.regions is None or not isinstance(predictor, Detector):
+        return
+    before = [predictor.locate(group) for group in groups]
+    try:
+        if not isinstance(candidate, Detector):
+            raise CannotLocate("the other runtime gives no map")
+        after = [candidate.locate(group) for group in groups]
+    except CannotLocate as error:
+        raise ConversionFault(
+            f"{source.at_version}: its regions would be lost ({error}); nothing was written. Serve "
+            "it with its own runtime, or remove [regions] from the manifest"
+        ) from error
+    pairs = zip(before, after, strict=True)
+    difference = max(float(np.abs(expit(one) - expit(two)).max()) for one, two in pairs)
+    if difference > tolerance:
+        raise ConversionFault(
+            f"{source.at_version}: a position of the converted map differs by {difference:.3g}, "
+            f"the tolerance is {tolerance:g}; nothing was written. Serve it with its own runtime"
+        )
 
 
 def _compared(

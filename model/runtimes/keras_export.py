@@ -1,13 +1,15 @@
 """A Keras network written as ONNX, on this machine and without a network connection.
 
 Owns tf2onnx and onnx, imported when something is converted. What comes out has one float32 input
-and one output under plain names, an open batch, and all weights inside.
+and one output under plain names, an open batch, and all weights inside; a detecting network has its
+map as a second output, under the name of its layer.
 """
 
 from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from model.errors import ConversionFault, RuntimeFault
 from model.package import ModelPackage
+from model.runtimes.keras_map import map_layer
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.signature import probe_shape
 
@@ -41,7 +44,10 @@ def exported_onnx(package: ModelPackage, predictor: KerasPredictor) -> bytes:
     """
     onnx, keras = _import_libraries()
     shape = package.recipe.shape
+    layer = map_layer(predictor.network, package.regions.layer) if package.regions else None
     network = predictor.network
+    if layer is not None:
+        network = keras.Model(network.inputs, [network.output, layer.output])
     with tempfile.TemporaryDirectory(prefix="medimgd-onnx-") as folder, warnings.catch_warnings():
         # tf2onnx and Keras use what NumPy 2 calls outdated; nothing to act on.
         warnings.simplefilter("ignore")
@@ -65,7 +71,7 @@ def exported_onnx(package: ModelPackage, predictor: KerasPredictor) -> bytes:
                 f"{package.at_version}: cannot be written as ONNX: {lines[0][:200]}; serve it with "
                 "Keras, or replace the layer and train again"
             ) from error
-    _name_plainly(converted)
+    _name_plainly(converted, [OUTPUT_NAME] + ([] if layer is None else [layer.name]))
     onnx.checker.check_model(converted)
     content: bytes = converted.SerializeToString(deterministic=True)
     return content
@@ -85,19 +91,36 @@ def converter_versions() -> str:
     return f"keras {keras.__version__}, tf2onnx {tf2onnx.__version__}, onnx {onnx.__version__}"
 
 
-def _name_plainly(converted: Any) -> None:
-    """Give input, output and batch names that mean something to whoever serves the file."""
+def _name_plainly(converted: Any, outputs: Sequence[str]) -> None:
+    """Give input, outputs and batch names that mean something to whoever serves the file."""
     graph = converted.graph
-    if len(graph.input) != 1 or len(graph.output) != 1:
-        raise ConversionFault("the converted network must have one input and one output")
-    new_names = {graph.input[0].name: INPUT_NAME, graph.output[0].name: OUTPUT_NAME}
-    graph.input[0].name, graph.output[0].name = INPUT_NAME, OUTPUT_NAME
+    if len(graph.input) != 1 or len(graph.output) != len(outputs):
+        raise ConversionFault(
+            f"the converted network must have one input and {len(outputs)} outputs; it has "
+            f"{len(graph.input)} and {len(graph.output)}"
+        )
+    tensors = [graph.input[0], *graph.output]
+    plain = [INPUT_NAME, *outputs]
+    _make_way(graph, set(plain))
+    new_names = {tensor.name: name for tensor, name in zip(tensors, plain, strict=True)}
+    for tensor, name in zip(tensors, plain, strict=True):
+        tensor.name = name
     for node in graph.node:
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 names[place] = new_names.get(name, name)
-    for tensor in (graph.input[0], graph.output[0]):
+    for tensor in tensors:
         tensor.type.tensor_type.shape.dim[0].dim_param = BATCH_NAME
+
+
+def _make_way(graph: Any, taken: set[str]) -> None:
+    """Rename values inside the graph that have a plain name already, of a layer called so."""
+    outside = {tensor.name for tensor in (*graph.input, *graph.output)}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name in taken - outside:
+                    names[place] = f"{name}_inside"
 
 
 def _import_libraries() -> tuple[Any, Any]:

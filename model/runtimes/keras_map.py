@@ -48,6 +48,11 @@ def compiled_map(tf: Any, network: Any, name: str, device: str) -> Any:
     return compute
 
 
+def map_layer(network: Any, name: str) -> Any | None:
+    """Return the network's own layer of this name; None where it lies inside another network."""
+    return next((layer for layer in network.layers if layer.name == name), None)
+
+
 def _layers_named(network: Any, name: str) -> list[Any]:
     """Return the layers of this name: the network's own, or those of networks inside it.
 

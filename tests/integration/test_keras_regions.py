@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from dicom_io.vocabulary import ImageTensor
+from model.conversion import optimise
 from model.errors import CannotLocate, RuntimeFault
 from model.explain import Explicable
 from model.findings import judge
+from model.manifest_writing import write_manifest
 from model.package import ModelPackage, load_package
 from model.regions import detect, undetected
+from model.runtime_plan import RuntimeValues
 from model.runtimes.keras_runtime import KerasPredictor
+from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import Detector
 from tests.tiny_models import BRIGHT, DARK, write_package
+from tests.tiny_onnx import write_onnx_package
 
 NOTES = {"source_shape": [64, 64], "source_region": [0, 0, 1, 1], "source_pixel_spacing_mm": None}
 
@@ -206,3 +214,77 @@ def test_a_layer_that_says_nothing_of_places_is_refused(tmp_path, layer, fault):
         loaded(package)
 
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize("runtime", [RuntimeValues.ONNX, RuntimeValues.OPENVINO])
+@pytest.mark.parametrize("kind", ["image", "volume"])
+def test_a_converted_package_finds_the_same_regions(tmp_path, runtime, kind):
+    package = written(tmp_path / "p", kind=kind, slices=6)
+    batch = np.stack([spotted(), spotted(24, 4), spotted(0, 0, 0.0)])
+    if kind == "volume":
+        batch = np.repeat(batch[:, None], 6, axis=1) * np.linspace(0.1, 1, 6)[:, None, None, None]
+    batch = batch.astype(np.float32)
+
+    optimise(package.folder, tmp_path / "converted", runtime=runtime)
+
+    converted = open_predictor(load_package(tmp_path / "converted"), RuntimeOptions(device="cpu"))
+    converted.load()
+    assert isinstance(converted, Detector)
+    np.testing.assert_allclose(converted.locate(batch), loaded(package).locate(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_file_without_the_map_finds_none_and_says_so(tmp_path, runtime):
+    write_onnx_package(tmp_path / "p", runtime=runtime)
+    manifest = tomllib.loads((tmp_path / "p" / "manifest.toml").read_text())
+    write_manifest(tmp_path / "p", {**manifest, "regions": {"threshold": 0.5}})
+    package = load_package(tmp_path / "p")
+    predictor = open_predictor(package, RuntimeOptions(device="cpu"))
+    predictor.load()
+    values = np.ones((16, 16, 1), np.float32)
+
+    (found,) = detect(package, predictor, [explicable(package, predictor, values)])
+
+    assert found.note == (
+        "no regions can be shown: the runtime that serves this model gives no map"
+    )
+
+
+def test_a_network_from_pytorch_has_its_channels_in_front_of_the_map(tmp_path):
+    shape = {"rows": 16, "columns": 16, "channels": 3}
+    write_onnx_package(
+        tmp_path / "p", content=cells_network(), weights={"layout": "channels-first"}, **shape
+    )
+    manifest = tomllib.loads((tmp_path / "p" / "manifest.toml").read_text())
+    write_manifest(tmp_path / "p", {**manifest, "regions": {"threshold": 0.5}})
+    predictor = open_predictor(load_package(tmp_path / "p"), RuntimeOptions(device="cpu"))
+    predictor.load()
+    values = np.random.default_rng(5).random((3, 16, 16, 3), np.float32)
+
+    maps = predictor.locate(values)
+
+    sums = values.reshape(3, 4, 4, 4, 4, 3).mean((2, 4)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps, sums, atol=1e-5)
+    answers = 1 / (1 + np.exp(-sums.max((1, 2))))
+    np.testing.assert_allclose(predictor.predict(values), answers, atol=1e-5)
+
+
+def cells_network() -> bytes:
+    """Return a network, channels first: sums of means over cells of 4 pixels, and the highest."""
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["means"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("ReduceSum", ["means", "one"], ["map"], keepdims=1),
+        helper.make_node("ReduceMax", ["map", "plane"], ["scores"], keepdims=0),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])
+    outputs = [
+        helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", 1, 4, 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 1]),
+    ]
+    axes = {"one": [1], "plane": [2, 3]}
+    constants = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in axes.items()]
+    graph = helper.make_graph(nodes, "cells", [image], outputs, constants)
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(network)
+    content: bytes = network.SerializeToString()
+    return content
