@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pynetdicom import AE, _config, evt
 
 from daemon.composing import Composer
+from daemon.config import DestinationSection
+from daemon.courier import Courier
 from daemon.explaining import with_explanations
 from daemon.replaying import replay
 from daemon.role import now_utc
@@ -20,8 +23,13 @@ from daemon.worklist.flags import FindingOrder
 from daemon.worklist.study_page import study_page
 from dicom_io.errors import CannotCompose
 from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
-from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
-from dicom_io.vocabulary import Detection
+from dicom_io.results.request import (
+    SECONDARY_CAPTURE_CLASS_UID,
+    DocumentRole,
+    EncodedDocument,
+    SRClassValues,
+)
+from dicom_io.vocabulary import MANUFACTURER, Detection
 from model.errors import CannotExplain, CannotLocate
 from model.findings import judge
 from model.package import load_package
@@ -29,12 +37,14 @@ from storage.claims import claim_batch
 from storage.dossier import read_dossier
 from storage.endings import Analysed
 from storage.installation import read_installation
-from storage.results import ResultRecord, store_documents
+from storage.results import ResultRecord, is_own_sop_instance_uid, store_documents
+from storage.states import DeliveryState
 from tests.integration.test_daemon_explaining import Seer, Site, opened_site
 from tests.results_judges import judge_together
 
 REGIONS = {"regions": {"threshold": 0.5, "name": "Spot"}}
 STUDY = "2.25.1001"
+CAPTURE = SECONDARY_CAPTURE_CLASS_UID
 COMPREHENSIVE = SRClassValues.COMPREHENSIVE
 
 
@@ -319,3 +329,62 @@ def test_a_picture_that_cannot_be_shown_keeps_no_report_back(site: MarkedSite) -
 
     assert list(documents) == ["SC", "SR-ROI", "SR"]
     assert read(documents["SC"]).Columns < ROW_WIDTH + 360
+
+
+@pytest.fixture
+def archive(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[list[pydicom.Dataset], int]]:
+    """An archive that takes only the classes it is given, and its port."""
+    # The product's own receiver takes any class; this peer must not.
+    monkeypatch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", False)
+    received: list[pydicom.Dataset] = []
+    ae = AE("ARCHIVE")
+    for sop_class in request.param:
+        ae.add_supported_context(sop_class)
+
+    def on_store(event: evt.Event) -> int:
+        received.append(event.dataset)
+        return 0
+
+    server = ae.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)]
+    )
+    yield received, server.server_address[1]
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("archive", "sr_class"),
+    [
+        ([CAPTURE, *SRClassValues], SRClassValues.COMPREHENSIVE_3D),
+        ([CAPTURE, SRClassValues.COMPREHENSIVE], SRClassValues.COMPREHENSIVE),
+        ([CAPTURE, SRClassValues.ENHANCED], SRClassValues.ENHANCED),
+    ],
+    indirect=["archive"],
+)
+def test_both_reports_step_down_to_the_class_an_archive_takes(
+    site: MarkedSite, archive: tuple[list[pydicom.Dataset], int], sr_class: SRClassValues
+) -> None:
+    received, port = archive
+    site.receive()
+    result = site.analyse()
+    destination = DestinationSection(name="old", host="127.0.0.1", port=port, ae_title="ARCHIVE")
+    config = site.config.model_copy(update={"destinations": (destination,)})
+
+    Courier(config, site.database, site.composer()).work()
+
+    assert [str(each.SOPClassUID) for each in received] == [CAPTURE, sr_class, sr_class]
+    card, regions, report = received
+    assert regions.SeriesDescription.startswith("AI REGIONS")
+    # What the study report lists is what this archive was sent.
+    assert {card.SOPInstanceUID, regions.SOPInstanceUID} < evidence_of(report)
+    deliveries = read_dossier(site.database, STUDY).deliveries
+    assert {each.role: each.state for each in deliveries} == dict.fromkeys(
+        ("SC", "SR-ROI", "SR"), DeliveryState.SENT
+    )
+    assert {each.result_id for each in deliveries} == {result.id}
+    # Coming back, it is known as ours by its UID and by its equipment.
+    assert is_own_sop_instance_uid(site.database, str(regions.SOPInstanceUID))
+    processing = regions.ContributingEquipmentSequence[-1]
+    assert processing.Manufacturer == MANUFACTURER
