@@ -29,7 +29,7 @@ from storage.jobs import ClaimedJob, WaitingModel, waiting_models
 
 _logger = logging.getLogger(__name__)
 
-CLAIMED_AT_ONCE = 16
+CLAIMED_AT_ONCE = 32
 """Small batches are claimed several in one transaction."""
 AHEAD_BYTES = 256 * MEBIBYTE
 """Tensors read ahead; one is always, however large."""

@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from dicom_io.vocabulary import Detection, Explanation, Finding
 from storage import schema
 from storage.explanations import write_explanations
-from storage.jobs import ClaimedJob, JobRecord, job_from_row, result_of
+from storage.jobs import ClaimedJob
 from storage.results import NewResult, ResultKind, new_result_values
 from storage.standings import withdrawal_within
 from storage.states import JOB_MOVES, Actor, JobState, check_move
@@ -36,60 +36,67 @@ class Analysed:
 
 def plain_ones(
     connection: Connection, batch: Sequence[Analysed]
-) -> Mapping[int, tuple[Analysed, JobRecord]]:
+) -> Mapping[int, tuple[Analysed, RowMapping]]:
     """Return what can be recorded without a second look, by its place in the batch.
 
     A job is plain when the caller holds its lease, nothing of its study was ever said by this model
     before, no other job of the batch is about the same study, and the model was not retired.
     """
-    records = _records(connection, [each.job.id for each in batch])
-    spoken_for = _studies_with_results(connection, records.values())
-    repeated = Counter(record.study_instance_uid for record in records.values())
+    rows = _records(connection, [each.job.id for each in batch])
+    studies = Counter(row["study_instance_uid"] for row in rows.values())
+    spoken_for = _studies_with_results(connection, studies)
     silenced = {
         (name, version)
-        for name, version in {(each.model.name, each.model.version) for each in records.values()}
+        for name, version in {(each.job.model.name, each.job.model.version) for each in batch}
         if withdrawal_within(connection, name, version)
     }
     return {
-        place: (each, record)
+        place: (each, row)
         for place, each in enumerate(batch)
-        if _is_held(record := records[each.job.id], each.job)
-        and (record.study_instance_uid, record.model.name) not in spoken_for
-        and repeated[record.study_instance_uid] == 1
-        and (record.model.name, record.model.version) not in silenced
+        if _is_held(row := rows[each.job.id], each.job)
+        and (row["study_instance_uid"], each.job.model.name) not in spoken_for
+        and studies[row["study_instance_uid"]] == 1
+        and (each.job.model.name, each.job.model.version) not in silenced
     }
 
 
-def _records(connection: Connection, ids: Sequence[int]) -> dict[int, JobRecord]:
-    rows = connection.execute(select(schema.job).where(schema.job.c.id.in_(ids))).mappings()
-    return {row["id"]: job_from_row(row) for row in rows}
+def _records(connection: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
+    table = schema.job
+    query = select(
+        table.c.id,
+        table.c.state,
+        table.c.lease_owner,
+        table.c.run,
+        table.c.study_instance_uid,
+        table.c.instance_set_digest,
+        table.c.preprocessing_digest,
+    )
+    rows = connection.execute(query.where(table.c.id.in_(ids))).mappings()
+    return {row["id"]: row for row in rows}
 
 
-def _studies_with_results(
-    connection: Connection, records: Iterable[JobRecord]
-) -> set[tuple[str, str]]:
+def _studies_with_results(connection: Connection, studies: Iterable[str]) -> set[tuple[str, str]]:
     """Return studies, with the model's name, that have a result: theirs are a chain to join."""
-    studies = {each.study_instance_uid for each in records}
     table = schema.result
     query = select(table.c.study_instance_uid, table.c.model_name)
-    rows = connection.execute(query.where(table.c.study_instance_uid.in_(studies)))
+    rows = connection.execute(query.where(table.c.study_instance_uid.in_(list(studies))))
     return {(study, name) for study, name in rows}
 
 
-def _is_held(record: JobRecord, job: ClaimedJob) -> bool:
-    mine = record.lease_owner == job.owner and record.run == job.run
-    return mine and record.state is JobState.RUNNING
+def _is_held(row: RowMapping, job: ClaimedJob) -> bool:
+    mine = row["lease_owner"] == job.owner and row["run"] == job.run
+    return bool(mine and row["state"] == JobState.RUNNING)
 
 
 def finish_plain_ones(
-    connection: Connection, plain: Collection[tuple[Analysed, JobRecord]], now: datetime
+    connection: Connection, plain: Collection[tuple[Analysed, RowMapping]], now: datetime
 ) -> None:
     """Record findings: jobs ``done``, their tensors gone, and a first result for each."""
     if not plain:
         return
-    for _, record in plain:
-        check_move(JOB_MOVES, f"job {record.id}", record.state, JobState.DONE, Actor.WORKER)
-    ids = [record.id for _, record in plain]
+    ids = [row["id"] for _, row in plain]
+    for number in ids:
+        check_move(JOB_MOVES, f"job {number}", JobState.RUNNING, JobState.DONE, Actor.WORKER)
     table, result = schema.job, schema.result
     connection.execute(
         update(table)
@@ -100,7 +107,7 @@ def finish_plain_ones(
         )
     )  # fmt: skip
     connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(ids)))
-    news = [_new_result(each, record) for each, record in plain]
+    news = [_new_result(each, row) for each, row in plain]
     connection.execute(insert(result), [new_result_values(new, None, now) for new in news])
     explained = {each.job.id: each.explanations for each, _ in plain if each.explanations}
     if explained:
@@ -109,11 +116,18 @@ def finish_plain_ones(
             write_explanations(connection, result_id, explained[job_id])
 
 
-def _new_result(each: Analysed, record: JobRecord) -> NewResult:
-    return result_of(
-        record,
-        ResultKind.FINDING,
-        each.analysis_started_at,
+def _new_result(each: Analysed, row: RowMapping) -> NewResult:
+    return NewResult(
+        job_id=row["id"],
+        run=row["run"],
+        study_instance_uid=row["study_instance_uid"],
+        model=each.job.model,
+        instance_set_digest=row["instance_set_digest"],
+        preprocessing_digest=row["preprocessing_digest"],
+        kind=ResultKind.FINDING,
         findings=each.findings,
         detection=each.detection,
+        refusal_reason=None,
+        refusal_message="",
+        analysis_started_at=each.analysis_started_at,
     )

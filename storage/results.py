@@ -160,17 +160,18 @@ def new_result_values(
         Of the last result of the same study and model; None where this is the first.
     now : datetime
     """
+    findings = findings_to_json(new.findings)
     return {
         "job_id": new.job_id,
         "run": new.run,
         "study_instance_uid": new.study_instance_uid,
         "model_name": new.model.name,
         "kind": new.kind,
-        "findings": findings_to_json(new.findings),
+        "findings": findings,
         "detection": detection_to_json(new.detection),
         "refusal_reason": new.refusal_reason or "",
         "refusal_message": new.refusal_message,
-        "result_digest": _digest(new),
+        "result_digest": _digest(new, findings),
         "analysis_started_at": new.analysis_started_at,
         "finished_at": now,
         "version_number": 1 if latest is None else latest[1] + 1,
@@ -180,14 +181,14 @@ def new_result_values(
     }
 
 
-def _digest(new: NewResult) -> str:
+def _digest(new: NewResult, findings: list[dict[str, Any]]) -> str:
     stated: dict[str, object] = {
         "study_instance_uid": new.study_instance_uid,
         "model": identity_to_json(new.model),
         "instance_set_digest": new.instance_set_digest,
         "preprocessing_digest": new.preprocessing_digest,
         "kind": new.kind,
-        "findings": findings_to_json(new.findings),
+        "findings": findings,
         "refusal_reason": new.refusal_reason,
         "refusal_message": new.refusal_message,
     }

@@ -22,6 +22,7 @@ from tests.benchmarks import (
     status_start,
     surroundings,
     tensor_time,
+    worker_serving,
 )
 from tests.benchmarks.figures import Table
 from tests.benchmarks.material import MaterialMissing, Workshop
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "queue": queueing,
     "status": status_start,
     "serving": serving,
+    "worker": worker_serving,
     "reception": reception,
     "end-to-end": end_to_end,
     "memory": memory,

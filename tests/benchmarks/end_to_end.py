@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import courier, preparer, scheduler, worker
+from daemon import courier, preparer, read_ahead, scheduler
 from dicom_io.recipe import TensorRecipe
 from dicom_io.tensors import build_tensor
 from tests.benchmarks.busy_site import STAGES, BusySite, busy_site
@@ -25,7 +25,7 @@ from tests.tiny_models import BRIGHT, write_package
 PERIODS = (
     scheduler.COMPLETION_EVERY_SECONDS,
     preparer.IDLE_SECONDS,
-    worker.IDLE_SECONDS,
+    read_ahead.IDLE_SECONDS,
     courier.IDLE_SECONDS,
 )
 

@@ -115,3 +115,27 @@ def test_reception_stops_before_the_courier(running, tmp_path: Path) -> None:
 
     assert log.read_text().split() == ["receiver", "courier"]
     assert codes == [ExitCode.OK]
+
+
+def test_a_worker_that_starts_anew_in_order_is_no_death_and_waits_for_nothing(
+    running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a backoff that would be noticed, and a worker that asks to be renewed twice,
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 30.0)
+    lives = tmp_path / "lives"
+    text = (
+        f"import time; f = open({str(lives)!r}, 'a'); f.write('x'); f.close()\n"
+        f"if len(open({str(lives)!r}).read()) < 3: raise SystemExit({int(ExitCode.RENEWED)})\n"
+        "time.sleep(60)"
+    )
+    worker = Child("worker", "worker-1", may_keep_dying=True)
+
+    watched, codes = running([worker], lambda role, slot: program(text))
+    until(lambda: lives.exists() and len(lives.read_text()) == 3)
+
+    # then it runs, no death is counted, nothing was worth a warning, and the end is in order.
+    assert worker.deaths == 0
+    assert [each for each in caplog.records if each.levelname != "INFO"] == []
+    watched.request_stop()
+    until(lambda: bool(codes))
+    assert codes == [ExitCode.OK]

@@ -1,0 +1,147 @@
+"""What a worker may do with single jobs: give some back, spare them at its death, suspect one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from storage_hospital import NOON, PNEUMONIA, STUDY, Hospital, seconds
+
+from storage.claims import give_back, reclaim_expired
+from storage.completion import complete_now
+from storage.database import migrate, open_database
+from storage.dossier import read_dossier
+from storage.endings import Analysed, fail_attempt, finish_batch
+from storage.errors import LeaseLost
+from storage.jobs import get_job, waiting_models
+from storage.spool import Spool
+from storage.states import JobState
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Iterator[Hospital]:
+    path = tmp_path / "medimgd.db"
+    migrate(path)
+    database = open_database(path)
+    yield Hospital(database, Spool(tmp_path / "spool", min_free_bytes=0))
+    database.close()
+
+
+def claimed(hospital: Hospital, count: int):
+    for number in range(count):
+        hospital.enqueue(f"{STUDY}.{number}")
+    return hospital.claim(count)
+
+
+def test_single_jobs_are_given_back_and_the_others_stay(hospital) -> None:
+    first, second, third = claimed(hospital, 3)
+
+    assert give_back(hospital.database, "worker-0", NOON, [first.id, third.id]) == 2
+    assert give_back(hospital.database, "somebody", NOON, [second.id]) == 0
+    assert give_back(hospital.database, "worker-0", NOON, []) == 0
+
+    found = [get_job(hospital.database, each.id) for each in (first, second, third)]
+    assert [(each.state, each.attempts) for each in found] == [
+        (JobState.WAITING, 0), (JobState.RUNNING, 1), (JobState.WAITING, 0),
+    ]  # fmt: skip
+
+
+def test_death_of_a_worker_is_not_blamed_on_what_it_had_not_begun(hospital) -> None:
+    begun, ahead = claimed(hospital, 2)
+
+    reclaim_expired(hospital.database, NOON, owner="worker-0", not_begun=[ahead.id, 999])
+
+    found = [get_job(hospital.database, each.id) for each in (begun, ahead)]
+    assert [(each.state, each.attempts, each.crashes) for each in found] == [
+        (JobState.WAITING, 1, 1), (JobState.WAITING, 0, 0),
+    ]  # fmt: skip
+    # The first is analysed alone; the other one is free for any batch.
+    assert [each.id for each in hospital.claim(5)] == [begun.id]
+
+
+def test_suspect_is_claimed_alone_and_given_up_after_its_attempts_not_its_crashes(hospital) -> None:
+    suspect, other = claimed(hospital, 2)
+    give_back(hospital.database, "worker-0", NOON, [other.id])
+    states = []
+
+    for _ in range(3):
+        states.append(
+            fail_attempt(
+                hospital.database,
+                suspect,
+                "it hung",
+                retryable=True,
+                now=NOON,
+                max_attempts=3,
+                suspect=True,
+            )
+        )
+        if states[-1] is JobState.WAITING:
+            (suspect,) = hospital.claim(5)
+
+    assert states == [JobState.WAITING, JobState.WAITING, JobState.FAILED]
+    ended = get_job(hospital.database, suspect.id)
+    assert (ended.attempts, ended.crashes) == (3, 1)
+    with pytest.raises(LeaseLost):
+        fail_attempt(hospital.database, suspect, "x", retryable=True, now=NOON, suspect=True)
+
+
+def test_crash_of_a_suspect_is_the_last_one(hospital) -> None:
+    (suspect,) = claimed(hospital, 1)
+    fail_attempt(hospital.database, suspect, "hung", retryable=True, now=NOON, suspect=True)
+    hospital.claim(1)
+
+    (record,) = reclaim_expired(hospital.database, NOON + seconds(61))
+
+    assert (record.state, record.crashes) == (JobState.FAILED, 2)
+
+
+def test_batch_of_ordinary_and_other_endings_records_each_as_if_it_were_alone(hospital) -> None:
+    # Given one whose lease is lost, two about one study, and one ordinary,
+    lost, *_ = claimed(hospital, 1)
+    reclaim_expired(hospital.database, NOON + seconds(61))
+    for study in ("7", "8"):
+        hospital.enqueue(f"{STUDY}.{study}", NOON + seconds(62))
+    (again,) = hospital.claim(9, NOON + seconds(63), owner="other")
+    ordinary = hospital.claim(9, NOON + seconds(63))
+
+    # when they are recorded together, twice,
+    batch = [Analysed(lost, (PNEUMONIA,), NOON)] + [
+        Analysed(each, (PNEUMONIA,), NOON) for each in ordinary
+    ]
+    first = finish_batch(hospital.database, batch, NOON + seconds(64))
+    second = finish_batch(hospital.database, batch, NOON + seconds(65))
+
+    # then each has its one result, and repeating changed nothing.
+    assert first == second == (None, JobState.DONE, JobState.DONE)
+    for study in ("7", "8"):
+        (result,) = read_dossier(hospital.database, f"{STUDY}.{study}").results
+        assert (result.findings, result.version_number) == ((PNEUMONIA,), 1)
+        assert result.finished_at == NOON + seconds(64)
+    assert get_job(hospital.database, again.id).state is JobState.RUNNING
+
+
+def test_second_result_of_a_study_joins_the_chain_of_versions(hospital) -> None:
+    hospital.analyse(f"{STUDY}.1")
+    hospital.arrive(1, 2, study=f"{STUDY}.1", now=NOON + seconds(9))
+    complete_now(hospital.database, f"{STUDY}.1", NOON + seconds(9))
+    hospital.prepare(NOON + seconds(9))
+    jobs = hospital.claim(9, NOON + seconds(10))
+
+    states = finish_batch(
+        hospital.database, [Analysed(each, (), NOON) for each in jobs], NOON + seconds(11)
+    )
+
+    assert states == (JobState.DONE,)
+    results = read_dossier(hospital.database, f"{STUDY}.1").results
+    assert sorted(each.version_number for each in results) == [1, 2]
+
+
+def test_models_that_wait_say_how_urgent_their_most_urgent_analysis_is(hospital) -> None:
+    hospital.enqueue(f"{STUDY}.1")
+    hospital.enqueue(f"{STUDY}.2", NOON + seconds(5), priority=7)
+
+    (found,) = waiting_models(hospital.database, NOON + seconds(6))
+
+    assert (found.jobs, found.oldest_at, found.priority) == (2, NOON, 7)
