@@ -10,8 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow
 
 from model.errors import NetworkFault
+from model.explanation_plan import ExplanationPlan
+from model.runtimes.keras_attention import KerasAttention
 from model.training.network_plan import (
     REFERENCE_SHAPE,
     NetworkKindValues,
@@ -246,6 +249,15 @@ def test_the_mean_of_detecting_members_has_the_mean_of_their_maps(
 
     np.testing.assert_allclose(map_of(whole, values), expected, atol=1e-5)
     np.testing.assert_allclose(answers(whole, values), smooth_maximum(expected, 5.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("plan", "members"), [(COMPACT, 1), (MAP, 2)])
+def test_an_explanation_keeps_slices_rows_and_columns(plan: NetworkPlan, members: int) -> None:
+    network = mean_of([unlike(seed, plan, OPEN, 1) for seed in range(members)])
+
+    attention = KerasAttention(tensorflow, network, ExplanationPlan(cells=4), "/CPU:0")
+
+    assert attention.maps(inputs_of(OPEN, 1, slices=3), [0]).values.shape == (1, 3, 4, 4)
 
 
 def test_a_single_member_stays_itself() -> None:
