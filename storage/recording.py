@@ -89,9 +89,9 @@ def _record_study(
     reopened = bool(new) and study["state"] != StudyState.RECEIVING
     if new:
         _move_clock(connection, study, new, now)
-    if new or study["state"] == StudyState.RECEIVING:
-        # Also for what is known: indexing the spool again may have recorded it a moment earlier.
-        _link_associations(connection, uid, arrivals)
+    # Also for what is known: indexing the spool again may have recorded it a moment earlier, and
+    # retention leaves a study alone while it is sent again.
+    _link_associations(connection, uid, arrivals)
     if conflicts:
         table = schema.study
         connection.execute(
@@ -160,6 +160,8 @@ def _sorted_out(
         if stored.outcome is StoreOutcome.CONFLICT:
             conflicting.append(arrival)
         elif sop_uid not in known:
+            if stored.outcome is StoreOutcome.IDENTICAL and not stored.path.exists():
+                continue  # Retention took the study away between the answer and this row.
             known[sop_uid] = stored.sha256
             new.append(arrival)
         elif known[sop_uid] != stored.sha256:

@@ -51,8 +51,8 @@ def purge_finished_studies(
     """Remove the pixels of studies that are finished and at rest for longer than the time given.
 
     A study is finished when it was routed, refused or matched by no model, none of its jobs
-    waits, runs or is dead-lettered, every result is composed or withheld, and no delivery is
-    pending. The oldest go first.
+    waits, runs or is dead-lettered, every result is composed or withheld, no delivery is pending,
+    and no open association has brought something of it again. The oldest go first.
 
     Returns
     -------
@@ -84,6 +84,12 @@ def _purgeable(before: datetime) -> Select[Any]:
         delivery.c.result_id == result.c.id,
         delivery.c.state == DeliveryState.PENDING,
     )
+    # Else the half that was known already would go, and the half that is still to come stay.
+    sent_again = exists().where(
+        schema.association_study.c.study_instance_uid == uid,
+        schema.association_study.c.association_id == schema.association.c.id,
+        schema.association.c.closed_at.is_(None),
+    )
     return select(uid).where(
         study.c.state.in_(_FINISHED),
         study.c.purged_at.is_(None),
@@ -92,6 +98,7 @@ def _purgeable(before: datetime) -> Select[Any]:
         ~busy_job,
         ~open_result,
         ~undelivered,
+        ~sent_again,
     )
 
 

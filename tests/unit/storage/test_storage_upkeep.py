@@ -11,6 +11,7 @@ import pytest
 from storage_hospital import NOON, PNEUMONIA, STUDY, seconds
 
 from storage import retention
+from storage.arrivals import Arrival
 from storage.associations import close_association, open_association
 from storage.backoff import DeliveryPolicy
 from storage.completion import (
@@ -34,6 +35,7 @@ from storage.outbox import (
 from storage.overview import read_overview
 from storage.preparation import Preparation, finish_preparation
 from storage.processes import heartbeat, list_processes, register_process, remove_process
+from storage.recording import record_instances
 from storage.redelivery import deliver_undelivered
 from storage.reindexing import reindex
 from storage.removal import set_aside
@@ -273,6 +275,29 @@ def test_an_instance_not_yet_recorded_survives_the_purge_of_its_study(hospital) 
 
     assert purged.files == 1
     assert list(hospital.spool.stored_instances()) == [late.path]
+
+
+def test_an_instance_sent_again_just_before_the_purge_gets_no_row_without_a_file(hospital) -> None:
+    _finished(hospital)
+    again = hospital.store(1)
+    _purge(hospital)
+
+    recorded = record_instances(hospital.database, [Arrival(again)], MUCH_LATER)
+
+    assert (recorded.new, recorded.identical) == (0, 1)
+    assert read_dossier(hospital.database, STUDY).series == ()
+    assert get_study(hospital.database, STUDY).state is StudyState.ROUTED
+
+
+def test_a_study_is_not_purged_while_it_is_sent_again(hospital) -> None:
+    _finished(hospital)
+    open_association(hospital.database, "again", slot="receiver-1", now=MUCH_LATER)
+    record_instances(hospital.database, [Arrival(hospital.store(1), "again")], MUCH_LATER)
+
+    assert _purge(hospital) == ()
+
+    close_association(hospital.database, "again", MUCH_LATER)
+    assert len(_purge(hospital)) == 1
 
 
 def _delivered(hospital) -> int:
