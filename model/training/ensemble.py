@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from model.errors import TrainingStopped
 from model.training.dataset import SplitValues
 from model.training.device import FULL, dtype_policy
 from model.training.fit import FitJob, Fitted, fit_network
@@ -113,6 +114,7 @@ def _trained(
     policy: str,
     watch: Watch,
 ) -> Fitted:
+    """Train one network, unless somebody asked to stop while the images were read."""
     seeded = plan.with_options(seed=plan.fit.seed + division.seed_offset)
     job = FitJob(
         name=division.name,
@@ -122,6 +124,8 @@ def _trained(
         folder=folder.network(division.name),
         events=folder.tensorboard / division.name,
     )
+    if watch.should_stop():
+        raise TrainingStopped(f"stopped before {division.name}")
     fitted = fit_network(job, lambda: untrained(plan, policy), watch)
     watch.say(f"{division.name}: epoch {fitted.chosen_epoch} is kept")
     return fitted
