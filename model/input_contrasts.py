@@ -28,26 +28,37 @@ def fit_contrasts(features: FloatArray, thumbs: FloatArray, rng: np.random.Gener
     Parameters
     ----------
     features : ndarray
-        (n, numbers): good inputs, as ``joined`` describes them.
+        (k * n, numbers): good inputs, as ``joined`` describes them, k variants of each.
     thumbs : ndarray
-        (m, [slices,] rows, columns): thumbnails of good inputs, which are made faulty here.
+        (n, [slices,] rows, columns): thumbnails of the same, which are made faulty here.
     rng : Generator
         Decides where they are cut.
     """
     mean = features.mean(axis=0)
     good = features - mean
-    spread = np.cov(good, rowvar=False, bias=True)
-    ridge = RIDGE * max(float(np.trace(spread)) / len(spread), 1e-9) * np.eye(len(spread))
+    # Of a few hundred inputs any two halves can be told apart where both were fitted.
+    tried = np.arange(len(good)) % len(thumbs) % 2 == 0
     directions = []
     for faulty in _faulty(thumbs, rng):
         bad = joined(descriptors(faulty)) - mean
-        pooled = (spread + np.cov(bad, rowvar=False, bias=True)) / 2 + ridge
-        direction = np.linalg.solve(pooled, bad.mean(axis=0)).astype(np.float32)
-        outskirts = max(float(np.quantile(good @ direction, OUTSKIRTS)), 1e-6)
-        if np.median(bad @ direction) >= LEAST_GAP * outskirts:
-            directions.append(direction / np.float32(outskirts))
+        trial = _direction(good[tried], bad[::2])
+        if np.median(bad[1::2] @ trial) >= LEAST_GAP * _outskirts(good[~tried] @ trial):
+            directions.append(_direction(good, bad))
     found = np.stack(directions) if directions else np.zeros((0, len(mean)), np.float32)
     return Contrasts(mean, found)
+
+
+def _direction(good: FloatArray, bad: FloatArray) -> FloatArray:
+    """Return the discriminant between good, whose mean is nought, and bad descriptions."""
+    pooled = (np.cov(good, rowvar=False, bias=True) + np.cov(bad, rowvar=False, bias=True)) / 2
+    ridge = RIDGE * max(float(np.trace(pooled)) / len(pooled), 1e-9) * np.eye(len(pooled))
+    direction = np.linalg.solve(pooled + ridge, bad.mean(axis=0))
+    direction /= _outskirts(good @ direction)
+    return direction.astype(np.float32)
+
+
+def _outskirts(along: FloatArray) -> float:
+    return max(float(np.quantile(along, OUTSKIRTS)), 1e-6)
 
 
 def _faulty(thumbs: FloatArray, rng: np.random.Generator) -> Iterator[FloatArray]:

@@ -20,12 +20,12 @@ DESCRIPTOR_VERSION = 1
 """Written into every file: figures of other descriptors are not comparable."""
 
 IMAGE_GRID = (80, 80)
-VOLUME_GRID = (24, 60, 60)
+VOLUME_GRID = (24, 64, 64)
 """What an input is shrunk to first; all descriptors are made of that."""
 
 _IMAGE_EDGES_GRID, _IMAGE_CELLS = (40, 40), (5, 5)
-_VOLUME_EDGES_GRID, _VOLUME_CELLS = (12, 30, 30), (3, 5, 5)
-_IMAGE_TONES_GRID, _VOLUME_TONES_GRID = (20, 20), (6, 10, 10)
+_VOLUME_EDGES_GRID, _VOLUME_CELLS = (12, 32, 32), (3, 4, 4)
+_IMAGE_TONES_GRID, _VOLUME_TONES_GRID = (20, 20), (4, 8, 8)
 _DIRECTIONS = 8
 _TONES_WEIGHT = np.float32(0.3)
 """Shares' roots vary some three times less than ranks do."""

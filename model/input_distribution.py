@@ -32,6 +32,7 @@ from model.input_subspace import (
     Contrasts,
     Subspace,
     as_arrays,
+    combined,
     contrasts_from,
     require_shape,
     subspace_from,
@@ -69,7 +70,7 @@ class InputDistribution:
     def distances(self, values: FloatArray) -> FloatArray:
         """Return how far inputs (n, [slices,] rows, columns, channels) lie, (n,), from 0 up."""
         chunks = [
-            self.parts(thumbnails(values[start : start + _CHUNK])).max(axis=0)
+            combined(self.parts(thumbnails(values[start : start + _CHUNK])))
             for start in range(0, len(values), _CHUNK)
         ]
         return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)

@@ -15,7 +15,7 @@ from model.input_contrasts import fit_contrasts
 from model.input_descriptors import FloatArray, descriptors, joined, thumbnails
 from model.input_distribution import InputDistribution
 from model.input_jitter import jittered
-from model.input_subspace import Subspace
+from model.input_subspace import Subspace, combined
 
 FEWEST_INPUTS = 20
 """Fewer say nothing about what the next one may look like."""
@@ -125,7 +125,7 @@ def _limited(
     count = 2 * len(distribution.clouds) + len(distribution.contrasts.directions)
     unscaled = replace(distribution, units=np.ones(count, np.float32)).parts(both)
     units = np.maximum(np.quantile(unscaled, UNIT_SHARE, axis=1), SMALLEST_UNIT).astype(np.float32)
-    furthest = (unscaled / units[:, None]).max(axis=0)
+    furthest = combined(unscaled / units[:, None])
     needed = (
         np.quantile(furthest[: len(limiting)], VALIDATION_SHARE),
         np.quantile(furthest[len(limiting) :], CHANGED_SHARE),

@@ -53,6 +53,16 @@ class Contrasts:
         return towards
 
 
+def combined(parts: FloatArray) -> FloatArray:
+    """Return one distance, (n,), of parts (parts, n): little more than the largest of them.
+
+    Their eighth powers are summed, so that many parts which are all a little too far count too;
+    what is negative is on the good side of a contrast and counts for nothing.
+    """
+    sums: FloatArray = (parts.clip(0) ** 8).sum(axis=0) ** (1 / 8)
+    return sums.astype(np.float32)
+
+
 def as_arrays(record: Subspace | Contrasts, prefix: str) -> dict[str, FloatArray]:
     """Return a record's fields under names that begin with `prefix`."""
     return {f"{prefix}_{name}": array for name, array in asdict(record).items()}

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks import (
+    distribution,
     end_to_end,
     memory,
     queueing,
@@ -30,6 +31,7 @@ from tests.benchmarks.programs import ProgramMissing
 
 BENCHMARKS = {
     "tensors": tensor_time,
+    "distribution": distribution,
     "queue": queueing,
     "status": status_start,
     "serving": serving,

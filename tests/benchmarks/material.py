@@ -96,10 +96,17 @@ class Workshop:
     @cached_property
     def ct_series(self) -> tuple[Path, ...]:
         """The real CT series: 60 slices of 512 x 512, 16 bit, uncompressed."""
-        archive = self.testdata / "ct-chest-60.zip"
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(self.folder / "ct")
-        return tuple(sorted((self.folder / "ct").rglob("*.dcm")))
+        return self._series("ct-chest-60")
+
+    @cached_property
+    def mr_series(self) -> tuple[Path, ...]:
+        """The real MR series: 60 slices of a head."""
+        return self._series("mr-head-t1-60")
+
+    def _series(self, name: str) -> tuple[Path, ...]:
+        with zipfile.ZipFile(self.testdata / f"{name}.zip") as packed:
+            packed.extractall(self.folder / name)
+        return tuple(sorted((self.folder / name).rglob("*.dcm")))
 
 
 def _testdata() -> Path:
