@@ -132,24 +132,22 @@ def test_series_are_learned_from_with_their_own_number_of_slices(
         {"kind": "volume", "rows": 64, "columns": 64,
          "intensity": {"kind": "window", "centre": -600, "width": 1500}}
     )  # fmt: skip
-    inspected = inspect_images(read(nodules).images)
+    dataset = read(nodules)
+    learned = [image for image in dataset.images if image.split is not SplitValues.TEST]
 
-    values = tensors_of(inspected, recipe, tmp_path)
+    values = tensors_of(inspect_images(learned), recipe, tmp_path)
 
-    assert values.shape == (8, 4, 64, 64, 1)
+    assert values.shape == (6, 2, 64, 64, 1)
     assert 0 <= values.min() < values.max() <= 1
 
 
 def test_series_of_different_lengths_are_named(nodules: Path, tmp_path: Path) -> None:
-    shorter = tmp_path / "set"
-    shutil.copytree(nodules.parent, shorter)
-    name = rows_of(nodules)[3]["path"]
-    (shorter / name / "003.dcm").unlink()
     recipe = TensorRecipe.from_mapping({"kind": "volume", "rows": 64, "columns": 64})
-    inspected = inspect_images(read(shorter / nodules.name).images)
+    dataset = read(nodules)
+    images = [*dataset.images_of(SplitValues.TRAIN), *dataset.images_of(SplitValues.TEST)]
 
-    with pytest.raises(TrainingDataFault, match=f"{name}: has 3 slices and the first series 4"):
-        tensors_of(inspected, recipe, tmp_path / "cache")
+    with pytest.raises(TrainingDataFault, match=r"2 images .* has 5 slices and the first series 2"):
+        tensors_of(inspect_images(images), recipe, tmp_path)
 
 
 def test_another_series_is_refused(unpacked, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ Owns which slices belong to which split, how many slabs are made, and what is dr
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dicom_io.derived import Derivation
 from model.errors import TrainingDataFault
-from model.training.synthesis.lungs import Grain, Hounsfield, depth_mm, grain_of, lung_mask
+from model.training.synthesis.lungs import Grain, Hounsfield, Mask, depth_mm, grain_of, lung_mask
 from model.training.synthesis.nodules import Truth, with_nodule, with_vessel
 from model.training.synthesis.series import (
     Placement,
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 NODULE, CLEAR = "nodule", "clear"
 SLICES_NEEDED = 60
-SLAB_SLICES = 4
+SLAB_SLICES = {"train": 2, "validation": 2, "test": 5}
+"""Slices of a slab. What is learned from is short, so that a label says more about each slice."""
+
 
 RANGES = {
     "train": ((14, 25), (37, 41), (52, 59)),
@@ -45,11 +48,14 @@ left lung among them) and two slices between validation and test."""
 COUNTS = {"train": 320, "validation": 100, "test": 120}
 """Slabs of each split; every second one holds nodules."""
 
-MOST_NODULES = {"train": 6, "validation": 2, "test": 2}
+MOST_NODULES = {"train": 10, "validation": 2, "test": 2}
 """In one slab; the more there are to learn from, the fewer slabs it takes."""
 
 MOST_VESSELS = 4
 OUTSIDE_HU = -1024.0
+GRAIN_SLICES = 8
+"""Slices whose noise is measured; all are of one acquisition."""
+
 SEVERAL_APART_MM = 6.0
 
 
@@ -61,6 +67,8 @@ class Slab:
     """Slice of the source."""
     placement: Placement
     values: Hounsfield
+    depth_mm: npt.NDArray[np.float32]
+    """Distance of each voxel to the edge of its lung."""
     truths: tuple[Truth, ...] = ()
     vessels: int = 0
 
@@ -99,7 +107,7 @@ def make_ct_nodule(
                 f"{source.name}: the slices are chosen for a series of {SLICES_NEEDED}, "
                 f"received {len(series.paths)}"
             )
-        grain = grain_of(series.values[: SLAB_SLICES * 2])
+        grain = grain_of(series.values[:GRAIN_SLICES])
         for number, (split, count) in enumerate((counts or COUNTS).items()):
             for pair in range(count // 2):
                 rng = np.random.default_rng([seed, number, pair])
@@ -114,7 +122,8 @@ def _write_pair(
     rng: np.random.Generator,
 ) -> list[SeriesRow]:  # fmt: skip
     """Write a slab twice: without nodules and with them."""
-    without = make_slab(series, _first_slice(split, rng), grain, rng)
+    extent = SLAB_SLICES[split]
+    without = make_slab(series, _first_slice(split, rng), extent, grain, rng)
     count = int(rng.integers(1, MOST_NODULES[split] + 1))
     with_them = add_nodules(without, series.spacing_mm, count, grain, rng)
     rows = []
@@ -126,7 +135,7 @@ def _write_pair(
             how=f"Synthetic: {len(slab.truths)} nodules and {slab.vessels} vessels were put in by "
             f"a program; slices {slab.placement.in_words}. No finding of a patient.",
         )
-        sources = series.paths[slab.first : slab.first + SLAB_SLICES]
+        sources = series.paths[slab.first : slab.first + extent]
         write_series(out / full, sources, slab.values, derivation)
         rows.append(_row(full, name, split, series.patient, slab))
     return rows
@@ -134,14 +143,18 @@ def _write_pair(
 
 def _first_slice(split: str, rng: np.random.Generator) -> int:
     """Draw where a slab begins, so that all of it lies in one range of the split."""
-    begins = [first for low, high in RANGES[split] for first in range(low, high - SLAB_SLICES + 2)]
+    begins = [
+        first for low, high in RANGES[split] for first in range(low, high - SLAB_SLICES[split] + 2)
+    ]
     return int(rng.choice(begins))
 
 
-def make_slab(series: SourceSeries, first: int, grain: Grain, rng: np.random.Generator) -> Slab:
-    """Return a slab with some vessels put in, which are no nodules."""
+def make_slab(
+    series: SourceSeries, first: int, extent: int, grain: Grain, rng: np.random.Generator
+) -> Slab:
+    """Return so many slices with some vessels put in, which are no nodules."""
     placement = random_placement(rng)
-    values = placed(series.values[first : first + SLAB_SLICES], placement, OUTSIDE_HU)
+    values = placed(series.values[first : first + extent], placement, OUTSIDE_HU)
     lungs = lung_mask(values, series.spacing_mm)
     depth = depth_mm(lungs, series.spacing_mm)
     vessels = 0
@@ -151,7 +164,7 @@ def make_slab(series: SourceSeries, first: int, grain: Grain, rng: np.random.Gen
             vessel = random_vessel(centre, rng)
             values = with_vessel(values, series.spacing_mm, vessel, grain, rng, lungs)
             vessels += 1
-    return Slab(first, placement, values, (), vessels)
+    return Slab(first, placement, values, depth, (), vessels)
 
 
 def add_nodules(
@@ -169,11 +182,10 @@ def add_nodules(
         There is no lung to put them into.
     """
     values = slab.values
-    depth = depth_mm(lung_mask(values, spacing_mm), spacing_mm)
-    taken = np.zeros(depth.shape, dtype=np.bool_)
+    taken = np.zeros(values.shape, dtype=np.bool_)
     truths: list[Truth] = []
     for _ in range(count):
-        centre = random_centre(depth, float(rng.uniform(2.0, 8.0)), rng, taken)
+        centre = random_centre(slab.depth_mm, float(rng.uniform(2.0, 8.0)), rng, taken)
         if centre is None:
             continue
         values, truth = with_nodule(values, spacing_mm, random_nodule(centre, rng), grain, rng)
@@ -181,10 +193,10 @@ def add_nodules(
         _take(taken, truth, spacing_mm)
     if not truths:
         raise TrainingDataFault(f"slices from {slab.first}: there is no lung for a nodule")
-    return Slab(slab.first, slab.placement, values, tuple(truths), slab.vessels)
+    return replace(slab, values=values, truths=tuple(truths))
 
 
-def _take(taken: np.ndarray, truth: Truth, spacing_mm: tuple[float, float, float]) -> None:
+def _take(taken: Mask, truth: Truth, spacing_mm: tuple[float, float, float]) -> None:
     """Mark the surroundings of a nodule, wide enough for the largest one beside it."""
     _, _, top, bottom, left, right = truth.box
     rows, columns = (round((SEVERAL_APART_MM + 12.0) / step) for step in spacing_mm[1:])
@@ -202,7 +214,7 @@ def _row(name: str, background: str, split: str, patient: str, slab: Slab) -> Se
         "kinds": " ".join(truth.kind for truth in slab.truths),
         "largest_mm": f"{max(t.radius_mm for t in slab.truths):.1f}" if slab.truths else "",
         "vessels": str(slab.vessels),
-        "slices": f"{slab.first}-{slab.first + SLAB_SLICES - 1}",
+        "slices": f"{slab.first}-{slab.first + len(slab.values) - 1}",
         "placement": slab.placement.in_words,
         "background": background,
     }
