@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -28,6 +29,25 @@ ECHO = ul.p_data(pdv(3, LAST_COMMAND, ul.echo_request()))
 _PATIENCE_SECONDS = 10.0
 _SHORTEST_PDU = 7
 """Room for one byte of a message beside the head of its value."""
+
+
+_tls: ssl.SSLContext | None = None
+
+
+@contextmanager
+def speaking_tls(context: ssl.SSLContext) -> Iterator[None]:
+    """Let every connection made here speak TLS meanwhile, the honest peer's as well."""
+    global _tls  # noqa: PLW0603 - attacks run in threads of their own
+    _tls = context
+    try:
+        yield
+    finally:
+        _tls = None
+
+
+def _dressed(connection: socket.socket) -> socket.socket:
+    """Return the connection to speak over: itself, or TLS within it."""
+    return connection if _tls is None else _tls.wrap_socket(connection)
 
 
 def store_pdus(instance: Instance, fragment_bytes: int = 600) -> bytes:
@@ -53,6 +73,7 @@ def connected(port: int, *, receive_buffer_bytes: int | None = None) -> Iterator
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         with suppress(OSError):  # Time-outs are of this kind as well.
             connection.connect(("127.0.0.1", port))
+            connection = _dressed(connection)
             yield connection
     finally:
         connection.close()
@@ -405,7 +426,8 @@ class HonestPeer:
 def store_honestly(port: int, instance: Instance, patience_seconds: float = 30.0) -> str:
     """Store one instance as everybody does; return what went wrong, if anything."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=patience_seconds) as connection:
+        bare = socket.create_connection(("127.0.0.1", port), timeout=patience_seconds)
+        with bare, _dressed(bare) as connection:
             connection.sendall(ul.associate_request(CONTEXTS, calling="HONEST"))
             answer = _read_pdus(connection, 1)
             if answer[0] != ul.ASSOCIATE_AC:

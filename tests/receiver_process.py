@@ -63,6 +63,8 @@ class ReceiverProcess:
         How long a connection may take to ask for an association.
     maximum_associations : int
         As many from one address.
+    more_settings : str
+        Tables to add to the configuration.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ReceiverProcess:
         network_timeout_seconds: float = 3.0,
         request_timeout_seconds: float = 6.0,
         maximum_associations: int = 400,
+        more_settings: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -86,7 +89,7 @@ class ReceiverProcess:
             f"maximum_associations = {maximum_associations}\n"
             f"maximum_associations_per_address = {maximum_associations}\n"
             "peers = [{ ae_title = '*', network = '127.0.0.0/8' }]\n"
-            "[models]\nbundled = false\n"
+            f"[models]\nbundled = false\n{more_settings}"
         )
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
