@@ -121,14 +121,8 @@ class AcceptedAssociation(Association):
         if wrapper is not None and wrapper.socket is not None:
             close(wrapper.socket)
 
-    def abort(self, block: bool = True) -> None:
-        """Abort the association, from any thread."""
-        self.provider.call_up()
-        super().abort(block)
-
     def kill(self) -> None:
         """End the association's threads; pynetdicom calls it last on every way out."""
-        self.provider.call_up()
         super().kill()
         # What is queued must leave, a rejection above all; ending the thread would cut it off.
         if self.provider.is_threadless and threading.current_thread() is self:
@@ -204,7 +198,7 @@ class AcceptedAssociation(Association):
         except PeerGone:
             self.dul.event_queue.put(CONNECTION_CLOSED)
         except ReadingEnded:
-            pass  # Whoever called us up ends the association.
+            pass  # Whoever wants that ends the association.
         except Exception as error:  # noqa: BLE001 - the association's loop: only it may end
             self._tell_abort(f"unexpected {type(error).__name__}")
             self.abort(block=False)
@@ -229,7 +223,7 @@ class AcceptedAssociation(Association):
                 return
 
     def _goes_on(self) -> bool:
-        if self._kill or self.provider.is_called_up:
+        if self._kill:
             return False
         self.provider.send_pending()
         return self.provider.is_undisturbed

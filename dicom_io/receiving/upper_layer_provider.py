@@ -35,7 +35,6 @@ class UpperLayerProvider(BoundedDUL):
 
     is_threadless: bool
     """The association's thread serves."""
-    _called_up: threading.Event
     _bell: int
     """An eventfd that wakes whoever serves out of its wait for the peer."""
     _bell_lock: threading.Lock
@@ -43,26 +42,15 @@ class UpperLayerProvider(BoundedDUL):
     def prepare(self, *, is_threadless: bool) -> None:
         """Set up what `__init__` would, on a provider that pynetdicom made."""
         self.is_threadless = is_threadless
-        self._called_up = threading.Event()
         self._bell_lock = threading.Lock()
         self._bell = _NO_BELL
         # pynetdicom sleeps this long whenever nothing happened; the wait below takes its place.
         self._run_loop_delay = 0.0
 
     @property
-    def is_called_up(self) -> bool:
-        """True when whoever reads from the connection should look what else there is to do."""
-        return self._called_up.is_set()
-
-    @property
     def is_undisturbed(self) -> bool:
         """True while the association is established and no event waits."""
         return not self.event_queue.queue and self.state_machine.current_state == ESTABLISHED
-
-    def call_up(self) -> None:
-        """Let whoever serves look at what there is to do; for good."""
-        self._called_up.set()
-        self._ring()
 
     def open_bell(self) -> None:
         """Get ready to serve."""
@@ -93,7 +81,7 @@ class UpperLayerProvider(BoundedDUL):
     def kill_dul(self) -> None:
         """End the serving, wherever it waits."""
         super().kill_dul()
-        self.call_up()
+        self._ring()
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """Return the next primitive of the peer; None when there is none (in time)."""
