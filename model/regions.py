@@ -22,6 +22,7 @@ from model.explain import Explicable
 from model.package import ModelPackage
 from model.region_plan import RegionPlan
 from model.runtimes.port import Detector, FloatArray, Predictor
+from model.runtimes.signature import probe_shape
 
 _logger = logging.getLogger(__name__)
 
@@ -86,6 +87,22 @@ def undetected(package: ModelPackage, findings: Sequence[Finding], why: str) -> 
     if plan is None or not _is_asked(plan, findings):
         return None
     return Detection(note=_no_regions(why))
+
+
+def regions_in_words(package: ModelPackage, predictor: Predictor) -> str:
+    """Say where a loaded predictor reads regions from, or ``none`` and why."""
+    plan = package.regions
+    if plan is None:
+        return "none: the model package asks for none"
+    blank = np.zeros((1, *probe_shape(package.recipe)), np.float32)
+    try:
+        if not isinstance(predictor, Detector):
+            raise CannotLocate(_NO_RUNTIME)
+        cells = predictor.locate(blank)
+    except CannotLocate as error:
+        return f"none: {error}"
+    edges = " x ".join(str(edge) for edge in cells.shape[1:-1])
+    return f"the map {plan.layer} of {plan.label}, {edges} cells"
 
 
 def _is_asked(plan: RegionPlan, findings: Sequence[Finding]) -> bool:

@@ -172,6 +172,7 @@ def check_model(package: Source, config: ConfigPath = None, as_json: AsJSON = Fa
         say(f"{package}: no fault found")
         say(_probes_in_words(found, report))
         say(f"positive findings are explained by: {report.explanation}")
+        say(f"regions are read from: {report.regions}")
         say(_distribution_in_words(found))
         if found.evaluation is None:
             say("it has no evaluation report: a site that requires one will not admit it")

@@ -112,7 +112,7 @@ def _statements(
     if region.site is not None:
         yield code_item(codes.FINDING_SITE, region.site, HAS_CONCEPT_MOD)
     yield from algorithm_items(request, _parameters(request, region))
-    yield code_item(codes.GEOMETRIC_PURPOSE, codes.BOUNDED_BY, HAS_CONCEPT_MOD)
+    yield code_item(codes.GEOMETRIC_PURPOSE, codes.BOUNDED_BY, CONTAINS)
     yield outline_item(codes.IMAGE_REGION, outline, source)
     yield percent_item(codes.CERTAINTY_OF_FINDING, outline.certainty_percent)
     if outline.long_axis_mm is not None:

@@ -25,6 +25,7 @@ from model.evaluation_report import contradictions, read_evaluation_report
 from model.explain import explanation_in_words
 from model.package import ModelPackage, load_package
 from model.probes import read_probes
+from model.regions import regions_in_words
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import FloatArray, Predictor
 from model.runtimes.remote.access import RemoteAccess
@@ -58,6 +59,8 @@ class CheckReport:
     """The largest distance from a recorded score; None where none is recorded."""
     explanation: str = ""
     """How positive findings are explained, or ``none`` and why."""
+    regions: str = ""
+    """Where regions are read from, or ``none`` and why."""
 
     @property
     def passed(self) -> bool:
@@ -208,6 +211,7 @@ def _try_predictor(
         probe_scores=scores,
         probe_difference=difference,
         explanation=explanation,
+        regions=regions_in_words(package, predictor),
     )
 
 

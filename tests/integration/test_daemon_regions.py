@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pydicom
 import pytest
 from pynetdicom import AE, _config, evt
 
+from daemon.cli.studies import explain, show
 from daemon.composing import Composer
-from daemon.config import DestinationSection
+from daemon.config import DestinationSection, WebSection
 from daemon.courier import Courier
 from daemon.explaining import with_explanations
 from daemon.replaying import replay
 from daemon.role import now_utc
+from daemon.web.serving import WebServer
 from daemon.worklist.flags import FindingOrder
 from daemon.worklist.study_page import study_page
 from dicom_io.errors import CannotCompose
@@ -315,6 +318,31 @@ def test_the_worklist_counts_the_regions(site: MarkedSite) -> None:
     (statement,) = page.line.statements
     assert statement.detail == "1 region"
     assert page.latest[0].detection == result.detection
+
+
+def test_the_study_page_and_the_command_list_the_regions(
+    site: MarkedSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.receive(corner=(0, 1))
+    site.analyse()
+    file = site.folder / "medimgd.toml"
+    file.write_text(
+        f'[site]\ndata_folder = "{site.config.site.data_folder}"\n[models]\nbundled = false\n'
+    )
+    server = WebServer(site.config.model_copy(update={"web": WebSection(port=0)}))
+    server.start()
+
+    with urlopen(f"http://127.0.0.1:{server.port}/studies/{STUDY}", timeout=20) as answer:
+        page = answer.read().decode()
+    server.stop()
+    show(STUDY, config=file)
+    explain(STUDY, config=file)
+
+    assert "1 region marked by the model" in page
+    assert "<li>Spot 1 " in page
+    said = capsys.readouterr().out
+    assert said.count("  1 region\n") == 2
+    assert "Spot 1: certainty 98.2 %, on 1 image" in said
 
 
 def test_a_picture_that_cannot_be_shown_keeps_no_report_back(site: MarkedSite) -> None:

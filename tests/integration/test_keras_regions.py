@@ -22,6 +22,7 @@ from model.manifest_writing import write_manifest
 from model.package import ModelPackage, load_package
 from model.regions import detect, undetected
 from model.runtime_plan import RuntimeValues
+from model.runtimes.check import check_package
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import Detector
@@ -288,3 +289,13 @@ def cells_network() -> bytes:
     onnx.checker.check_model(network)
     content: bytes = network.SerializeToString()
     return content
+
+
+def test_the_check_of_a_package_says_where_regions_come_from(tmp_path, package):
+    silent = written(tmp_path / "p", cell=0)
+
+    report, other = (check_package(each.folder, device="cpu") for each in (package, silent))
+
+    assert report.regions == "the map map of Bright, 8 x 8 cells"
+    assert other.regions == "none: the model package asks for none"
+    assert report.passed

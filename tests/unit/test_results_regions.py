@@ -87,6 +87,7 @@ def test_a_region_on_two_slices_is_two_groups_with_one_tracking_uid(slices):
     axis = item_of(groups[1], "103339001").MeasuredValueSequence[0]
     assert axis.NumericValue == 12.5
     assert axis.MeasurementUnitsCodeSequence[0].CodeValue == "mm"
+    assert {item_of(each, "130400").RelationshipType for each in groups} == {"CONTAINS"}
     assert item_of(groups[0], "121071").ConceptCodeSequence[0].CodeValue == NODULE.value
 
 
