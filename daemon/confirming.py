@@ -15,13 +15,13 @@ from daemon.role import now_utc
 from dicom_io.association import Destination
 from dicom_io.errors import AssociationFailed
 from dicom_io.query import holds_instance
-from storage.database import Database
-from storage.outbox import (
-    DeliveryRecord,
+from storage.confirmation import (
     confirm_deliveries,
     record_confirmation_miss,
     unconfirmed_deliveries,
 )
+from storage.database import Database
+from storage.deliveries import DeliveryRecord
 
 _logger = logging.getLogger(__name__)
 

@@ -23,15 +23,10 @@ from dicom_io.sending import OutgoingInstance, SendOutcome, send
 from dicom_io.statuses import describe
 from storage.backoff import DeliveryPolicy
 from storage.database import Database
+from storage.deliveries import DeliveryRecord
 from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
 from storage.installation import read_installation
-from storage.outbox import (
-    DeliveryGroup,
-    DeliveryRecord,
-    due_deliveries,
-    record_outcomes,
-    replace_document,
-)
+from storage.outbox import DeliveryGroup, due_deliveries, record_outcomes, replace_document
 from storage.redelivery import deliver_undelivered
 from storage.results import (
     ResultKind,

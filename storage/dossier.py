@@ -12,8 +12,8 @@ from sqlalchemy import Connection, select
 from storage import schema
 from storage.audit import AuditEntry, entries_within
 from storage.database import Database
+from storage.deliveries import DeliveryRecord, deliveries_of_study_within
 from storage.jobs import JobRecord, jobs_of_study_within
-from storage.outbox import DeliveryRecord, deliveries_of_study_within
 from storage.results import (
     DocumentRecord,
     ResultRecord,

@@ -1,82 +1,36 @@
 """The outbox: every document on its way to every destination, with its own state and backoff.
 
-Owns the ``delivery`` table. Knows DIMSE statuses by their category only and opens no association.
+Owns what is sent next, and what an attempt came to. Knows DIMSE statuses by their category only and
+opens no association.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    RowMapping,
-    Select,
-    case,
-    exists,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
 
 from dicom_io.statuses import is_delivered, is_transient
-from storage import audit, schema
+from storage import schema
 from storage.backoff import DeliveryPolicy, backoff_seconds
 from storage.clock import after
 from storage.database import Database
+from storage.deliveries import (
+    DeliveryRecord,
+    delivery_of,
+    delivery_query,
+    move_delivery,
+    require_delivery,
+    update_delivery,
+)
 from storage.destinations import DeliveryOutcome, record_contact, write_destination
-from storage.errors import NotFound
 from storage.results import ComposedDocument, insert_document_within
-from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
-
-ASK_AGAIN_SECONDS = 60.0
-"""After the first query in vain: an archive may file what it accepted some moments later."""
-
-LONGEST_ASK_AGAIN_SECONDS = 3600.0
-
-MISSES_UNTIL_STUCK = 10
-"""Queries in vain, about five hours of them, after which a person should look."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRecord:
-    """One document on its way to one destination."""
-
-    id: int
-    result_id: int
-    document_id: int
-    role: str
-    destination: str
-    state: DeliveryState
-    state_since: datetime
-    attempts: int
-    next_attempt_at: datetime
-    last_status: int | None
-    """The DIMSE status of the last attempt; None when no answer came."""
-    last_comment: str
-    """The destination's own words, verbatim."""
-    created_at: datetime
-    sent_at: datetime | None
-    confirmed_at: datetime | None
-    confirm_misses: int
-    """Queries since it was sent that did not find it."""
-    confirm_next_at: datetime | None
-    """Not asked for before; None when it was never missed."""
-    study_instance_uid: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_instance_uid: str
-
-    @property
-    def is_stuck(self) -> bool:
-        """True when it waits for a person: refused, given up, or accepted and not found."""
-        gone = self.state is DeliveryState.SENT and self.confirm_misses >= MISSES_UNTIL_STUCK
-        return gone or self.state in (DeliveryState.REJECTED, DeliveryState.DEAD)
+from storage.states import Actor, DeliveryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +43,10 @@ class DeliveryGroup:
     deliveries: tuple[DeliveryRecord, ...]
 
 
-_DOCUMENT = schema.document
-
-
-_DELIVERY = schema.delivery
+_DOCUMENT, _DELIVERY = schema.document, schema.delivery
 
 _SENDING_ORDER = case({"SC": 0, "SR-ROI": 1}, value=_DELIVERY.c.role, else_=2)
 """The study report refers to the picture and the regions, so it goes last."""
-
-
-def _query() -> Select[Any]:
-    return select(
-        _DELIVERY,
-        schema.result.c.study_instance_uid,
-        _DOCUMENT.c.sop_class_uid,
-        _DOCUMENT.c.sop_instance_uid,
-        _DOCUMENT.c.series_instance_uid,
-    ).select_from(
-        _DELIVERY.join(_DOCUMENT, _DOCUMENT.c.id == _DELIVERY.c.document_id).join(
-            schema.result, schema.result.c.id == _DELIVERY.c.result_id
-        )
-    )
-
-
-def _from_row(row: RowMapping) -> DeliveryRecord:
-    values: dict[str, Any] = dict(row)
-    values["state"] = DeliveryState(row["state"])
-    return DeliveryRecord(**values)
 
 
 def due_deliveries(
@@ -158,7 +89,7 @@ def due_deliveries(
         .subquery()
     )
     query = (
-        _query()
+        delivery_query()
         .join(
             due_groups,
             (due_groups.c.destination == _DELIVERY.c.destination)
@@ -170,7 +101,7 @@ def due_deliveries(
         )
     )
     with database.read() as connection:
-        records = [_from_row(row) for row in connection.execute(query).mappings()]
+        records = [delivery_of(row) for row in connection.execute(query).mappings()]
     groups = groupby(records, key=lambda each: (each.destination, each.result_id))
     return tuple(_group(tuple(members)) for _, members in groups)
 
@@ -217,11 +148,11 @@ def record_outcomes(
     """
     with database.write() as connection:
         for outcome in outcomes:
-            delivery = _require(connection, outcome.delivery_id)
+            delivery = require_delivery(connection, outcome.delivery_id)
             if delivery.state is DeliveryState.PENDING:
                 _record(connection, delivery, outcome, now, policy)
         record_contact(connection, destination, outcomes, now, policy)
-        return tuple(_require(connection, outcome.delivery_id) for outcome in outcomes)
+        return tuple(require_delivery(connection, outcome.delivery_id) for outcome in outcomes)
 
 
 def judge_outcome(
@@ -241,13 +172,6 @@ def judge_outcome(
     return DeliveryState.PENDING
 
 
-def _require(connection: Connection, delivery_id: int) -> DeliveryRecord:
-    row = connection.execute(_query().where(_DELIVERY.c.id == delivery_id)).mappings().one_or_none()
-    if row is None:
-        raise NotFound(f"no delivery {delivery_id}")
-    return _from_row(row)
-
-
 def _record(
     connection: Connection,
     delivery: DeliveryRecord,
@@ -264,11 +188,11 @@ def _record(
     state = judge_outcome(delivery, outcome, now, policy)
     if state is DeliveryState.PENDING:
         values["next_attempt_at"] = _next_attempt(attempts, outcome, now, policy)
-        _update(connection, delivery.id, values)
+        update_delivery(connection, delivery.id, values)
         return
     if state is DeliveryState.SENT:
         values["sent_at"] = now
-    _move(connection, delivery, state, Actor.COURIER, now, values)
+    move_delivery(connection, delivery, state, Actor.COURIER, now, values)
 
 
 def _next_attempt(
@@ -285,34 +209,6 @@ def _next_attempt(
         random.random(),  # noqa: S311 - spreads attempts, guards nothing
     )
     return after(now, delay)
-
-
-def _update(connection: Connection, delivery_id: int, values: dict[str, Any]) -> None:
-    connection.execute(update(_DELIVERY).where(_DELIVERY.c.id == delivery_id).values(values))
-
-
-def _move(
-    connection: Connection,
-    delivery: DeliveryRecord,
-    after_state: DeliveryState,
-    actor: Actor,
-    now: datetime,
-    values: dict[str, Any],
-) -> None:
-    subject = f"delivery {delivery.id}"
-    state = check_move(DELIVERY_MOVES, subject, delivery.state, after_state, actor)
-    _update(connection, delivery.id, {**values, "state": state, "state_since": now})
-    if state in (DeliveryState.REJECTED, DeliveryState.DEAD):
-        audit.append(
-            connection,
-            now,
-            actor,
-            f"delivery {state}",
-            delivery.study_instance_uid,
-            delivery_id=delivery.id,
-            destination=delivery.destination,
-            status=values.get("last_status"),
-        )
 
 
 def _composed(connection: Connection, result_id: int, role: str, sop_class_uid: str) -> int | None:
@@ -334,152 +230,13 @@ def replace_document(
     class already, those bytes are used and the given ones are dropped.
     """
     with database.write() as connection:
-        delivery = _require(connection, delivery_id)
+        delivery = require_delivery(connection, delivery_id)
         known = _composed(connection, delivery.result_id, document.role, document.sop_class_uid)
         document_id = known or insert_document_within(connection, delivery.result_id, document, now)
-        _update(connection, delivery_id, {"document_id": document_id, "next_attempt_at": now})
-        return _require(connection, delivery_id)
-
-
-def confirm_deliveries(
-    database: Database, destination: str, sop_instance_uids: Iterable[str], now: datetime
-) -> int:
-    """Mark sent documents as held by the destination (storage commitment or a query)."""
-    confirmed = _sent(database, destination, sop_instance_uids)
-    with database.write() as connection:
-        for delivery in confirmed:
-            _move(
-                connection,
-                delivery,
-                DeliveryState.CONFIRMED,
-                Actor.COURIER,
-                now,
-                {"confirmed_at": now},
-            )
-    return len(confirmed)
-
-
-def _sent(
-    database: Database, destination: str, sop_instance_uids: Iterable[str]
-) -> list[DeliveryRecord]:
-    query = _query().where(
-        _DELIVERY.c.destination == destination,
-        _DELIVERY.c.state == DeliveryState.SENT,
-        _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
-    )
-    with database.read() as connection:
-        return [_from_row(row) for row in connection.execute(query).mappings()]
-
-
-def unconfirmed_deliveries(
-    database: Database,
-    *,
-    sent_before: datetime,
-    destinations: Collection[str] | None = None,
-    now: datetime | None = None,
-    limit: int = 100,
-) -> tuple[DeliveryRecord, ...]:
-    """Return what was sent before an instant, is not confirmed and should be asked for now.
-
-    Parameters
-    ----------
-    database : Database
-        The state.
-    sent_before : datetime
-        Destinations may take a moment to file what they accepted.
-    destinations : collection of str, optional
-        Only these; all when absent.
-    now : datetime, optional
-        The time; `sent_before` when absent.
-    limit : int
-        At most so many of each destination, the longest due first: neither a destination that
-        does not answer nor documents it does not find keep others waiting.
-    """
-    due_at = func.coalesce(_DELIVERY.c.confirm_next_at, _DELIVERY.c.sent_at)
-    place = func.row_number().over(partition_by=_DELIVERY.c.destination, order_by=due_at)
-    due = select(_DELIVERY.c.id, due_at.label("due_at"), place.label("place")).where(
-        _DELIVERY.c.state == DeliveryState.SENT,
-        _DELIVERY.c.sent_at < sent_before,
-        _DELIVERY.c.confirm_next_at.is_(None)
-        | (_DELIVERY.c.confirm_next_at <= (now or sent_before)),
-    )
-    if destinations is not None:
-        due = due.where(_DELIVERY.c.destination.in_(list(destinations)))
-    first = due.subquery()
-    query = (
-        _query()
-        .join(first, first.c.id == _DELIVERY.c.id)
-        .where(first.c.place <= limit)
-        .order_by(first.c.due_at, _DELIVERY.c.id)
-    )
-    with database.read() as connection:
-        return tuple(_from_row(row) for row in connection.execute(query).mappings())
-
-
-def record_confirmation_miss(
-    database: Database, delivery_ids: Collection[int], now: datetime
-) -> None:
-    """Note that a query did not find these; they are asked for again, at last once an hour."""
-    with database.write() as connection:
-        for delivery_id in delivery_ids:
-            delivery = _require(connection, delivery_id)
-            if delivery.state is not DeliveryState.SENT:
-                continue
-            misses = delivery.confirm_misses + 1
-            delay = backoff_seconds(misses, ASK_AGAIN_SECONDS, LONGEST_ASK_AGAIN_SECONDS, 0.0, 0.0)
-            values = {"confirm_misses": misses, "confirm_next_at": after(now, delay)}
-            _update(connection, delivery_id, values)
-
-
-def retry_delivery_within(connection: Connection, delivery: DeliveryRecord, now: datetime) -> None:
-    """Let a rejected, dead or vanished delivery be sent again at once, its age counted anew."""
-    values = {
-        "attempts": 0,
-        "next_attempt_at": now,
-        "created_at": now,
-        "confirm_misses": 0,
-        "confirm_next_at": None,
-    }
-    _move(connection, delivery, DeliveryState.PENDING, Actor.OPERATOR, now, values)
-
-
-def end_delivery_within(
-    connection: Connection, delivery: DeliveryRecord, comment: str, now: datetime
-) -> None:
-    """Give a delivery up for the operator; one that is dead already is told why."""
-    if delivery.state is DeliveryState.DEAD:
-        _update(connection, delivery.id, {"last_comment": comment})
-        return
-    values = {"last_comment": comment}
-    _move(connection, delivery, DeliveryState.DEAD, Actor.OPERATOR, now, values)
-
-
-def deliveries_of_study_within(
-    connection: Connection, study_instance_uid: str
-) -> tuple[DeliveryRecord, ...]:
-    """Return a study's deliveries, oldest result first."""
-    query = (
-        _query()
-        .where(schema.result.c.study_instance_uid == study_instance_uid)
-        .order_by(_DELIVERY.c.id)
-    )
-    return tuple(_from_row(row) for row in connection.execute(query).mappings())
-
-
-def delivery_states(
-    database: Database, result_ids: Iterable[int]
-) -> dict[int, dict[DeliveryState, int]]:
-    """Return how many deliveries of each result stand in which state, for the worklist."""
-    query = (
-        select(_DELIVERY.c.result_id, _DELIVERY.c.state, func.count())
-        .where(_DELIVERY.c.result_id.in_(list(result_ids)))
-        .group_by(_DELIVERY.c.result_id, _DELIVERY.c.state)
-    )
-    counts: dict[int, dict[DeliveryState, int]] = {}
-    with database.read() as connection:
-        for result_id, state, count in connection.execute(query):
-            counts.setdefault(result_id, {})[DeliveryState(state)] = count
-    return counts
+        update_delivery(
+            connection, delivery_id, {"document_id": document_id, "next_attempt_at": now}
+        )
+        return require_delivery(connection, delivery_id)
 
 
 def wake_destination(database: Database, destination: str, now: datetime) -> int:

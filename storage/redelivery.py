@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 
 from storage import audit, schema
 from storage.database import Database
-from storage.outbox import (
+from storage.deliveries import (
     deliveries_of_study_within,
     end_delivery_within,
     retry_delivery_within,

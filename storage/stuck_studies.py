@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, FromClause, Select, Table, or_, select
 
 from storage import schema
 from storage.database import Database
-from storage.outbox import MISSES_UNTIL_STUCK
+from storage.deliveries import MISSES_UNTIL_STUCK
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 
 

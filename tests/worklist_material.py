@@ -29,12 +29,13 @@ from storage.associations import close_association, open_association
 from storage.backoff import DeliveryPolicy
 from storage.claims import claim_batch
 from storage.completion import complete_now
+from storage.confirmation import confirm_deliveries
 from storage.database import Database
 from storage.destinations import DeliveryOutcome
 from storage.endings import Analysed, fail_attempt, finish_job
 from storage.enqueueing import NewJob, NewRefusal
 from storage.jobs import ClaimedJob
-from storage.outbox import confirm_deliveries, due_deliveries, record_outcomes
+from storage.outbox import due_deliveries, record_outcomes
 from storage.preparation import (
     NewDecision,
     Preparation,

@@ -21,9 +21,9 @@ from daemon.worklist.flags import (
     top_statement,
 )
 from storage.database import Database
+from storage.deliveries import delivery_states
 from storage.jobs import JobRecord
 from storage.jobs import open_jobs as open_jobs_of
-from storage.outbox import delivery_states
 from storage.results import ResultKind, ResultRecord, latest_results
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from storage.studies import StudyRecord, list_studies

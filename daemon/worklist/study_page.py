@@ -18,9 +18,9 @@ from dicom_io.statuses import describe
 from dicom_io.vocabulary import Detection, Finding, ModelIdentity
 from storage.audit import AuditEntry
 from storage.database import Database
+from storage.deliveries import DeliveryRecord
 from storage.dossier import AssociationRecord, DecisionRecord, StudyDossier, read_dossier
 from storage.jobs import JobRecord
-from storage.outbox import DeliveryRecord
 from storage.results import DocumentRecord, ResultKind, ResultRecord
 from storage.states import DeliveryState, ResultState
 from storage.studies import ConflictRecord, StudyRecord

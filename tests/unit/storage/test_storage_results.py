@@ -12,6 +12,12 @@ from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
 from dicom_io.statuses import StoreStatusValues
 from storage.backoff import DeliveryPolicy, backoff_seconds
 from storage.completion import complete_now
+from storage.confirmation import (
+    confirm_deliveries,
+    record_confirmation_miss,
+    unconfirmed_deliveries,
+)
+from storage.deliveries import MISSES_UNTIL_STUCK, delivery_states
 from storage.destinations import (
     DeliveryOutcome,
     destination_state,
@@ -21,17 +27,7 @@ from storage.destinations import (
 from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
 from storage.errors import IllegalMove, NotFound
-from storage.outbox import (
-    MISSES_UNTIL_STUCK,
-    confirm_deliveries,
-    delivery_states,
-    due_deliveries,
-    record_confirmation_miss,
-    record_outcomes,
-    replace_document,
-    unconfirmed_deliveries,
-    wake_destination,
-)
+from storage.outbox import due_deliveries, record_outcomes, replace_document, wake_destination
 from storage.overview import read_overview
 from storage.redelivery import NO_LONGER_CONFIGURED, deliver_undelivered
 from storage.results import (

@@ -21,17 +21,14 @@ from storage.completion import (
     complete_due_studies,
     complete_now,
 )
+from storage.confirmation import record_confirmation_miss
+from storage.deliveries import MISSES_UNTIL_STUCK
 from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
 from storage.errors import DatabaseMissing, ImagesRemoved, NotFound, SpoolFailure
-from storage.outbox import (
-    MISSES_UNTIL_STUCK,
-    due_deliveries,
-    record_confirmation_miss,
-    record_outcomes,
-)
+from storage.outbox import due_deliveries, record_outcomes
 from storage.overview import read_overview
 from storage.preparation import Preparation, finish_preparation
 from storage.processes import heartbeat, list_processes, register_process, remove_process

@@ -1,0 +1,122 @@
+"""Whether destinations hold what they accepted: what to ask for, and what the answers come to.
+
+Owns the patience with which an archive is asked. Opens no association.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from sqlalchemy import func, select
+
+from storage import schema
+from storage.backoff import backoff_seconds
+from storage.clock import after
+from storage.database import Database
+from storage.deliveries import (
+    DeliveryRecord,
+    delivery_of,
+    delivery_query,
+    move_delivery,
+    require_delivery,
+    update_delivery,
+)
+from storage.states import Actor, DeliveryState
+
+ASK_AGAIN_SECONDS = 60.0
+"""After the first query in vain: an archive may file what it accepted some moments later."""
+
+LONGEST_ASK_AGAIN_SECONDS = 3600.0
+
+_DOCUMENT, _DELIVERY = schema.document, schema.delivery
+
+
+def confirm_deliveries(
+    database: Database, destination: str, sop_instance_uids: Iterable[str], now: datetime
+) -> int:
+    """Mark sent documents as held by the destination (storage commitment or a query)."""
+    confirmed = _sent(database, destination, sop_instance_uids)
+    with database.write() as connection:
+        for delivery in confirmed:
+            move_delivery(
+                connection,
+                delivery,
+                DeliveryState.CONFIRMED,
+                Actor.COURIER,
+                now,
+                {"confirmed_at": now},
+            )
+    return len(confirmed)
+
+
+def _sent(
+    database: Database, destination: str, sop_instance_uids: Iterable[str]
+) -> list[DeliveryRecord]:
+    query = delivery_query().where(
+        _DELIVERY.c.destination == destination,
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
+    )
+    with database.read() as connection:
+        return [delivery_of(row) for row in connection.execute(query).mappings()]
+
+
+def unconfirmed_deliveries(
+    database: Database,
+    *,
+    sent_before: datetime,
+    destinations: Collection[str] | None = None,
+    now: datetime | None = None,
+    limit: int = 100,
+) -> tuple[DeliveryRecord, ...]:
+    """Return what was sent before an instant, is not confirmed and should be asked for now.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    sent_before : datetime
+        Destinations may take a moment to file what they accepted.
+    destinations : collection of str, optional
+        Only these; all when absent.
+    now : datetime, optional
+        The time; `sent_before` when absent.
+    limit : int
+        At most so many of each destination, the longest due first: neither a destination that
+        does not answer nor documents it does not find keep others waiting.
+    """
+    due_at = func.coalesce(_DELIVERY.c.confirm_next_at, _DELIVERY.c.sent_at)
+    place = func.row_number().over(partition_by=_DELIVERY.c.destination, order_by=due_at)
+    due = select(_DELIVERY.c.id, due_at.label("due_at"), place.label("place")).where(
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DELIVERY.c.sent_at < sent_before,
+        _DELIVERY.c.confirm_next_at.is_(None)
+        | (_DELIVERY.c.confirm_next_at <= (now or sent_before)),
+    )
+    if destinations is not None:
+        due = due.where(_DELIVERY.c.destination.in_(list(destinations)))
+    first = due.subquery()
+    query = (
+        delivery_query()
+        .join(first, first.c.id == _DELIVERY.c.id)
+        .where(first.c.place <= limit)
+        .order_by(first.c.due_at, _DELIVERY.c.id)
+    )
+    with database.read() as connection:
+        return tuple(delivery_of(row) for row in connection.execute(query).mappings())
+
+
+def record_confirmation_miss(
+    database: Database, delivery_ids: Collection[int], now: datetime
+) -> None:
+    """Note that a query did not find these; they are asked for again, at last once an hour."""
+    with database.write() as connection:
+        for delivery_id in delivery_ids:
+            delivery = require_delivery(connection, delivery_id)
+            if delivery.state is not DeliveryState.SENT:
+                continue
+            misses = delivery.confirm_misses + 1
+            delay = backoff_seconds(misses, ASK_AGAIN_SECONDS, LONGEST_ASK_AGAIN_SECONDS, 0.0, 0.0)
+            values = {"confirm_misses": misses, "confirm_next_at": after(now, delay)}
+            update_delivery(connection, delivery_id, values)
