@@ -102,7 +102,7 @@ def regions_in_words(package: ModelPackage, predictor: Predictor) -> str:
     except CannotLocate as error:
         return f"none: {error}"
     edges = " x ".join(str(edge) for edge in cells.shape[1:-1])
-    return f"the map {plan.layer} of {plan.label}, {edges} cells"
+    return f"the layer {plan.layer} for {plan.label}, {edges} cells"
 
 
 def _is_asked(plan: RegionPlan, findings: Sequence[Finding]) -> bool:

@@ -296,6 +296,6 @@ def test_the_check_of_a_package_says_where_regions_come_from(tmp_path, package):
 
     report, other = (check_package(each.folder, device="cpu") for each in (package, silent))
 
-    assert report.regions == "the map map of Bright, 8 x 8 cells"
+    assert report.regions == "the layer map for Bright, 8 x 8 cells"
     assert other.regions == "none: the model package asks for none"
     assert report.passed
