@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import Verification
 
 from dicom_io.receiving.folder_sink import FolderSink
-from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES
+from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES, ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from tests import upper_layer as ul
@@ -106,3 +107,15 @@ def test_another_called_title_and_another_protocol_version_are_rejected_alike(po
 
     assert ports.answers(another_title) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\1\7")
     assert ports.answers(another_version) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\2\2")
+
+
+def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(tmp_path):
+    limits = ReceiverLimits(request_timeout_seconds=0.5)
+    with StorageServer(FolderSink(tmp_path), port=0, limits=limits) as server:
+        threads = threading.active_count()
+
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            assert wait_until(lambda: threading.active_count() == threads + 1)
+            assert connection.recv(1) == b""
+
+        assert wait_until(lambda: threading.active_count() == threads)
