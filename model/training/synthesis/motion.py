@@ -23,7 +23,7 @@ Course = npt.NDArray[np.float64]
 PhaseAxis = Literal[0, 1]
 """0 when lines are encoded along rows' direction of counting (from row to row), 1 for columns."""
 
-ANGLE_STEP_DEGREES = 0.25
+ANGLE_STEP_DEGREES = 0.5
 """Turns are rounded to it: each one costs a resampling and a transform of the whole slice."""
 
 

@@ -46,7 +46,7 @@ STEP = 2
 RANGES = {"train": (0, 29), "validation": (36, 44), "test": (51, 59)}
 """First and last slice of the source, counted from the feet; six slices (4 mm) lie between."""
 
-COUNTS = {"train": 280, "validation": 96, "test": 120}
+COUNTS = {"train": 240, "validation": 80, "test": 100}
 """Series of each split; every second one with motion."""
 
 
@@ -65,11 +65,12 @@ ERRORS = {
 }
 """Root mean square of what motion changed in the middle slice, as a share of its own."""
 
-SCALING_STEPS = 7
+FIRST_MM = 0.5
+SCALING_STEPS = 5
 ERROR_TOLERANCE = 0.15
-"""Of the error wanted; seven halvings seldom end further away."""
+"""Of the error wanted; five halvings seldom end further away."""
 
-LARGEST_MM = 25.0
+LARGEST_MM = 16.0
 """A head coil allows no more."""
 
 
@@ -224,13 +225,19 @@ def _scaled(
     lay, and the error is not that of a mere shift.
     """
     rest = motion.at_rest_in_the_middle()
-    low, high = 0.0, LARGEST_MM / max(rest.extent, 1e-6)
+
+    def error_of(factor: float) -> float:
+        return _error(plane, with_motion(plane, rest.times(factor), spacing_mm, phase_axis))
+
+    # From small to large: far turns cost most, and few need them.
+    low, high = 0.0, FIRST_MM / max(rest.extent, 1e-6)
+    while error_of(high) < wanted and high * rest.extent < LARGEST_MM:
+        low, high = high, 2 * high
     for _ in range(SCALING_STEPS):
         middle = (low + high) / 2
-        error = _error(plane, with_motion(plane, rest.times(middle), spacing_mm, phase_axis))
-        low, high = (middle, high) if error < wanted else (low, middle)
-    chosen = rest.times((low + high) / 2)
-    return chosen, _error(plane, with_motion(plane, chosen, spacing_mm, phase_axis))
+        low, high = (middle, high) if error_of(middle) < wanted else (low, middle)
+    factor = (low + high) / 2
+    return rest.times(factor), error_of(factor)
 
 
 def _error(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> float:
