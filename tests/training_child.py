@@ -1,7 +1,7 @@
 """A process that trains one tiny network, to be killed: ``python -m tests.training_child``.
 
-Arguments: folder of the network, epochs, seconds to wait after each epoch. Prints a digest of the
-chosen weights and of the history without its seconds.
+Arguments: epochs, seconds to wait after each epoch, folders of networks. Prints for each a digest
+of the chosen weights and of the history without its seconds.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def digest_of(fitted: Fitted) -> str:
 
 
 def main() -> None:
-    """Train, slowly."""
-    folder, epochs, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    """Train one network after the other, slowly."""
+    epochs, seconds = int(sys.argv[1]), float(sys.argv[2])
     prepare(PrecisionValues.OFF, threads=1)
-    plan = tiny_plan(folder, epochs)
     watch = Watch(note=lambda _sentence: time.sleep(seconds))
-    fitted = fit_network(job_of(folder, plan), lambda: untrained(plan), watch)
-    print(digest_of(fitted))
+    for folder in map(Path, sys.argv[3:]):
+        plan = tiny_plan(folder, epochs)
+        print(digest_of(fit_network(job_of(folder, plan), lambda p=plan: untrained(p), watch)))
 
 
 if __name__ == "__main__":

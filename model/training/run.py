@@ -23,6 +23,7 @@ from model.training.run_folder import (
     LOG_NAME,
     RUN_NAME,
     RunFolder,
+    held,
     logged_to,
     read_json,
     write_text,
@@ -82,7 +83,7 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
         raise TrainingPlanFault(f"training configuration {plan.path.name}", [fault])
     folder = RunFolder(wishes.out)
     known = _opened(folder, plan, wishes)
-    with logged_to(folder.path(LOG_NAME)):
+    with held(folder), logged_to(folder.path(LOG_NAME)):
         finished = known.get("package")
         if finished and Path(str(finished)).is_dir():
             watch.say(f"finished already: {finished}")

@@ -5,6 +5,7 @@ Owns names and the way of writing. Knows no network and no images.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ ENVIRONMENT_NAME = "environment.json"
 GATE_NAME = "gate.json"
 SPLITS_NAME = "splits.csv"
 LOG_NAME = "train.log"
+LOCK_NAME = ".lock"
 FOLDS_NAME = "folds.json"
 
 
@@ -127,6 +129,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Let no second process train in the same folder; the kernel lets go, however this one ends.
+
+    Raises
+    ------
+    TrainingRunFault
+        Another process trains there.
+    """
+    with folder.path(LOCK_NAME).open("w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingRunFault(
+                f"{folder.root}: another process trains there; wait for it, or stop it first"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -20,13 +20,13 @@ from typer.testing import CliRunner, Result
 
 from daemon.cli.application import app
 from daemon.cli.training import _asked_to_stop
-from model.errors import TrainingDataFault, TrainingRunFault
+from model.errors import TrainingDataFault, TrainingRunFault, TrainingStopped
 from model.package import load_package
 from model.training import run_tensors
 from model.training.dataset import SplitValues
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan, read_plan
-from model.training.run_folder import RunFolder
+from model.training.run_folder import RunFolder, held
 from model.training.run_images import RunImages, gather_images, require_same
 from model.training.run_package import choose
 from model.training.sources import open_dataset
@@ -152,6 +152,15 @@ def test_run_folder_is_never_taken_for_another_run(finished, films, options, wor
 
     assert done.exit_code == 1
     assert words in done.stderr
+
+
+def test_two_processes_never_train_in_one_folder(finished, films):
+    config = finished.parent / "train.toml"
+
+    with held(RunFolder(finished)):
+        done = train(config, "--data", films, "--out", finished, "--resume", "--seed", "3")
+
+    assert (done.exit_code, "another process trains there" in done.stderr) == (1, True)
 
 
 def test_nothing_to_go_on_with_is_said(films, tmp_path):
@@ -324,7 +333,7 @@ def test_classes_that_exclude_each_other_have_one_answer_each(tmp_path):
 
 
 def test_layers_compute_in_16_bit_where_it_is_asked_for_and_the_package_does_not(films, tmp_path):
-    plan = plan_of(tmp_path, fit={"epochs": 1})
+    plan = plan_of(tmp_path, fit={"epochs": 1}, network={"l2": 1e-4})
     images = gathered(films, plan, tmp_path / "run")
 
     found = train_networks(images, plan, RunFolder(tmp_path / "run"), "mixed_bfloat16", Watch())
@@ -378,6 +387,15 @@ def test_other_images_than_those_a_run_began_with_are_refused(films, tmp_path):
     with pytest.raises(TrainingDataFault, match="are not those that the run began with"):
         require_same(after, before.digest)
     assert len(after.places(SplitValues.TRAIN)) == len(before.places(SplitValues.TRAIN)) - 1
+
+
+def test_stop_that_was_asked_for_while_images_were_read_trains_nothing(films, tmp_path):
+    plan = plan_of(tmp_path)
+    images = gathered(films, plan, tmp_path / "run")
+    watch = Watch(should_stop=lambda: True)
+
+    with pytest.raises(TrainingStopped, match="stopped before seed-0"):
+        train_networks(images, plan, RunFolder(tmp_path / "run"), "float32", watch)
 
 
 def test_loss_that_is_no_number_ends_the_training_with_advice(films, tmp_path):

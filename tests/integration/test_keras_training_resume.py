@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 from model.errors import TrainingRunFault, TrainingStopped
 from model.training.ensemble import untrained
 from model.training.fit import fit_network
+from model.training.fit_steps import Phase, phases_of
+from model.training.networks.backbones import BACKBONE_LAYER
 from model.training.run_checkpoints import LAST_NAME, read_checkpoint
 from model.training.watching import Watch
 from tests.training_child import digest_of, job_of, tiny_plan
@@ -23,8 +28,8 @@ EPOCHS = 6
 PATIENCE_SECONDS = 120
 
 
-def child(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.training_child", folder, EPOCHS, seconds]
+def child(*folders: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.training_child", EPOCHS, seconds, *folders]
     return subprocess.Popen(
         list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -48,14 +53,13 @@ def test_training_that_was_killed_gives_the_weights_of_one_that_was_not(tmp_path
     assert 2 <= epochs_done(killed) < EPOCHS
 
     # when it goes on, and another one runs through,
-    again = child(killed, seconds=0)
-    resumed, _ = again.communicate()
-    other = child(whole, seconds=0)
-    uninterrupted, _ = other.communicate()
+    again = child(killed, whole, seconds=0)
+    printed, _ = again.communicate()
 
     # then weights and history are the same to the last bit.
-    assert (again.returncode, other.returncode) == (0, 0)
-    assert resumed == uninterrupted != ""
+    assert again.returncode == 0
+    resumed, uninterrupted = printed.split()
+    assert resumed == uninterrupted
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,53 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path):
     assert course.next_epoch < 30
     assert course.next_epoch - 1 - course.best_epoch == 2
     assert [e["epoch"] for e in course.history if e.get("chosen")] == [fitted.chosen_epoch]
+
+
+def with_backbone() -> keras.Model:
+    """Return a network with a backbone of one convolution and its normalisation."""
+    keras.utils.set_random_seed(1)
+    inner = keras.Sequential(
+        [
+            keras.layers.Input((32, 32, 1)),
+            keras.layers.Conv2D(3, 3, 4),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ],
+        name=BACKBONE_LAYER,
+    )
+    image = keras.Input((32, 32, 1))
+    return keras.Model(image, keras.layers.Dense(1, name="logits")(inner(image)))
+
+
+def test_backbone_stays_as_it_was_until_it_is_fine_tuned_and_a_stop_between_changes_nothing(
+    tmp_path,
+):
+    # Given a training that leaves the backbone alone for two of four epochs,
+    plan = tiny_plan(tmp_path, 4)
+    plan = replace(plan, network=replace(plan.network, frozen_epochs=2, fine_tune_rate=0.5))
+    assert phases_of(plan) == (Phase(0, 2, is_frozen=True), Phase(2, 4, rate=0.5))
+    before = with_backbone().get_layer(BACKBONE_LAYER).get_weights()
+
+    def backbone(folder: Path) -> list[np.ndarray]:
+        checkpoint = read_checkpoint(folder / LAST_NAME)
+        assert checkpoint is not None
+        network = with_backbone()
+        for array, variable in zip(checkpoint.network, network.variables, strict=True):
+            variable.assign(array)
+        return network.get_layer(BACKBONE_LAYER).get_weights()
+
+    # when it is stopped at the end of these and in the midst of the others,
+    job = job_of(tmp_path / "stopped", plan)
+    for epoch, watch in ((2, stop_after(2)), (3, stop_after(1))):
+        with pytest.raises(TrainingStopped, match=f"after epoch {epoch}"):
+            fit_network(job, with_backbone, watch)
+        same = [bool((a == b).all()) for a, b in zip(backbone(job.folder), before, strict=True)]
+        # then nothing of it moves at first, and then all of it.
+        assert (all(same), any(same)) == ((True, True) if epoch < 3 else (False, False))
+    stopped = fit_network(job, with_backbone, Watch())
+
+    # and the weights are those of a training without a stop.
+    whole = fit_network(job_of(tmp_path / "whole", plan), with_backbone, Watch())
+    assert digest_of(stopped) == digest_of(whole)
+    rates = [entry["learning_rate"] for entry in whole.course.history]
+    assert rates[2] < rates[0]
