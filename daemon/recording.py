@@ -23,6 +23,11 @@ _logger = logging.getLogger(__name__)
 
 MOST_WAITING = 256
 """More findings than this are not kept waiting: computing pauses until they are recorded."""
+GATHERED_AT_ONCE = 32
+GATHER_SECONDS = 0.2
+"""In a stream of findings, how long the first waits for others to share its transaction."""
+STREAM_SECONDS = 1.0
+"""Findings that follow each other this closely are a stream; one that comes alone never waits."""
 PAUSE_SECONDS = 1.0
 """Between two tries to write."""
 
@@ -48,6 +53,8 @@ class Recorder:
         self._figures = figures
         self._waiting: list[Analysed] = []
         self._is_writing = False
+        self._is_draining = False
+        self._last_written = -STREAM_SECONDS
         self._stopping = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -81,14 +88,23 @@ class Recorder:
     def drain(self, seconds: float) -> bool:
         """Wait until everything is written; False when that takes longer than `seconds`."""
         with self._changed:
-            return self._changed.wait_for(
+            self._is_draining = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(
                 lambda: not self._waiting and not self._is_writing, seconds
             )
+            self._is_draining = False
+            return done
+
+    def _is_worth_writing(self) -> bool:
+        return self._stopping or self._is_draining or len(self._waiting) >= GATHERED_AT_ONCE
 
     def _write_on(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting) or self._stopping)
+                if time.monotonic() - self._last_written < STREAM_SECONDS:
+                    self._changed.wait_for(self._is_worth_writing, GATHER_SECONDS)
                 batch, self._waiting = self._waiting, []
                 self._is_writing = bool(batch)
                 self._changed.notify_all()
@@ -97,6 +113,7 @@ class Recorder:
             self._record_until_it_works(batch)
             with self._changed:
                 self._is_writing = False
+                self._last_written = time.monotonic()
                 self._changed.notify_all()
 
     def _record_until_it_works(self, batch: Sequence[Analysed]) -> None:

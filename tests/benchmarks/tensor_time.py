@@ -1,4 +1,4 @@
-"""Time from stored files to a tensor, by step, beside a plain pydicom and NumPy reading of them.
+"""Time from stored files to a tensor, by step, beside plain, SimpleITK's and highdicom's reading.
 
 The expectation is stated before measuring: reading the pixels plainly is the floor, and all that
 the model needs besides (range, geometry) should not cost more than that floor again.
@@ -7,6 +7,7 @@ the model needs besides (range, geometry) should not cost more than that floor a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from dicom_io.tensors import build_tensor
 from dicom_io.timing import Timings
 from tests.benchmarks.figures import Table, median, rounds_of, timed
 from tests.benchmarks.material import FILM, Workshop, write_large_film
+from tests.series_readers import READERS
 
+TENSOR = "medimgd, all the way to the tensor"
 FILM_RECIPE = TensorRecipe.from_mapping(
     {"kind": "image", "rows": 160, "columns": 160, "channels": 1,
      "intensity": {"kind": "percentile", "low": 0.5, "high": 99.5}}
@@ -31,7 +34,7 @@ VOLUME_RECIPE = TensorRecipe.from_mapping(
 
 
 def measure(workshop: Workshop) -> Iterator[Table]:
-    """Yield one table: rows are inputs, columns are steps."""
+    """Yield the steps of each input, and how fast others read the same series."""
     large = write_large_film(workshop.folder / "large-film.dcm")
     cases: list[tuple[str, Sequence[Path], TensorRecipe, int]] = [
         ("film, 224 x 224, 8 bit", [FILM], FILM_RECIPE, 200),
@@ -65,6 +68,34 @@ def measure(workshop: Workshop) -> Iterator[Table]:
         "expected: everything beyond the plain reading costs no more than that reading again",
     ]
     yield table
+    yield _readers_table(workshop)
+
+
+def _readers_table(workshop: Workshop) -> Table:
+    """Return the time to the modality values of a series: the same values from every reader."""
+    paths = workshop.ct_series
+    ours = READERS["medimgd"](paths)
+    samples: dict[str, list[float]] = {}
+    for _ in range(workshop.rounds(9, 2)):
+        for name, read in READERS.items():
+            samples.setdefault(name, []).append(1000 * timed(lambda read=read: read(paths)))  # type: ignore[misc]
+        samples.setdefault(TENSOR, []).append(
+            1000 * timed(lambda: build_tensor(paths, VOLUME_RECIPE))
+        )
+    table = Table(
+        "CT series, 60 x 512 x 512, milliseconds, median; the readers take turns",
+        ["reader", "milliseconds", "times ours", "same values"],
+        samples=samples,
+        notes=[
+            "from files to float32 values after the rescale, slices in order",
+            f"SimpleITK {version('simpleitk')}, highdicom {version('highdicom')}",
+        ],
+    )
+    base = median(samples["medimgd"])
+    for name, found in samples.items():
+        same = "" if name == TENSOR else str(np.array_equal(ours, READERS[name](paths)))
+        table.rows.append([name, median(found), median(found) / base, same])
+    return table
 
 
 def _case(

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import update
 
 from daemon.computing import Worker
 from daemon.config import Config, SiteSection
@@ -29,8 +30,10 @@ from model.runtime_plan import RuntimeValues
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import FloatArray, Predictor
+from storage import schema
 from storage.completion import complete_now
 from storage.database import Database, migrate, open_database
+from storage.encoding import identity_to_json
 from storage.preparation import Preparation, finish_preparation
 from storage.spool import Spool
 from storage.states import StudyState
@@ -58,7 +61,7 @@ class Contender:
 def measure(workshop: Workshop) -> Iterator[Table]:
     """Yield images per second; rows are runtimes, columns ways and batch sizes."""
     source = _without_explanation(workshop)
-    images = workshop.rounds(640, 64)
+    images = workshop.rounds(256, 64)
     keras, *others = _contenders(source, workshop, images)
     network = keras.predictor.network  # type: ignore[attr-defined]
     inputs = _inputs(keras.package, images)
@@ -68,7 +71,7 @@ def measure(workshop: Workshop) -> Iterator[Table]:
         speeds.setdefault((name, way, size), []).append(count / seconds)
 
     before = sys.getswitchinterval()
-    for _ in range(workshop.rounds(5, 1)):
+    for _ in range(workshop.rounds(3, 1)):
         for size in BATCHES:
             seconds = _loop(
                 lambda batch: network.predict(batch, verbose=0), inputs[:PLAIN_IMAGES], size
@@ -83,6 +86,7 @@ def measure(workshop: Workshop) -> Iterator[Table]:
 
 
 def _contenders(source: Path, workshop: Workshop, images: int) -> Iterator[Contender]:
+    queue: Path | None = None
     for kind in (RuntimeValues.KERAS, RuntimeValues.ONNX, RuntimeValues.OPENVINO):
         models = workshop.room("models")
         place = models / f"serving-{kind}"
@@ -103,7 +107,8 @@ def _contenders(source: Path, workshop: Workshop, images: int) -> Iterator[Conte
                 blank = np.zeros((size, *_shape(package)), np.float32)
                 predictor.network.predict(blank, verbose=0)  # type: ignore[attr-defined]
         inputs = _inputs(package, images)
-        yield Contender(str(kind), package, predictor, _queue(workshop, package, inputs))
+        queue = queue or _queue(workshop, package, inputs)
+        yield Contender(str(kind), package, predictor, _for_package(workshop, queue, package))
 
 
 def _shape(package: ModelPackage) -> tuple[int, ...]:
@@ -143,10 +148,25 @@ def _queue(workshop: Workshop, package: ModelPackage, inputs: FloatArray) -> Pat
         )
         job = replace(hospital.new_job(task, tensor=tensor), model=package.identity)
         finish_preparation(database, task, Preparation(StudyState.ROUTED, "", jobs=[job]), now)
-    with database.write() as connection:
-        connection.exec_driver_sql("SELECT 1")
     database.close()  # the last connection writes the log back into the one file that is copied
     return path
+
+
+def _for_package(workshop: Workshop, queue: Path, package: ModelPackage) -> Path:
+    """Return a copy of the queue in which the same studies wait for this package."""
+    copy = workshop.room("queue") / queue.name
+    shutil.copyfile(queue, copy)
+    database = open_database(copy)
+    identity = package.identity
+    with database.write() as connection:
+        connection.execute(
+            update(schema.job).values(
+                model_name=identity.name, model_version=identity.version,
+                model_identity=identity_to_json(identity),
+            )
+        )  # fmt: skip
+    database.close()
+    return copy
 
 
 def _loop(compute: object, inputs: FloatArray, size: int) -> float:
