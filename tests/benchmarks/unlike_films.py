@@ -141,12 +141,12 @@ def _pages() -> list[Arrays]:
     rng = np.random.default_rng(3)
     pages = []
     for number in range(40):
-        page = np.full((800, 600), 255 * (number % 2), np.float32)
+        page = np.full((800, 600), 255 * (number % 2), np.uint8)
         for top in range(30, 780, 16 + number % 20):
             words = "".join(rng.choice(list("abcdef ghijkl mnop ABC 123"), 46))
             ink = 255 * (1 - number % 2)
             cv2.putText(page, words, (20, top), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink)
-        pages.append(page)
+        pages.append(page.astype(np.float32))
     return pages
 
 
