@@ -136,8 +136,6 @@ def test_a_file_that_does_not_fit_is_named(
         image = keras.Input((4,))
         other = keras.Model(image, keras.layers.Dense(2)(image))
         (other.save if suffix == ".keras" else other.save_weights)(path)
-    # Outside of tests a warning stops nothing.
-    warnings.simplefilter("ignore")
 
     with pytest.raises(NetworkFault, match=rf"network.weights: other\{suffix} does not fit"):
         build_network(replace(PLAN, weights=path), SHAPE, 1)

@@ -25,11 +25,8 @@ _DEVIATION = (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1] over ImageNet."""
 _CENTRE_BGR = (103.939, 116.779, 123.68)
 
-_READING_FAULTS = (
-    ValueError, TypeError, KeyError, OSError, AttributeError, IndexError, UserWarning,
-)  # fmt: skip
-"""What Keras and h5py raise for files that do not fit. Of layers that a file does not hold Keras
-only warns, and leaves them at random."""
+_READING_FAULTS = (ValueError, TypeError, KeyError, OSError, AttributeError, IndexError)
+"""What Keras and h5py raise for files that do not fit."""
 
 
 def backbone_features(image: Any, plan: NetworkPlan) -> Any:
@@ -83,9 +80,10 @@ def all_layers(network: Any) -> Iterator[Any]:
 def _read_weights(backbone: Any, path: Path, application: str) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            # Keras 3.15 converts its variables in a way NumPy 2 calls outdated.
+            # Keras 3.15 converts its variables in a way NumPy 2 calls outdated, and announces each
+            # part a file lacks before it raises over all of them.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
             if path.suffix == ".keras":
                 backbone.set_weights(_saved_backbone(path).get_weights())
             else:
