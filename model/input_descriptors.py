@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dicom_io.resampling import area_weights, linear_weights
+from dicom_io.resampling import resampled_slices, resized
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -37,17 +37,16 @@ def shrunk(values: FloatArray, grid: Sequence[int]) -> FloatArray:
     Parameters
     ----------
     values : ndarray
-        (n, [slices,] rows, columns).
+        (n, [slices,] rows, columns), float32.
     grid : sequence of int
         One edge for each axis but the first.
     """
-    for axis, edge in enumerate(grid, start=1):
-        count = values.shape[axis]
-        if count != edge:
-            weights = area_weights(count, edge) if edge < count else linear_weights(count, edge)
-            mixed: FloatArray = np.tensordot(values, weights, axes=(axis, 1))
-            values = np.moveaxis(mixed, -1, axis)
-    return np.ascontiguousarray(values, dtype=np.float32)
+    planes = values.reshape(-1, *values.shape[-2:])
+    fitted = np.stack([resized(plane, grid[-2], grid[-1]) for plane in planes])
+    brought = fitted.reshape(*values.shape[:-2], *grid[-2:])
+    if values.ndim == 4:
+        brought = np.stack([resampled_slices(volume, grid[0]) for volume in brought])
+    return np.ascontiguousarray(brought, dtype=np.float32)
 
 
 def thumbnails(values: FloatArray) -> FloatArray:

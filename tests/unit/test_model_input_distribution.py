@@ -50,7 +50,7 @@ def distribution() -> InputDistribution:
 
 @pytest.fixture(scope="module")
 def volumes() -> InputDistribution:
-    return fit_distribution(scenes(40, 1, 10), scenes(20, 2, 10))
+    return fit_distribution(scenes(28, 1, 10), scenes(20, 2, 10))
 
 
 def test_inputs_like_those_of_training_pass(distribution: InputDistribution) -> None:
