@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow
 
+from model.catalogue import BUNDLED_FOLDER
 from model.errors import NetworkFault
 from model.explanation_plan import ExplanationPlan
 from model.runtimes.keras_attention import KerasAttention
@@ -24,7 +24,7 @@ from model.training.network_plan import (
 )
 from model.training.networks import build_network, calibrate, mean_of
 
-SHIPPED = Path(__file__).resolve().parents[2] / "model/packages/cxr-pneumonia-1.0.0/weights.keras"
+(SHIPPED,) = BUNDLED_FOLDER.glob("cxr-pneumonia-*/weights.keras")
 
 COMPACT = NetworkPlan(stem_channels=6, stages=(Stage(8, 1),))
 MAP = replace(COMPACT, has_map=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from model.catalogue import BUNDLED_FOLDER
 from model.errors import TrainingPlanFault
+from model.package import load_package
 from model.training.dataset import Dataset, LabelledImage, PatientSourceValues, SplitValues
 from model.training.gate import CheckValues
 from model.training.heads import HeadValues
@@ -42,10 +44,10 @@ def test_every_configuration_that_is_shipped_can_be_carried_out(path):
     assert plan.outputs >= 1
 
 
-def test_configuration_of_the_films_holds_the_recipe_it_replaced():
+def test_configuration_of_the_films_holds_its_recipe():
     plan = read_plan(BUNDLED / "cxr-pneumonia.toml")
 
-    assert (plan.members, plan.fit.epochs, plan.fit.batch_size) == (2, 28, 32)
+    assert (plan.members, plan.fit.epochs, plan.fit.batch_size) == (3, 22, 32)
     assert (plan.network.dropout, plan.head.label_smoothing) == (0.4, 0.05)
     assert plan.fit.drawing is DrawingValues.BALANCED
     assert plan.fit.judged_share == 0.4
@@ -57,6 +59,16 @@ def test_configuration_of_the_films_holds_the_recipe_it_replaced():
     assert plan.calibration is not None
     assert (plan.calibration.highest_scale, plan.calibration.is_balanced) == (2.0, True)
     assert (plan.threshold.rule, plan.threshold.band) == ("sensitivity=0.96", "sensitivity=0.985")
+
+
+@pytest.mark.parametrize("folder", sorted(BUNDLED_FOLDER.iterdir()), ids=lambda path: path.name)
+def test_every_bundled_package_was_trained_by_the_configuration_that_is_shipped(folder):
+    package = load_package(folder)
+
+    plan = read_plan(BUNDLED / f"{package.identity.name}.toml")
+
+    assert package.training["configuration_sha256"] == plan.digest
+    assert package.at_version == f"{plan.words.name}@{plan.words.version}"
 
 
 def test_configuration_is_read_without_a_network_library(tmp_path):
