@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import CannotCompose
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card
-from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
 from dicom_io.results.heat import ShownExplanation, coloured, legend
+from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
 from dicom_io.results.study_report import compose_study_report
 from dicom_io.vocabulary import PresenceValues
 from tests.results_material import (
