@@ -171,6 +171,8 @@ def _of_workers(status: Status) -> Iterator[Metric]:
         ((each.slot, model), mib * MEBIBYTE)
         for each in workers
         for model, mib in dict(each.detail.get("loaded_mib", {})).items()
+        # A shadow is heard by nobody; what it occupies is in the process's memory.
+        if model not in each.detail.get("shadows", ())
     ]
     yield _gauge("medimgd_worker_model_bytes", ("slot", "model"), occupied)
     instead = [

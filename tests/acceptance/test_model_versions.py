@@ -86,7 +86,7 @@ def test_a_shadow_runs_beside_what_serves_and_is_heard_by_nobody(
     for data in sink.files():
         assert b"2.0.0" not in data
     assert all("ct-tiny@2.0.0" not in page for page in pages)
-    assert "ct-tiny" not in metrics
+    assert SHADOW not in metrics
     assert 'medimgd_results{state="composed"} 1.0' in metrics
     assert 'medimgd_jobs{state="done"} 1.0' in metrics
 

@@ -137,7 +137,8 @@ def test_a_death_before_any_step_of_an_instance_costs_nothing_but_another_try(
         ward.site.await_listening()
         ward.send(sent)
 
-    taken = ward.steps_of(receive)
+    # The look at the spool that goes with a start may meet the instance first, or not.
+    taken = [step for step in ward.steps_of(receive) if step[0] != "index again"]
 
     assert {name for name, _ in taken} - {"close associations"} == EVERY_TIME | steps
     for step in taken:

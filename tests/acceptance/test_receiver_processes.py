@@ -126,9 +126,11 @@ def test_a_receiver_that_stops_answers_every_connection(site: Installation) -> N
         peers.close()
     site.start("receiver-2")
 
-    # One that had asked it already is told to come back; none is cut off without an answer.
-    assert set(answers) <= {None, TEMPORARY_CONGESTION}
-    assert answers.count(None) > answers.count(TEMPORARY_CONGESTION)
+    # One that had asked it already is told to come back; none is cut off without an answer. On a
+    # busy machine the ends of those before may not be noticed yet, and fill the address' share.
+    refused = answers.count(TEMPORARY_CONGESTION) + answers.count(LOCAL_LIMIT_EXCEEDED)
+    assert set(answers) <= {None, TEMPORARY_CONGESTION, LOCAL_LIMIT_EXCEEDED}
+    assert answers.count(None) > refused
 
 
 def test_another_installation_cannot_share_the_port(

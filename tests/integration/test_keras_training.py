@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -214,10 +213,10 @@ def test_leak_between_the_splits_stops_the_run_unless_it_is_allowed(films, tmp_p
 def test_interrupt_is_noted_once_and_the_second_one_ends_at_once():
     with _asked_to_stop() as should_stop:
         assert not should_stop()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert should_stop()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def plan_of(folder: Path, **tables: Any) -> TrainingPlan:
