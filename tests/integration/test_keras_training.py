@@ -211,12 +211,17 @@ def test_leak_between_the_splits_stops_the_run_unless_it_is_allowed(films, tmp_p
 
 
 def test_interrupt_is_noted_once_and_the_second_one_ends_at_once():
-    with _asked_to_stop() as should_stop:
-        assert not should_stop()
-        signal.raise_signal(signal.SIGINT)
-        assert should_stop()
-        with pytest.raises(KeyboardInterrupt):
+    # Given a terminal's handler: a process of the test run may have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _asked_to_stop() as should_stop:
+            assert not should_stop()
             signal.raise_signal(signal.SIGINT)
+            assert should_stop()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def plan_of(folder: Path, **tables: Any) -> TrainingPlan:
