@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 _START_SECONDS = 30.0
 _RUN_SECONDS = 120.0
@@ -53,28 +54,22 @@ class OrthancPeer:
             return body
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def peer_environment() -> dict[str, str]:
     """Return the environment DCMTK and Orthanc run in."""
     extra = {name: value for name, value in _PEER_ENVIRONMENT.items() if value}
     return {**os.environ, **extra}
 
 
-@pytest.fixture
-def free_port() -> int:
+@pytest.fixture(name="free_port")
+def _free_port() -> int:
     """A port nobody listens on."""
-    return _free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[], int]:
     """A function giving a port nobody listens on at each call."""
-    return _free_port
+    return free_port
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +126,7 @@ def _storescps(dcmtk, tmp_path_factory) -> Iterator[Callable[..., StorescpPeer]]
 
     def start(*options: object, port: int | None = None) -> StorescpPeer:
         folder = tmp_path_factory.mktemp("storescp")
-        port = port or _free_port()
+        port = port or free_port()
         command = [dcmtk("storescp"), "-q", "+B", "-od", str(folder), *map(str, options), str(port)]
         process = subprocess.Popen(command, env=peer_environment())
         running.append(process)
@@ -154,7 +149,7 @@ def dcmqrscp_peer(dcmtk, tmp_path: Path) -> Iterator[StorescpPeer]:
     """DCMTK's small archive under the AE title PACS: stores, and answers queries."""
     folder = tmp_path / "dcmqrscp"
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     configuration = tmp_path / "dcmqrscp.cfg"
     configuration.write_text(
         f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
@@ -186,7 +181,7 @@ def _orthanc(tmp_path: Path) -> Iterator[OrthancPeer]:
     program = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
         pytest.fail("Orthanc is not installed: install the package orthanc")
-    peer = OrthancPeer(_free_port(), _free_port())
+    peer = OrthancPeer(free_port(), free_port())
     configuration = tmp_path / "orthanc.json"
     configuration.write_text(json.dumps(_orthanc_configuration(peer, tmp_path / "orthanc")))
     log = tmp_path / "orthanc.log"

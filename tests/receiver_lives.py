@@ -74,6 +74,7 @@ class Site:
     settings: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     _log_at: dict[str, int] = field(default_factory=dict)
+    _indexed_before: str = ""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,7 @@ class Site:
     def begin(self, slot: str = "receiver-1", **changes: Any) -> int:
         """Begin a life and return its process id; it does not listen yet."""
         self._log_at[slot] = len(self.log())
+        self._indexed_before = self._last_indexed()
         self.pids[slot] = self.zygote.ask(
             config=str(self.config_path), slot=slot, log=str(self.log_path), **changes
         )
@@ -141,6 +143,17 @@ class Site:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
             return True
         return False
+
+    def await_indexed(self) -> None:
+        """Return as soon as the life begun last has looked through the spool."""
+        self.await_that(
+            lambda: self._last_indexed() not in ("", self._indexed_before), "the spool's indexing"
+        )
+
+    def _last_indexed(self) -> str:
+        """Return when the last walk over the spool began, as the receivers note it; "" for none."""
+        marker = self.config.site.data_folder / "locks" / "indexing.lock"
+        return marker.read_text(encoding="ascii") if marker.exists() else ""
 
     def await_that(self, condition: Callable[[], bool], what: str) -> None:
         """Poll until a condition holds; fail with the log otherwise."""

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
+from tests.ports import free_port
 from tests.upper_layer import CT_IMAGE_STORAGE
 from tests.waiting import wait_until
 
@@ -79,7 +80,7 @@ class ReceiverProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log_path = folder / "receiver.log"
-        self.port = _free_port()
+        self.port = free_port()
         config_path = folder / "medimgd.toml"
         config_path.write_text(
             f"[site]\ndata_folder = {str(folder / 'data')!r}\nnode_id = 'test-node'\n"
@@ -174,9 +175,3 @@ class ReceiverProcess:
         except OSError:
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

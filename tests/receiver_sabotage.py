@@ -20,6 +20,7 @@ from storage.incoming import IncomingFile
 from storage.spool import Spool
 
 _PIECE_BYTES = 4096
+_LATER_SECONDS = 0.5
 
 
 def sabotage(name: str | None) -> None:
@@ -49,11 +50,11 @@ def _name_before_the_data() -> None:
 
 
 def _acknowledge_before_the_move() -> None:
-    """Answer at once and store in a thread."""
+    """Answer at once and store in a thread, when the answer has certainly gone."""
     finish = SpooledInstance.finish
 
     def store_later(self: Any) -> StoreAnswer:
-        threading.Thread(target=finish, args=(self,)).start()
+        threading.Timer(_LATER_SECONDS, finish, args=(self,)).start()
         return STORED
 
     SpooledInstance.finish = store_later  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ from storage.processes import list_processes
 from tests.acceptance.installation import Installation, RecordingSink, recording_archive
 from tests.benchmarks.consumption import own_processor_seconds
 from tests.benchmarks.material import StudyFiles
-from tests.benchmarks.programs import free_port
+from tests.ports import free_port
 
 _REPORTS = frozenset(map(str, SRClassValues))
 _ANALYSIS_SECONDS = 300.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -46,13 +45,6 @@ def peer_environment(*, nagle: bool = False) -> dict[str, str]:
     """Return the environment DCMTK runs in; without TCP_NODELAY it is as Debian ships it."""
     plain = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
     return plain if nagle else {**plain, "TCP_NODELAY": "1"}
-
-
-def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from daemon.running import children_of
 from storage.database import Database, migrate
 from storage.processes import list_processes
 from tests.acceptance.installation import Installation
-from tests.benchmarks.programs import dcmtk, free_port, orthanc, serving
+from tests.benchmarks.programs import dcmtk, orthanc, serving
+from tests.ports import free_port
 
 START_ONE = "daemon"
 """The module an installation's ``medimgd`` is."""

@@ -17,7 +17,7 @@ from storage.spool import Spool
 from tests.acceptance.installation import Installation
 from tests.benchmarks.figures import Table, median, percentile, timed
 from tests.benchmarks.material import Workshop
-from tests.benchmarks.programs import free_port
+from tests.ports import free_port
 from tests.storage_hospital import NOON, STUDY, Hospital
 
 STUDIES = 500

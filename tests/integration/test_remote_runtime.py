@@ -212,10 +212,8 @@ def test_model_that_the_server_does_not_have_is_worth_another_try(tmp_path, serv
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-def test_server_that_is_not_there_is_worth_another_try(tmp_path, scheme):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"{scheme}://127.0.0.1:{unused.getsockname()[1]}"
+def test_server_that_is_not_there_is_worth_another_try(tmp_path, scheme, free_port):
+    url = f"{scheme}://127.0.0.1:{free_port}"
     model = remote_package(tmp_path / "p", url)
     predictor = RemotePredictor(load_package(model.folder), RemoteAccess(timeout_seconds=5))
 

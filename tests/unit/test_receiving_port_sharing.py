@@ -29,10 +29,8 @@ with PortClaim(sys.argv[1], int(sys.argv[2]), sys.argv[3]):
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def port(free_port: int) -> int:
+    return free_port
 
 
 @pytest.fixture
