@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 
 from daemon.logs import ACTION, COUNT, REASON, STUDY
 from daemon.role import now_utc, where
@@ -48,6 +47,7 @@ class IndexWriter:
         self._database = database
         self._slot = slot
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._is_enough = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, name="index-writer")
         self._thread.start()
 
@@ -59,6 +59,8 @@ class IndexWriter:
     def put(self, report: Report) -> None:
         """Queue one report; never blocks."""
         self._reports.put(report)
+        if self._reports.qsize() >= MOST_PER_BATCH:
+            self._is_enough.set()
 
     @property
     def is_alive(self) -> bool:
@@ -68,6 +70,7 @@ class IndexWriter:
     def close(self) -> None:
         """Write what is queued, then stop."""
         self._reports.put(None)
+        self._is_enough.set()
         self._thread.join()
 
     def _write_until_closed(self) -> None:
@@ -79,15 +82,19 @@ class IndexWriter:
 
     def _next_batch(self) -> tuple[list[Report], bool]:
         """Wait for a report and for what comes soon after; False when no more will come."""
-        batch: list[Report] = []
         report = self._reports.get()
-        until = time.monotonic() + LINGER_SECONDS
+        if report is not None:
+            # Away from the queue: there, each report would wake this thread and take the
+            # interpreter from the association that receives.
+            self._is_enough.wait(LINGER_SECONDS)
+            self._is_enough.clear()
+        batch: list[Report] = []
         while report is not None:
             batch.append(report)
             if len(batch) >= MOST_PER_BATCH:
                 return batch, True
             try:
-                report = self._reports.get(timeout=max(until - time.monotonic(), 0.0))
+                report = self._reports.get_nowait()
             except queue.Empty:
                 return batch, True
         return batch, False

@@ -77,7 +77,8 @@ def test_a_full_batch_does_not_wait(hospital: Hospital, monkeypatch: pytest.Monk
     monkeypatch.setattr(indexing, "MOST_PER_BATCH", 3)
     index = IndexWriter(hospital.database, "receiver-1")
 
-    for number in (1, 2, 3):
+    # One more: the writer may have taken the first from the queue or not.
+    for number in (1, 2, 3, 4):
         index.put(Arrival(hospital.store(number), "a"))
     deadline = time.monotonic() + 10
     while count_of(hospital.database) < 3 and time.monotonic() < deadline:
@@ -85,7 +86,7 @@ def test_a_full_batch_does_not_wait(hospital: Hospital, monkeypatch: pytest.Monk
     written = count_of(hospital.database)
     index.close()
 
-    assert written == 3
+    assert written >= 3
 
 
 def test_senders_wait_while_too_much_is_unwritten(
