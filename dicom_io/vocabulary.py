@@ -132,8 +132,8 @@ class Finding:
 
     @property
     def certainty_percent(self) -> float:
-        """The device's certainty, 0..100, rounded to one decimal as it is reported."""
-        return round(self.probability * 100, 1)
+        """The device's certainty, 0.1..99.9, rounded to one decimal as it is reported."""
+        return _certainty_percent(self.probability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +204,8 @@ class RegionOutline:
 
     @property
     def certainty_percent(self) -> float:
-        """0..100, rounded to one decimal as it is reported."""
-        return round(self.certainty * 100, 1)
+        """0.1..99.9, rounded to one decimal as it is reported."""
+        return _certainty_percent(self.certainty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +236,8 @@ class Region:
 
     @property
     def certainty_percent(self) -> float:
-        """0..100, rounded to one decimal as it is reported."""
-        return round(self.certainty * 100, 1)
+        """0.1..99.9, rounded to one decimal as it is reported."""
+        return _certainty_percent(self.certainty)
 
     @property
     def long_axis_mm(self) -> float | None:
@@ -260,3 +260,8 @@ class Detection:
     regions: tuple[Region, ...] = ()
     note: str = ""
     """Why there are none, or not all of them; empty when nothing needs to be said."""
+
+
+def _certainty_percent(score: float) -> float:
+    """Round for a reader: no model is certain, so no score reads as 0 % or 100 %."""
+    return min(max(round(score * 100, 1), 0.1), 99.9)

@@ -134,3 +134,10 @@ def test_certainty_is_rounded_to_what_a_decimal_string_holds() -> None:
     third = make_finding("Pneumonia", PresenceValues.ABSENT, 1 / 3)
 
     assert str(third.certainty_percent) == "33.3"
+
+
+@pytest.mark.parametrize(("score", "stated"), [(1.0, 99.9), (0.9997, 99.9), (0.0, 0.1), (0.5, 50)])
+def test_no_certainty_reads_as_if_a_model_could_be_certain(score: float, stated: float) -> None:
+    finding = make_finding("Pneumonia", PresenceValues.PRESENT, score)
+
+    assert finding.certainty_percent == stated
