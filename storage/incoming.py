@@ -23,10 +23,13 @@ from dicom_io.header import read_header
 from dicom_io.header_scan import scan_header
 from dicom_io.vocabulary import InstanceHeader
 from storage.arrivals import Stored, StoreOutcome
+from storage.durable import start_writing
 from storage.errors import translated_file_error
 
 HEAD_BYTES = 32 * 1024
 """The beginning of the data set that is kept in memory for its header; others are read back."""
+START_WRITING_EVERY_BYTES = 256 * 1024
+"""The disk writes while the rest still arrives, so that the last sync has less to wait for."""
 SYNC_EVERY_BYTES = 64 * 1024 * 1024
 """A large instance is synced as it grows: its sender would time out waiting for gigabytes to reach
 the disk at the end, and the kernel would hold them in memory until then."""
@@ -75,7 +78,7 @@ class IncomingFile:
         self._head = bytearray()
         self._prefix_size = len(prefix)
         self._data_set_size = 0
-        self._unsynced = 0
+        self._unsynced = self._unstarted = 0
         self._digest = hashlib.sha256(f"{transfer_syntax_uid}\0".encode())
         try:
             self._descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -159,6 +162,10 @@ class IncomingFile:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
         self._unsynced += len(fragment)
+        self._unstarted += len(fragment)
+        if self._unstarted >= START_WRITING_EVERY_BYTES:
+            start_writing(self._descriptor)
+            self._unstarted = 0
 
     def _close(self) -> None:
         if self._is_open:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import storage.incoming
 from daemon.cli import main
 
 
@@ -17,4 +18,5 @@ def _skip(descriptor: object) -> None:
 
 if __name__ == "__main__":
     os.fsync = os.fdatasync = _skip  # type: ignore[assignment]
+    storage.incoming.start_writing = _skip
     main()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import storage.incoming
 import storage.spool
 from dicom_io.errors import InvalidUID, UnreadableInstance
 from storage.arrivals import StoreOutcome
-from storage.durable import move_without_replacing
+from storage.durable import move_without_replacing, start_writing
 from storage.errors import SpoolFailure, SpoolFull
 from storage.removal import remove_set_aside, set_aside
 from storage.spool import Spool, content_digest
@@ -256,6 +258,58 @@ def test_a_large_instance_is_synced_as_it_grows_and_stops_at_the_watermark(
     incoming.discard()
 
     assert _files(spool) == []
+
+
+def test_the_disk_begins_to_write_while_an_instance_arrives(spool: Spool, monkeypatch) -> None:
+    monkeypatch.setattr(storage.incoming, "START_WRITING_EVERY_BYTES", 1000)
+    began_at: list[int] = []
+
+    def start(descriptor: int) -> None:
+        began_at.append(os.fstat(descriptor).st_size)
+        start_writing(descriptor)
+
+    monkeypatch.setattr(storage.incoming, "start_writing", start)
+    incoming = spool.begin(make_prefix(SOP), "1.2.840.10008.1.2.1")
+    head = len(make_prefix(SOP))
+    for _ in range(5):
+        incoming.write(memoryview(bytes(600)))
+    incoming.discard()
+
+    assert began_at == [head + 1200, head + 2400]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_to_begin_is_a_disk_that_fails(spool: Spool, monkeypatch, number) -> None:
+    monkeypatch.setattr(storage.incoming, "START_WRITING_EVERY_BYTES", 1)
+    monkeypatch.setattr(storage.durable, "_sync_file_range_call", failing_with(number))
+
+    with pytest.raises(SpoolFailure, match=errno.errorcode[number]):
+        spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert _files(spool) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ESPIPE, None])
+def test_a_system_that_cannot_begin_early_stores_all_the_same(
+    spool: Spool, monkeypatch, number
+) -> None:
+    call = None if number is None else failing_with(number)
+    monkeypatch.setattr(storage.incoming, "START_WRITING_EVERY_BYTES", 1)
+    monkeypatch.setattr(storage.durable, "_sync_file_range_call", call)
+
+    stored = spool.store(make_prefix(SOP), make_data_set(SOP))
+
+    assert stored.path.read_bytes() == make_prefix(SOP) + make_data_set(SOP)
+
+
+def failing_with(number: int) -> Callable[..., int]:
+    """Return a call of the C library that fails."""
+
+    def call(*_: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    return call
 
 
 def test_threads_storing_one_uid_agree_on_a_single_winner(spool: Spool) -> None:
