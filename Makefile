@@ -25,7 +25,7 @@ check: $(VENV)/.tests ## format, lint, types, layers
 bench: $(VENV)/.tests peers ## measure, and print a table
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
-peers: ## DCMTK, Orthanc and Chromium, which the tests talk to
+peers: $(VENV)-mlserver/.installed ## DCMTK, Orthanc, Chromium and MLServer, which the tests talk to
 	@tests/install-peers
 
 lock: $(VENV)/.tests ## pin every dependency anew, with hashes and without index addresses
@@ -34,9 +34,11 @@ lock: $(VENV)/.tests ## pin every dependency anew, with hashes and without index
 		--no-emit-index-url --no-header -q --upgrade -o requirements/run.txt
 	$(BIN)/uv pip compile pyproject.toml --extra build --extra test --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header -q -c requirements/run.txt -o requirements/test.txt
+	$(BIN)/uv pip compile requirements/mlserver.in --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header -q --upgrade -o requirements/mlserver.txt
 
 clean: ## remove the environment and the demonstration's state
-	rm -rf $(VENV) run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-mlserver run .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	@echo "medimgd: creating $(VENV) with $(PYTHON)"
@@ -53,3 +55,13 @@ $(VENV)/.tests: requirements/test.txt pyproject.toml | $(VENV)/bin/python
 	@$(PIP) install -q --require-hashes -r requirements/test.txt
 	@$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.runs
+
+# In an environment of its own: its libraries and ours need other versions of each other. It has no
+# release for Python 3.13, and the tests say so there.
+$(VENV)-mlserver/.installed: requirements/mlserver.txt
+	@echo "medimgd: installing MLServer for the tests"
+	@$(PYTHON) -m venv $(VENV)-mlserver
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+		$(VENV)-mlserver/bin/python -m pip --disable-pip-version-check install -q --require-hashes \
+			-r requirements/mlserver.txt; fi
+	@touch $@
