@@ -24,6 +24,7 @@ MANUFACTURER = "medimgd"
 """Written into Manufacturer and Contributing Equipment, and how our own objects are recognised."""
 
 _UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UID_CHARACTERS = re.compile(r"[0-9.]*")
 _UID_MAX_LENGTH = 64
 
 
@@ -39,8 +40,15 @@ def checked_uid(value: str, keyword: str) -> str:
         Anything else, the empty value included.
     """
     if len(value) > _UID_MAX_LENGTH or _UID_PATTERN.fullmatch(value) is None:
-        raise InvalidUID(f"{keyword} is not a UID (PS3.5 9.1): received {value[:80]!r}")
+        raise InvalidUID(f"{keyword} is not a UID (PS3.5 9.1): received {_shown(value)}")
     return value
+
+
+def _shown(value: str) -> str:
+    """Quote what is meant as a UID; anything else may be a name in the wrong place."""
+    if _UID_CHARACTERS.fullmatch(value):
+        return repr(value[:80])
+    return f"{len(value)} characters that are not all digits and dots"
 
 
 @dataclass(frozen=True, slots=True)
