@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from dicom_io.errors import UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.header_scan import scan_header
 from dicom_io.vocabulary import InstanceHeader
@@ -155,7 +156,13 @@ class IncomingFile:
         """Read the header from memory where that is certain, else from the file."""
         is_whole = self._data_set_size == len(self._head)
         scanned = scan_header(self._head, self._transfer_syntax_uid, is_whole=is_whole)
-        return scanned or read_header(Path(self._part))
+        if scanned is not None:
+            return scanned
+        try:
+            return read_header(Path(self._part))
+        except UnreadableInstance as error:
+            # The sender reads 64 characters of it, and the temporary file is gone by then.
+            raise UnreadableInstance(str(error).removeprefix(f"{self._part}: ")) from error
 
     def _append(self, fragment: memoryview) -> None:
         rest = fragment

@@ -102,8 +102,11 @@ def test_a_uid_that_is_none_never_becomes_a_path(spool: Spool, which: str, uid: 
     sop = uid if which == "sop" else SOP
     changes = {} if which == "sop" else {which: uid}
 
-    with pytest.raises((InvalidUID, UnreadableInstance)):
+    with pytest.raises((InvalidUID, UnreadableInstance)) as caught:
         spool.store(make_prefix(SOP), make_data_set(sop, **changes))
+
+    # What is no UID at all may be anything, a name in the wrong place too.
+    assert "passwd" not in str(caught.value)
 
     assert _files(spool) == []
     assert sorted(path.name for path in spool.folder.parent.iterdir()) == ["spool"]
@@ -126,10 +129,12 @@ def test_what_the_disk_damaged_is_kept_and_does_not_bar_the_instance_that_comes_
 
 
 def test_an_unreadable_data_set_leaves_nothing_behind(spool: Spool) -> None:
-    with pytest.raises(UnreadableInstance):
+    with pytest.raises(UnreadableInstance) as caught:
         spool.store(make_prefix(SOP), b"\xff\xff not DICOM")
 
     assert _files(spool) == []
+    # The sender sees 64 characters of it: what is wrong, not where we had put it.
+    assert ".part" not in str(caught.value)
 
 
 def test_below_the_watermark_nothing_is_accepted(tmp_path: Path) -> None:
