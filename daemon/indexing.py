@@ -48,6 +48,7 @@ class IndexWriter:
         self._slot = slot
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self._is_enough = threading.Event()
+        self._untold = 0
         self._thread = threading.Thread(target=self._write_until_closed, name="index-writer")
         self._thread.start()
 
@@ -57,7 +58,14 @@ class IndexWriter:
         return self._reports.qsize() >= MOST_QUEUED or not self.is_alive
 
     def put(self, report: Report) -> None:
-        """Queue one report; never blocks."""
+        """Queue one report; never blocks.
+
+        While so much is unwritten that senders are told to wait, nothing is kept of telling them:
+        they try again and again, and the queue would grow by what should relieve it.
+        """
+        if isinstance(report, Refused) and self.is_overloaded:
+            self._untold += 1
+            return
         self._reports.put(report)
         if self._reports.qsize() >= MOST_PER_BATCH:
             self._is_enough.set()
@@ -106,8 +114,12 @@ class IndexWriter:
         while not self._written(reports, first_failure=failures == 0):
             failures += 1
             pause.wait(RETRY_SECONDS)
-        if failures:
-            _logger.info("the index goes on", extra={ACTION: "index_recovered"})
+        if failures or self._untold:
+            untold, self._untold = self._untold, 0
+            _logger.info(
+                "the index goes on; %d refusals were logged and not recorded", untold,
+                extra={ACTION: "index_recovered", COUNT: untold},
+            )  # fmt: skip
 
     def _written(self, reports: list[Report], *, first_failure: bool) -> bool:
         """Try once; False when the same reports should be tried again."""

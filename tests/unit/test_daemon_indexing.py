@@ -12,7 +12,7 @@ from sqlalchemy import event
 from storage_hospital import STUDY, Hospital
 
 from daemon import indexing
-from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened
+from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened, Refused
 from storage.arrivals import Arrival
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
@@ -111,3 +111,28 @@ def test_senders_wait_while_too_much_is_unwritten(
 
     assert (while_locked, afterwards) == (True, False)
     assert count_of(hospital.database) == 6
+
+
+def test_what_senders_are_told_meanwhile_does_not_lengthen_the_queue(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(indexing, "MOST_QUEUED", 3)
+    monkeypatch.setattr(indexing, "RETRY_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    index = IndexWriter(hospital.database, "receiver-1")
+    arrivals = [Arrival(hospital.store(number), "a") for number in range(6)]
+
+    with hospital.database.write():
+        index.put(arrivals[0])
+        time.sleep(LINGER_SECONDS * 3)
+        for arrival in arrivals[1:]:
+            index.put(arrival)
+        queued = index._reports.qsize()
+        for _ in range(50):
+            index.put(Refused("the index is behind", "CT1", "MEDIMGD", "10.0.0.1"))
+        while_refusing = index._reports.qsize()
+    index.close()
+
+    assert while_refusing == queued
+    assert count_of(hospital.database) == 6
+    assert "50 refusals were logged and not recorded" in caplog.text
