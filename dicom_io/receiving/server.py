@@ -317,12 +317,15 @@ class StorageServer:
     def _refuse(
         self, assoc: AcceptedAssociation, rejection: tuple[int, int, int], reason: str
     ) -> None:
-        self._refusals.add(
-            RefusalReport(assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason)
-        )
+        # First of all: pynetdicom accepts whom a handler that raises has not rejected.
         assoc.acse.send_reject(*rejection)
-        # Waits until the rejection has left; ending the thread at once would cut it off.
-        assoc.kill()
+        try:
+            self._refusals.add(
+                RefusalReport(assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason)
+            )
+        finally:
+            # Waits until the rejection has left; ending the thread at once would cut it off.
+            assoc.kill()
 
     def _tell_refusal(self, report: RefusalReport) -> None:
         what = "a connection"

@@ -358,6 +358,19 @@ def test_a_wrong_called_ae_title_is_rejected_as_such(serve, push, sink, observer
     assert 'receiver.ae_title = "OTHER"' in observer.refused[0][3]
 
 
+def test_who_is_barred_stays_so_when_nobody_can_be_told(serve, push, sink, testdata):
+    class Deaf(Recorder):
+        def on_refused(self, calling_ae_title, called_ae_title, address, reason) -> None:
+            raise MemoryError
+
+    server = serve(observer=Deaf())
+
+    result = push("storescu", server, "-v", testdata / "single" / "ct_image.dcm", called="OTHER")
+
+    assert "Called AE Title Not Recognized" in result.stderr
+    assert sink.paths() == []
+
+
 def test_a_wrong_calling_ae_title_is_rejected_with_the_rule_that_would_admit_it(
     serve, push, sink, observer, testdata, caplog
 ):
