@@ -19,7 +19,7 @@ from dicom_io.statuses import FailureReasonValues
 from storage import schema
 from storage.database import Database
 from storage.errors import SpoolFailure, translated_file_error
-from storage.spool import Spool
+from storage.spool import Spool, conflicting_uid
 
 _FEW = 8
 """Up to so many names are looked up one by one; for more, a folder is read once."""
@@ -36,7 +36,7 @@ class Examination:
     """Synced under their final name, of the class asked for, as large as indexed."""
     failed: tuple[FailedReference, ...]
     unsettled: tuple[Reference, ...]
-    """In the spool and not in the index yet: ask again in a moment."""
+    """In the spool and not in the index yet, or another content of them: ask again in a moment."""
 
 
 def examine(database: Database, spool: Spool, references: Sequence[Reference]) -> Examination:
@@ -55,6 +55,7 @@ def examine(database: Database, spool: Spool, references: Sequence[Reference]) -
         rows = _rows_of(connection, uids)
         disputed = _disputed(connection, rows)
     unknown = in_spool(spool, [uid for uid in uids if uid not in rows])
+    unknown |= _with_unrecorded_conflict(spool, rows, disputed)
     committed, failed, unsettled = [], [], []
     for reference in references:
         uid = reference.sop_instance_uid
@@ -86,6 +87,21 @@ def in_spool(spool: Spool, sop_instance_uids: Collection[str]) -> set[str]:
             found |= _held(series, wanted)
     except OSError as error:
         raise translated_file_error(error, f"list {studies}") from error
+    return found
+
+
+def _with_unrecorded_conflict(spool: Spool, rows: _Rows, disputed: Collection[str]) -> set[str]:
+    """Return those that have other content in the spool, of which the index knows nothing yet."""
+    asked: dict[str, set[str]] = defaultdict(set)
+    for uid in rows.keys() - disputed:
+        asked[os.fspath(spool.inside(rows[uid][0].path).parent)].add(uid)
+    found: set[str] = set()
+    for folder, uids in asked.items():
+        try:
+            names = _listed(folder)
+        except OSError as error:
+            raise translated_file_error(error, f"list {folder}") from error
+        found |= uids & {uid for name in names if (uid := conflicting_uid(name))}
     return found
 
 

@@ -303,8 +303,13 @@ class Spool:
 
 def is_conflict(path: Path) -> bool:
     """True for a file kept beside another of the same UID."""
-    match = _FILE_PATTERN.fullmatch(path.name)
-    return match is not None and match["digest"] is not None
+    return bool(conflicting_uid(path.name))
+
+
+def conflicting_uid(name: str) -> str:
+    """Return the SOP Instance UID of a file kept beside another; empty for every other name."""
+    match = _FILE_PATTERN.fullmatch(name)
+    return match["uid"] if match is not None and match["digest"] is not None else ""
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -155,6 +155,18 @@ def test_an_instance_with_two_contents_is_not_committed_to(hospital) -> None:
     assert reasons(found) == {ct(1).sop_instance_uid: FailureReasonValues.PROCESSING_FAILURE}
 
 
+def test_an_instance_with_other_content_that_the_index_has_not_heard_of_is_asked_for_again(
+    hospital,
+) -> None:
+    hospital.arrive(1, 2)
+    hospital.store(1, pixels=b"\7" * 16)
+
+    found = examine(hospital.database, hospital.spool, [ct(1), ct(2)])
+
+    assert found.unsettled == (ct(1),)
+    assert (found.committed, found.failed) == ((ct(2),), ())
+
+
 def test_an_instance_uid_used_in_two_studies_is_not_committed_to(hospital) -> None:
     hospital.arrive(1)
     other = f"{STUDY}.7"
