@@ -16,7 +16,7 @@ from datetime import datetime
 import numpy as np
 
 from daemon.config import Config
-from daemon.explaining import with_explanations
+from daemon.explaining import is_explained, with_explanations
 from daemon.in_hand import InHand
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.read_ahead import ReadAhead
@@ -26,7 +26,6 @@ from daemon.served_models import ServedModels
 from daemon.worker_figures import WorkerFigures
 from dicom_io.errors import MedimgdError, RefusalReason
 from model.errors import DeviceOutOfMemory, ModelError, RemoteUnavailable, UnusableOutput
-from model.explain import explained_findings
 from model.findings import judge
 from model.package import ModelPackage
 from model.runtimes.port import FloatArray, Predictor
@@ -264,10 +263,10 @@ class Worker:
             for job, row in zip(jobs, scores, strict=True)
         ]
         # What needs no explanation does not wait for one.
-        self.recorder.put([each for each in judged if not explained_findings(each.findings)])
-        positive = [each for each in judged if explained_findings(each.findings)]
-        if positive:
-            self.recorder.put(with_explanations(package, predictor, positive))
+        self.recorder.put([each for each in judged if not is_explained(package, each.findings)])
+        explained = [each for each in judged if is_explained(package, each.findings)]
+        if explained:
+            self.recorder.put(with_explanations(package, predictor, explained))
 
     def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
         give_back(self._database, self._owner, now_utc(), [job.id for job in jobs])

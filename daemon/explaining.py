@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model.explain import Explicable, explain, unexplained
+from dicom_io.vocabulary import Finding
+from model.explain import Explicable, explain, explained_findings, unexplained
 from model.package import ModelPackage
-from model.regions import detect, undetected
+from model.regions import detect, regions_are_asked, undetected
 from model.runtimes.port import Predictor
 from storage.endings import Analysed
 
 _AFTER_CRASH = "a worker died over this analysis before; it was repeated without an explanation"
 _NO_MAP_AFTER_CRASH = "a worker died over this analysis before; it was repeated without a map"
+
+
+def is_explained(package: ModelPackage, findings: Sequence[Finding]) -> bool:
+    """Return whether an explanation or a region of these findings is asked for."""
+    return bool(explained_findings(findings)) or regions_are_asked(package, findings)
 
 
 def with_explanations(

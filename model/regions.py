@@ -73,20 +73,26 @@ def detect(
         In the order of `inputs`; None where nothing is to be said: the package tells no places,
         or the finding they belong to is absent.
     """
+    are_asked = [regions_are_asked(package, each.findings) for each in inputs]
     plan = package.regions
-    if plan is None:
+    if plan is None or not any(are_asked):
         return [None for _ in inputs]
-    asked = [each.tensor for each in inputs if _is_asked(plan, each.findings)]
-    answers = iter(_detections(package, plan, predictor, asked) if asked else ())
-    return [next(answers) if _is_asked(plan, each.findings) else None for each in inputs]
+    asked = [each.tensor for each, is_asked in zip(inputs, are_asked, strict=True) if is_asked]
+    answers = iter(_detections(package, plan, predictor, asked))
+    return [next(answers) if is_asked else None for is_asked in are_asked]
 
 
 def undetected(package: ModelPackage, findings: Sequence[Finding], why: str) -> Detection | None:
     """Return that no region was looked for, where one could have been found."""
+    return Detection(note=_no_regions(why)) if regions_are_asked(package, findings) else None
+
+
+def regions_are_asked(package: ModelPackage, findings: Sequence[Finding]) -> bool:
+    """Return whether the package tells the places of a finding, and that one is not absent."""
     plan = package.regions
-    if plan is None or not _is_asked(plan, findings):
-        return None
-    return Detection(note=_no_regions(why))
+    return plan is not None and any(
+        each.label == plan.label and each.presence is not PresenceValues.ABSENT for each in findings
+    )
 
 
 def regions_in_words(package: ModelPackage, predictor: Predictor) -> str:
@@ -103,12 +109,6 @@ def regions_in_words(package: ModelPackage, predictor: Predictor) -> str:
         return f"none: {error}"
     edges = " x ".join(str(edge) for edge in cells.shape[1:-1])
     return f"the layer {plan.layer} for {plan.label}, {edges} cells"
-
-
-def _is_asked(plan: RegionPlan, findings: Sequence[Finding]) -> bool:
-    return any(
-        each.label == plan.label and each.presence is not PresenceValues.ABSENT for each in findings
-    )
 
 
 def _detections(

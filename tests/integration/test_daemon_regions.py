@@ -32,7 +32,7 @@ from dicom_io.results.request import (
     EncodedDocument,
     SRClassValues,
 )
-from dicom_io.vocabulary import MANUFACTURER, Detection
+from dicom_io.vocabulary import MANUFACTURER, Detection, PresenceValues
 from model.errors import CannotExplain, CannotLocate
 from model.findings import judge
 from model.package import load_package
@@ -44,6 +44,7 @@ from storage.results import ResultRecord, is_own_sop_instance_uid, store_documen
 from storage.states import DeliveryState
 from tests.integration.test_daemon_explaining import Seer, Site, opened_site
 from tests.results_judges import judge_together
+from tests.tiny_models import BRIGHT
 
 REGIONS = {"regions": {"threshold": 0.5, "name": "Spot"}}
 STUDY = "2.25.1001"
@@ -101,6 +102,11 @@ def sites(tmp_path: Path, **package: Any) -> Iterator[MarkedSite]:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[MarkedSite]:
     yield from sites(tmp_path)
+
+
+@pytest.fixture
+def undetermined_site(tmp_path: Path) -> Iterator[MarkedSite]:
+    yield from sites(tmp_path, labels=(replace(BRIGHT, undetermined=(0.3, 0.95)),))
 
 
 @pytest.fixture
@@ -194,6 +200,22 @@ def test_a_negative_film_is_not_asked_for_places(site: MarkedSite) -> None:
 
     assert result.detection is None
     assert list(site.documents(result)) == ["SC", "SR"]
+
+
+def test_an_undetermined_film_has_its_places_reported_and_computed_again(
+    undetermined_site: MarkedSite,
+) -> None:
+    undetermined_site.receive(corner=(0, 1))
+
+    result = undetermined_site.analyse()
+
+    assert [each.presence for each in result.findings] == [PresenceValues.UNDETERMINED]
+    assert result.detection is not None
+    assert len(result.detection.regions) == 1
+    documents = undetermined_site.documents(result)
+    assert list(documents) == ["SC", "SR-ROI", "SR"]
+    assert "Undetermined" in str(read(documents["SR-ROI"]))
+    assert undetermined_site.replay(result).is_same
 
 
 def test_a_job_that_took_a_worker_down_is_not_asked_for_places(site: MarkedSite) -> None:
