@@ -71,23 +71,27 @@ class Watchdog:
     def watch(self, what: str, seconds: float) -> Iterator[None]:
         """Give the block so many seconds; blocks may lie in one another, the innermost counts."""
         outer = self._watched
-        self._watched = Watched(what, seconds, time.monotonic() + seconds)
+        self._set(Watched(what, seconds, time.monotonic() + seconds))
         try:
             yield
         finally:
-            self._watched = outer
+            self._set(outer)
+
+    def _set(self, watched: Watched | None) -> None:
+        self._watched = watched
+        # Here and not in the thread: the block may keep that away from its first moment on.
+        self._set_backstop(watched)
 
     def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             watched = self._watched
-            self._set_backstop(watched)
             if watched is not None and time.monotonic() > watched.until:
                 self._act(watched)
                 return
 
     def _set_backstop(self, watched: Watched | None) -> None:
         """Let the C library end the process if code that never yields keeps this thread away."""
-        if self._end is not os._exit or sys.__stderr__ is None:
+        if not self._thread.is_alive() or self._end is not os._exit or sys.__stderr__ is None:
             return
         if watched is None:
             faulthandler.cancel_dump_traceback_later()

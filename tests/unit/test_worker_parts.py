@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +45,8 @@ from storage.states import JobState
 from tests.storage_hospital import CXR, NOON, STUDY, Hospital, make_tensor
 from tests.tiny_models import write_package
 from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def waiting(name: str, oldest: float, *, priority: int = 0, version: str = "1.0.0") -> WaitingModel:
@@ -187,6 +191,44 @@ class TestWatchdog:
             assert ended.wait(5)
         blocked.set()
         dog.stop()
+
+    @pytest.mark.parametrize("nested", ["", "with dog.watch('a part of it', 60): pass"])
+    def test_code_that_never_lets_go_of_the_interpreter_is_ended_from_outside(
+        self, nested: str
+    ) -> None:
+        # Given code that takes the interpreter before the watchdog's thread has looked even once,
+        program = (
+            "import ctypes; from daemon import watchdog\n"
+            "watchdog._BACKSTOP_SECONDS = 0.2\n"
+            "dog = watchdog.Watchdog(lambda _: None); dog.start()\n"
+            "with dog.watch('a batch', 0.2):\n"
+            f"    {nested}\n"
+            "    ctypes.PyDLL(None).sleep(20)\n"
+        )
+        started = time.monotonic()
+
+        ended = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=30, check=False
+        )
+
+        # then the process ends without its help, and says where it was.
+        assert ended.returncode == ExitCode.FAILED
+        assert b"Timeout" in ended.stderr
+        assert time.monotonic() - started < 15
+
+    def test_computation_in_time_leaves_nothing_behind_that_could_end_the_process(self) -> None:
+        program = (
+            "import time; from daemon import watchdog\n"
+            "watchdog._BACKSTOP_SECONDS = 0.1\n"
+            "dog = watchdog.Watchdog(lambda _: None); dog.start()\n"
+            "with dog.watch('a batch', 0.2): pass\n"
+            "time.sleep(0.6)\n"
+            "dog.stop()\n"
+        )
+
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30, check=False)
+
+        assert ended.returncode == ExitCode.OK
 
 
 class TestRecycling:
