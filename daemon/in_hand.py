@@ -6,12 +6,17 @@ takes over from a worker that died blames the others only.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from daemon.logs import ACTION, REASON
 from storage.jobs import ClaimedJob
+
+_logger = logging.getLogger(__name__)
 
 
 def note_path(data_folder: Path, slot: str) -> Path:
@@ -31,7 +36,8 @@ def read_note(path: Path) -> frozenset[int]:
 class InHand:
     """What a worker holds, by phase; safe to share between its threads.
 
-    Without ``open_note`` nothing is written: a death is then counted for all.
+    Without ``open_note`` nothing is written: a death is then counted for all. So it is where the
+    note cannot be written; no job is kept from the device for that.
     """
 
     def __init__(self) -> None:
@@ -39,6 +45,8 @@ class InHand:
         self._jobs: dict[int, ClaimedJob] = {}
         self._computing: set[int] = set()
         self._note: int | None = None
+        self._is_unwritten = False
+        """The last attempt to write the note failed."""
 
     def open_note(self, path: Path) -> None:
         """Begin to keep the note, empty at first."""
@@ -95,6 +103,29 @@ class InHand:
             return
         spared = sorted(self._jobs.keys() - self._computing)
         line = (" ".join(map(str, spared)) + "\n").encode("ascii")
-        # One call into the page cache: it survives this process, which is all that it is for. What
-        # an earlier, longer note leaves behind the line's end is never read.
-        os.pwrite(self._note, line, 0)
+        try:
+            # One call into the page cache: it survives this process, which is all that it is for.
+            # What an earlier, longer note leaves behind the line's end is never read.
+            is_whole = os.pwrite(self._note, line, 0) == len(line)
+            why = "" if is_whole else "only a part was written"
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+        if why:
+            # What stands there may excuse a job that computes now: an empty one excuses nobody.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._note, 0)
+        self._say_once(why)
+
+    def _say_once(self, why: str) -> None:
+        if why and not self._is_unwritten:
+            _logger.warning(
+                "the note of the analyses read ahead cannot be written (%s): if this worker dies, "
+                "an attempt is counted for them too", why,
+                extra={ACTION: "note_unwritten", REASON: why},
+            )  # fmt: skip
+        if self._is_unwritten and not why:
+            _logger.info(
+                "the note of the analyses read ahead is written again",
+                extra={ACTION: "note_written"},
+            )
+        self._is_unwritten = bool(why)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -145,6 +147,37 @@ class TestInHand:
         assert read_note(path) == frozenset()
         path.write_text("1 two 3\n")
         assert read_note(path) == frozenset()
+
+    @pytest.mark.parametrize("is_short", [False, True])
+    def test_note_that_cannot_be_written_excuses_nobody_and_that_is_said_once(
+        self, tmp_path: Path, monkeypatch, caplog, is_short: bool
+    ) -> None:
+        # Given a note that excuses a job, and a disk that takes no more of it,
+        path = note_path(tmp_path, "worker-1")
+        held = InHand()
+        held.open_note(path)
+        held.add([job(1), job(200)])
+        whole = os.pwrite
+
+        def full(note: int, line: bytes, start: int) -> int:
+            if is_short:
+                return whole(note, line[:2], start)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("daemon.in_hand.os.pwrite", full)
+        with caplog.at_level(logging.INFO):
+            held.begin([job(1)])
+            held.add([job(30)])
+            # then whoever computes now is not excused by what was written before,
+            assert read_note(path) == frozenset()
+            assert [each.id for each in held.all()] == [1, 200, 30]
+            monkeypatch.setattr("daemon.in_hand.os.pwrite", whole)
+            held.add([job(4)])
+
+        # and the note goes on when the disk does.
+        assert read_note(path) == {200, 30, 4}
+        assert [each.action for each in caplog.records] == ["note_unwritten", "note_written"]
+        held.close_note()
 
 
 class TestWatchdog:
@@ -505,6 +538,25 @@ def test_claiming_survives_a_database_that_is_away_for_a_while(clinic, monkeypat
     assert worker.recorder.drain(5)
     assert clinic.states([study]) == [JobState.DONE]
     worker.stop()
+
+
+def test_jobs_are_computed_though_the_note_of_them_cannot_be_written(clinic, monkeypatch) -> None:
+    worker = clinic.worker()
+    study = clinic.receive()
+    worker.in_hand.open_note(note_path(clinic.folder, "worker-1"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("daemon.in_hand.os.pwrite", full)
+    worker.start()
+
+    assert worker.work(5)
+
+    assert worker.recorder.drain(5)
+    assert clinic.states([study]) == [JobState.DONE]
+    worker.stop()
+    worker.in_hand.close_note()
 
 
 def test_findings_that_cannot_be_written_now_are_written_later_and_one_bad_one_alone_is_lost(
