@@ -155,10 +155,14 @@ class RoleProcess:
             if self._supervisor_pid and os.getppid() != self._supervisor_pid:
                 _logger.warning("the parent is gone: stopping", extra={ACTION: "orphaned"})
                 self._stop.set()
-            try:
-                self.beat()
-            except MedimgdError as error:
-                _logger.warning("heartbeat not written: %s", error, extra={ACTION: "heartbeat"})
+            self.try_to_beat()
+
+    def try_to_beat(self) -> None:
+        """Write one heartbeat; one that cannot be written is logged, for the next may be."""
+        try:
+            self.beat()
+        except MedimgdError as error:
+            _logger.warning("heartbeat not written: %s", error, extra={ACTION: "heartbeat"})
 
     def beat(self) -> None:
         """Write one heartbeat and renew the leases in hand."""

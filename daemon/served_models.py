@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from daemon.catalogue import Serving, serving
 from daemon.config import Config
+from daemon.load_deaths import GIVEN_UP, LoadDeaths
 from daemon.logs import ACTION, MODEL
 from daemon.model_loading import Loaded, ModelLoader
 from daemon.recycling import return_memory
@@ -36,12 +37,6 @@ TIMES_THE_WEIGHTS = 4
 """What a model that was never loaded is expected to occupy, as a multiple of its weights file."""
 
 
-_HUNG_LOADING = (
-    "loading it did not end in time and stopped the worker; it is tried again when a package or a "
-    "decision about one changes"
-)
-
-
 def _unwatched(what: str) -> AbstractContextManager[None]:
     del what
     return nullcontext()
@@ -62,9 +57,8 @@ class ServedModels:
         Makes what computes a package on the CPU, where the device that is wanted cannot be used.
     guard : callable, optional
         Given what is done, returns the block in which it is done: the watchdog's.
-    hung : str
-        The model whose loading a predecessor did not come back from: out of order until a package
-        changes.
+    deaths : LoadDeaths, optional
+        Told of every load; what it gives up is out of order until a package changes.
     """
 
     def __init__(
@@ -74,15 +68,13 @@ class ServedModels:
         database: Database | None = None,
         make_on_cpu: PredictorMaker | None = None,
         guard: Callable[[str], AbstractContextManager[None]] = _unwatched,
-        hung: str = "",
+        deaths: LoadDeaths | None = None,
     ) -> None:
         self._config = config
         self._loader = ModelLoader(config, make_predictor, make_on_cpu)
         self._database = database
         self._guard = guard
-        self._hung = hung
-        self.loading = ""
-        """The model being loaded at this moment."""
+        self._deaths = deaths or LoadDeaths()
         self._serving: Serving | None = None
         self._loaded: dict[str, Loaded] = {}
         self._last_used: dict[str, float] = {}
@@ -105,6 +97,8 @@ class ServedModels:
         now_serving = serving(self._config, standings)
         if now_serving is self._serving:
             return self._ask_again()
+        if self._serving is not None:
+            self._deaths.forget()
         self._serving = now_serving
         kept = (*self._wanted(), *now_serving.finishing)
         for name, loaded in list(self._loaded.items()):
@@ -112,9 +106,9 @@ class ServedModels:
                 self._unload(name)
         self._absent.clear()
         self.out_of_order = dict(now_serving.out_of_order)
-        if self._hung:
-            self.out_of_order[self._hung] = _HUNG_LOADING
-            self._hung = ""
+        for package in kept:
+            if self._deaths.is_given_up(package):
+                self.out_of_order[package.at_version] = GIVEN_UP
         for title, fault in self.out_of_order.items():
             _log_out_of_order(title, fault)
         for package in self._wanted():
@@ -218,15 +212,12 @@ class ServedModels:
     def _load(self, package: ModelPackage) -> None:
         name, started = package.at_version, time.monotonic()
         self._make_room_for(package)
-        self.loading = name
         try:
-            with self._guard(f"loading {name}"):
+            with self._deaths.watch(package), self._guard(f"loading {name}"):
                 loaded = self._loader.load(package)
         except ModelError as error:
             self.set_aside(package, error, time.monotonic() - started)
             return
-        finally:
-            self.loading = ""
         self.out_of_order.pop(name, None)
         self._occupied_bytes[name] = loaded.occupied_bytes
         self._last_used[name] = time.monotonic()

@@ -16,6 +16,7 @@ from daemon.computing import Worker
 from daemon.config import Config
 from daemon.exit_codes import ExitCode
 from daemon.in_hand import note_path, read_note
+from daemon.load_deaths import LoadDeaths
 from daemon.logs import ACTION, JOB, REASON, STUDY
 from daemon.recycling import Recycling, resident_bytes
 from daemon.role import RoleProcess, now_utc
@@ -71,13 +72,14 @@ class WorkerProcess:
         self._figures = WorkerFigures.from_mapping(left.get("figures"))
         self._utilisation = Utilisation(self._figures)
         self._watchdog = Watchdog(self._last_acts)
+        self._deaths = LoadDeaths(left, self._tell)
         self._models = ServedModels(
             config,
             make_predictor or configured_predictor(config),
             database,
             make_predictor or configured_predictor(config, device="cpu"),
             guard=lambda what: self._watchdog.watch(what, config.worker.long_deadline_seconds),
-            hung=str(left.get("hung_loading", "")),
+            deaths=self._deaths,
         )
         self._worker = Worker(
             config, database, self._models, slot, self._watchdog.watch, self._figures
@@ -97,7 +99,7 @@ class WorkerProcess:
         note = note_path(self._config.site.data_folder, self._slot)
         self._take_back(read_note(note))
         self._shadows.reclaim()
-        self._role.begin({"state": "loading models", "figures": self._figures.as_mapping()})
+        self._role.begin(self._detail())
         self._watchdog.start()
         self._worker.in_hand.open_note(note)
         self._role.repeat(self._step, 0.0)
@@ -120,8 +122,7 @@ class WorkerProcess:
         batches = self._figures.batches
         busy = self._worker.work(TAKE_SECONDS) or self._work_on_shadows()
         if changed or self._models.unserved != unserved:
-            self._role.describe(self._detail())
-            self._role.beat()
+            self._tell()
         if self._figures.batches != batches:
             self._last_batch_at = time.monotonic()
             self._renew_if_due()
@@ -166,13 +167,20 @@ class WorkerProcess:
         """Renew all leases; the heartbeat calls this."""
         self._worker.renew(now)
         self._shadows.renew(now)
-        if self._refreshed_at is not None:
-            self._role.describe(self._detail())
+        self._role.describe(self._detail())
+
+    def _tell(self) -> None:
+        """Write what changed at once."""
+        self._role.describe(self._detail())
+        self._role.try_to_beat()
 
     def _detail(self) -> Mapping[str, object]:
+        kept = {"figures": self._figures.as_mapping(), **self._deaths.as_mapping()}
+        if self._refreshed_at is None:
+            return {"state": "loading models", **kept}
         return {
             **self._models.detail(),
-            "figures": self._figures.as_mapping(),
+            **kept,
             "utilisation": round(self._utilisation.share(), 4),
             "resident_bytes": resident_bytes(),
             "queue_age_seconds": age_seconds(self._worker.ahead.oldest_waiting, now_utc()),
@@ -181,8 +189,8 @@ class WorkerProcess:
     def _last_acts(self, watched: Watched) -> None:
         """Save what can be saved before the watchdog ends the process."""
         self._figures.hung += 1
-        detail = {**self._detail(), "hung_loading": self._models.loading}
-        heartbeat(self._database, self._slot, now_utc(), state="hung", detail=detail)
+        self._deaths.give_up()
+        heartbeat(self._database, self._slot, now_utc(), state="hung", detail=self._detail())
         self._worker.fail_hung(watched.what, watched.seconds)
 
     def _end(self) -> None:

@@ -36,7 +36,12 @@ class ScriptedPredictor:
         self._grown: list[np.ndarray] = []
 
     def load(self) -> None:
-        """Do nothing."""
+        """Do nothing, or what the environment says."""
+        how = os.environ.get("LOADING", "")
+        if how == "hangs":
+            time.sleep(60)
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def warm_up(self) -> float:
         return 0.0

@@ -98,6 +98,11 @@ class Ward:
         (row,) = list_processes(self.database)
         return row.detail["figures"]
 
+    def out_of_order(self, pid: int) -> dict:
+        """Return what a worker says is out of order; nothing before it has loaded its models."""
+        rows = [each for each in list_processes(self.database) if each.pid == pid]
+        return rows[0].detail.get("out_of_order", {}) if rows else {}
+
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Callable[[str], Ward]]:
@@ -246,3 +251,33 @@ def test_job_that_hangs_three_times_is_a_dead_letter_and_its_companions_are_done
     assert last.wait(30) == ExitCode.OK
     assert site.results_of_each_job() == dict.fromkeys([*before, hanging, *after], 1)
     assert sum(row.attempts for row in site.rows()) <= 3 + len(before) + len(after) + 1
+
+
+@pytest.mark.parametrize(
+    ("how", "ends"),
+    [("hangs", [ExitCode.HUNG]), ("dies", [-signal.SIGKILL, -signal.SIGKILL])],
+)
+def test_model_over_whose_loading_workers_ended_is_not_tried_by_those_that_follow(
+    ward, how: str, ends: list[int]
+) -> None:
+    # Given a model over whose loading workers end,
+    site = ward("deadline_seconds = 1\nlong_deadline_seconds = 1\n")
+    (job,) = site.receive(0.1)
+    assert [site.run_to_its_end(LOADING=how) for _ in ends] == ends
+
+    # when one follows that is killed, and another one,
+    killed = site.start()
+    assert wait_until(lambda: site.out_of_order(killed.pid) != {}, 30)
+    killed.kill()
+    killed.wait()
+    last = site.start()
+    assert wait_until(lambda: site.out_of_order(last.pid) != {}, 30)
+
+    # then neither tries it, though it would load now, and whoever looks is told;
+    assert "loading it stopped the worker" in site.out_of_order(last.pid)["tiny@1.0.0"]
+    assert site.states() == {JobState.WAITING: 1}
+    # and when a package changes, it is tried again.
+    write_package(site.config.models.folders[0] / "other-1.0.0", name="other", weights=b"x")
+    assert wait_until(lambda: site.results_of_each_job() == {job: 1}, 30)
+    last.terminate()
+    assert last.wait(30) == ExitCode.OK

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from daemon.computing import Worker
 from daemon.config import Config, SiteSection
 from daemon.exit_codes import ExitCode
 from daemon.in_hand import InHand, note_path, read_note
+from daemon.load_deaths import LoadDeaths
 from daemon.metrics import metrics_text
 from daemon.model_loading import gpu_is_present
 from daemon.model_settings import ModelsSection, WorkerSection
@@ -728,14 +729,55 @@ def test_known_shape_has_the_short_deadline_and_the_first_batch_the_long_one(cli
     assert worker._deadline("tiny@1.0.0", (32, 16, 1)) == section.long_deadline_seconds
 
 
-def test_model_whose_loading_hung_is_out_of_order_and_the_others_serve(clinic) -> None:
+def test_model_given_up_is_out_of_order_until_a_package_changes_and_the_others_serve(
+    clinic,
+) -> None:
+    # Given a model whose loading hung, as its worker left it,
     clinic.install("other")
-    models = ServedModels(clinic.config, clinic.make, hung="tiny@1.0.0")
+    packages = read_catalogue(clinic.config.models.folders, bundled=False).packages
+    (tiny,) = (each for each in packages if each.identity.name == "tiny")
+    hung = LoadDeaths()
+    with hung.watch(tiny):
+        hung.give_up()
+        left = hung.as_mapping()
 
+    # when two workers follow each other, of which the first leaves what it knows,
+    for _ in range(2):
+        deaths = LoadDeaths(left)
+        models = ServedModels(clinic.config, clinic.make, deaths=deaths)
+        models.refresh()
+        left = deaths.as_mapping()
+        assert list(clinic.predictors) == ["other"]
+        assert "did not end in time" in models.out_of_order["tiny@1.0.0"]
+        assert models.obtain("tiny@1.0.0") is None
+
+    # then both do without it, and it is tried when a package changes.
+    clinic.install("third")
     models.refresh()
+    assert sorted(clinic.predictors) == ["other", "third", "tiny"]
+    assert models.out_of_order == {}
 
-    assert list(clinic.predictors) == ["other"]
-    assert "did not end in time" in models.out_of_order["tiny@1.0.0"]
+
+def test_one_death_over_a_load_may_be_chance_and_a_load_that_ends_acquits(clinic) -> None:
+    (tiny,) = read_catalogue(clinic.config.models.folders, bundled=False).packages
+    rows: list[Mapping[str, object]] = []
+
+    def life() -> LoadDeaths:
+        deaths = LoadDeaths(rows[-1] if rows else {}, lambda: rows.append(deaths.as_mapping()))
+        return deaths
+
+    # What stands in the row when a worker begins to load is what a death there leaves behind.
+    with life().watch(tiny):
+        first = life()
+        assert not first.is_given_up(tiny)
+        with first.watch(tiny):
+            assert life().is_given_up(tiny)
+            changed = replace(tiny, manifest_sha256="ab" * 32)
+            assert not life().is_given_up(changed)
+
+    assert rows[-1] == {"loading": "", "load_deaths": {}}
+    assert not life().is_given_up(tiny)
+    assert not LoadDeaths({"load_deaths": None}).is_given_up(tiny)
 
 
 def test_gpu_is_present_when_the_system_has_its_device(tmp_path: Path) -> None:
