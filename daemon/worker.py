@@ -89,6 +89,8 @@ class WorkerProcess:
             config.worker.recycle_batches, config.worker.recycle_growth_megabytes
         )
         self._role = RoleProcess(config, database, "worker", slot, self._renew)
+        self._loads = 0
+        """How often models had been loaded or unloaded at the last look."""
         self._refreshed_at: float | None = None
         self._last_batch_at = time.monotonic()
         self._is_renewing = False
@@ -123,14 +125,21 @@ class WorkerProcess:
         busy = self._worker.work(TAKE_SECONDS) or self._work_on_shadows()
         if changed or self._models.unserved != unserved:
             self._tell()
+        # At each step: models are loaded for their turn and for shadows too.
+        self._note_loads()
         if self._figures.batches != batches:
             self._last_batch_at = time.monotonic()
             self._renew_if_due()
         return busy
 
+    def _note_loads(self) -> None:
+        if self._models.load_count != self._loads:
+            self._loads = self._models.load_count
+            self._recycling.models_changed()
+
     def _refresh(self) -> bool:
         """Look for changed packages now and then; begin to claim after the first time."""
-        now, loads = time.monotonic(), self._models.load_count
+        now = time.monotonic()
         is_first = self._refreshed_at is None
         if self._refreshed_at is not None and now - self._refreshed_at < REFRESH_SECONDS:
             return False
@@ -138,8 +147,6 @@ class WorkerProcess:
         self._refreshed_at = time.monotonic()
         if is_first:
             self._worker.start()
-        if self._models.load_count != loads:
-            self._recycling.models_changed()
         return changed
 
     def _work_on_shadows(self) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from daemon import model_loading, read_ahead, recording, served_models
+from daemon import worker as worker_process
 from daemon.computing import Worker
 from daemon.config import Config, SiteSection
 from daemon.exit_codes import ExitCode
@@ -34,6 +35,7 @@ from daemon.settings import MEBIBYTE
 from daemon.status import read_status
 from daemon.turns import PATIENCE, Turns, name_of
 from daemon.watchdog import Watchdog, Watched
+from daemon.worker import WorkerProcess
 from daemon.worker_figures import Utilisation, WorkerFigures, age_seconds
 from model.catalogue import read_catalogue
 from model.errors import DeviceOutOfMemory, RuntimeFault
@@ -644,6 +646,29 @@ def test_worker_that_reads_ahead_serves_all_models_within_the_memory(sized: Clin
 
     assert sized.states(studies) == [JobState.DONE] * 9
     worker.stop()
+
+
+def test_model_loaded_for_its_turn_is_no_growth_of_the_memory(sized: Clinic, monkeypatch) -> None:
+    # Given a worker that starts anew when it has grown by less than a model occupies,
+    monkeypatch.setattr(worker_process, "resident_bytes", model_loading.resident_bytes)
+    section = sized.config.worker.model_copy(update={"recycle_growth_megabytes": 30})
+    config = sized.config.model_copy(update={"worker": section})
+    process = WorkerProcess(config, sized.database, "worker-1", sized.make)
+
+    # when it has to load models in the place of others,
+    for name in ("a", "c", "b"):
+        study = sized.receive(name)
+
+        def is_done(study: str = study) -> bool:
+            process._step()
+            return sized.states([study]) == [JobState.DONE]
+
+        assert wait_until(is_done)
+    process._worker.stop()
+
+    # then it does not take that for growth.
+    assert not process._is_renewing
+    assert process._models.load_count > 3
 
 
 def test_model_too_large_for_the_memory_is_served_alone_and_said(tmp_path, monkeypatch, caplog):
