@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -170,17 +170,21 @@ def _of_workers(status: Status) -> Iterator[Metric]:
     occupied = [
         ((each.slot, model), mib * MEBIBYTE)
         for each in workers
-        for model, mib in dict(each.detail.get("loaded_mib", {})).items()
-        # A shadow is heard by nobody; what it occupies is in the process's memory.
-        if model not in each.detail.get("shadows", ())
+        for model, mib in _of_models(each, "loaded_mib").items()
     ]
     yield _gauge("medimgd_worker_model_bytes", ("slot", "model"), occupied)
     instead = [
-        ((each.slot, model), 1)
-        for each in workers
-        for model in each.detail.get("on_cpu_instead", ())
+        ((each.slot, model), 1) for each in workers for model in _of_models(each, "on_cpu_instead")
     ]
     yield _gauge("medimgd_worker_cpu_instead", ("slot", "model"), instead)
+
+
+def _of_models(process: ProcessStatus, name: str) -> Mapping[str, Any]:
+    """Return what a worker says of each model that serves."""
+    # A shadow is heard by nobody; what it occupies is in the process's memory.
+    shadows = process.detail.get("shadows", ())
+    said = dict(process.detail.get(name, {}))
+    return {model: each for model, each in said.items() if model not in shadows}
 
 
 def _figure(process: ProcessStatus, name: str) -> float:

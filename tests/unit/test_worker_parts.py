@@ -727,6 +727,24 @@ def test_cpu_stands_in_for_a_gpu_that_cannot_be_used_and_that_is_said_once(
     clinic.database.close()
 
 
+def test_metrics_name_no_shadow(clinic) -> None:
+    names = ("tiny@1.0.0", "tiny@2.0.0")
+    detail = {
+        "shadows": ["tiny@2.0.0"],
+        "loaded_mib": dict.fromkeys(names, 40),
+        "on_cpu_instead": dict.fromkeys(names, "no GPU"),
+    }
+    register_process(
+        clinic.database, "worker-1", role="worker", pid=1, host=clinic.config.site.node_id,
+        now=now_utc(), state="ready", detail=detail,
+    )  # fmt: skip
+
+    said = metrics_text(clinic.config).decode()
+
+    assert said.count("tiny@1.0.0") == 2
+    assert "tiny@2.0.0" not in said
+
+
 def test_package_that_is_broken_is_not_excused_by_the_device(tmp_path) -> None:
     clinic = Clinic(tmp_path, device="cpu")
     clinic.install("tiny")
