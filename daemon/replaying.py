@@ -28,7 +28,7 @@ from dicom_io.vocabulary import (
 from model.explain import Explicable, explain
 from model.findings import judge
 from model.package import ModelPackage
-from model.regions import detect
+from model.regions import detect, was_looked_for
 from model.runtimes.port import Predictor
 from storage.database import Database
 from storage.dossier import read_dossier
@@ -82,7 +82,7 @@ class ReplayedRegions:
     stored: int
     computed: int
     largest_difference: float | None
-    """Of an edge, in pixels of the source; None when the regions differ in number or images."""
+    """Of an edge, in pixels of the source; None when there are not the same ones to compare."""
     is_same: bool
     words: str
     """What was compared, or what differs."""
@@ -322,11 +322,17 @@ def compared_regions(
     """Compare where a model marked something, then and now.
 
     Regions are the same when they lie on the same images, their edges are within
-    ``EDGE_TOLERANCE`` and their certainties within `tolerance`.
+    ``EDGE_TOLERANCE`` and their certainties within `tolerance`; so are those of a result for
+    which no map was looked at then.
     """
     if stored is None and computed is None:
         return None
-    then = () if stored is None else stored.regions
+    if stored is None or not was_looked_for(stored):
+        reason = "none were kept" if stored is None else stored.note
+        found = 0 if computed is None else len(computed.regions)
+        words = f"nothing to compare with: {reason}"
+        return ReplayedRegions(0, found, None, is_same=True, words=words)
+    then = stored.regions
     now = () if computed is None else computed.regions
     if [_images_of(each) for each in then] != [_images_of(each) for each in now]:
         words = f"{len(now)} regions now, {len(then)} then, not on the same images"

@@ -28,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 _NO_GEOMETRY = "the images were prepared by a version that did not note where they lie in the input"
 _NO_RUNTIME = "the runtime that serves this model gives no map"
+_NO_REGIONS = "no regions can be shown"
+"""How the note begins where no map was looked at; stored with results."""
 _NOTHING = "no position of the map reaches the model's threshold for regions"
 
 Mask = npt.NDArray[np.bool_]
@@ -87,6 +89,11 @@ def undetected(package: ModelPackage, findings: Sequence[Finding], why: str) -> 
     return Detection(note=_no_regions(why)) if regions_are_asked(package, findings) else None
 
 
+def was_looked_for(detection: Detection) -> bool:
+    """Return whether a map was looked at, whether or not it showed anything."""
+    return not detection.note.startswith(_NO_REGIONS)
+
+
 def regions_are_asked(package: ModelPackage, findings: Sequence[Finding]) -> bool:
     """Return whether the package tells the places of a finding, and that one is not absent."""
     plan = package.regions
@@ -130,7 +137,7 @@ def _detections(
 
 
 def _no_regions(why: str) -> str:
-    return f"no regions can be shown: {why}"
+    return f"{_NO_REGIONS}: {why}"
 
 
 def _detection(plan: RegionPlan, tensor: ImageTensor, cells: FloatArray) -> Detection:

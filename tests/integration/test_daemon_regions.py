@@ -19,7 +19,7 @@ from daemon.composing import Composer
 from daemon.config import DestinationSection, WebSection
 from daemon.courier import Courier
 from daemon.explaining import with_explanations
-from daemon.replaying import replay
+from daemon.replaying import compared_regions, replay
 from daemon.role import now_utc
 from daemon.web.serving import WebServer
 from daemon.worklist.flags import FindingOrder
@@ -32,10 +32,11 @@ from dicom_io.results.request import (
     EncodedDocument,
     SRClassValues,
 )
-from dicom_io.vocabulary import MANUFACTURER, Detection, PresenceValues
+from dicom_io.vocabulary import MANUFACTURER, Code, Detection, PresenceValues, Region
 from model.errors import CannotExplain, CannotLocate
 from model.findings import judge
 from model.package import load_package
+from model.regions import undetected
 from storage.claims import claim_batch
 from storage.dossier import read_dossier
 from storage.endings import Analysed
@@ -319,6 +320,37 @@ def test_regions_that_come_out_otherwise_are_found(
 
     assert not found.is_same
     assert words in found.regions.words
+
+
+def test_regions_that_were_not_looked_for_then_are_nothing_to_compare_with(
+    site: MarkedSite,
+) -> None:
+    site.receive()
+    result = site.analyse(lost=True)
+    package = load_package(site.config.models.folders[0] / "tiny-1.0.0")
+    after_crash = undetected(package, result.findings, "a worker died over it")
+    region = Region("Bright", 1, "Spot", Code("1", "99TEST", "Spot"), None, 0.9, 0.5, ())
+
+    found = site.replay(result)
+
+    assert found.is_same
+    assert found.regions.words == (
+        "nothing to compare with: no regions can be shown: the map is lost"
+    )
+    for then in (None, after_crash):
+        compared = compared_regions(then, Detection((region,)), 0.001)
+        assert compared is not None
+        assert compared.is_same
+        assert compared.words.startswith("nothing to compare with: ")
+
+
+def test_a_region_where_none_was_found_then_is_another_result(site: MarkedSite) -> None:
+    site.receive()
+
+    found = site.replay(site.analyse(moved=8.0))
+
+    assert not found.is_same
+    assert "1 regions now, 0 then" in found.regions.words
 
 
 def test_models_that_tell_no_places_are_not_compared(site: MarkedSite) -> None:
