@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 
 import numpy as np
@@ -242,11 +242,11 @@ class Worker:
             for job in jobs:
                 self._predict(package, predictor, [job])
         elif isinstance(error, UnusableOutput):
-            refuse_job(
-                self._database, jobs[0], RefusalReason.SOFTWARE_FAILURE, str(error),
-                analysis_started_at=now_utc(), now=now_utc(),
-            )  # fmt: skip
-            self.in_hand.drop(jobs)
+            with self._ending(jobs[0]):
+                refuse_job(
+                    self._database, jobs[0], RefusalReason.SOFTWARE_FAILURE, str(error),
+                    analysis_started_at=now_utc(), now=now_utc(),
+                )  # fmt: skip
         else:
             self._fail(jobs[0], str(error), retryable=error.retryable)
 
@@ -276,22 +276,33 @@ class Worker:
         self, job: ClaimedJob, reason: str, *, retryable: bool, suspect: bool = False
     ) -> None:
         pause = OUT_OF_MEMORY_PAUSE_SECONDS if retryable and not suspect else 0.0
-        try:
+        with self._ending(job):
             state = fail_attempt(
                 self._database, job, reason, retryable=retryable, now=now_utc(),
                 max_attempts=self._section.maximum_attempts, retry_after_seconds=pause,
                 suspect=suspect,
             )  # fmt: skip
+            _logger.error(
+                "job %d is %s: %s", job.id, state, reason,
+                extra={ACTION: "job_failed", JOB: job.id, STUDY: job.study_instance_uid,
+                       MODEL: job.model.at_version, REASON: reason},
+            )  # fmt: skip
+
+    @contextmanager
+    def _ending(self, job: ClaimedJob) -> Iterator[None]:
+        """Hold a job no more after the block, which ends it; the others of its batch go on.
+
+        One that cannot be ended now is another's already, or comes back when its lease runs out.
+        """
+        try:
+            yield
         except MedimgdError as error:
-            _logger.warning("%s", error, extra={ACTION: "lease_lost", JOB: job.id})
-            return
+            _logger.warning(
+                "job %d is not ended: %s", job.id, error,
+                extra={ACTION: "lease_lost", JOB: job.id, REASON: type(error).__name__},
+            )  # fmt: skip
         finally:
             self.in_hand.drop([job])
-        _logger.error(
-            "job %d is %s: %s", job.id, state, reason,
-            extra={ACTION: "job_failed", JOB: job.id, STUDY: job.study_instance_uid,
-                   MODEL: job.model.at_version, REASON: reason},
-        )  # fmt: skip
 
 
 _OTHER_PACKAGE = (

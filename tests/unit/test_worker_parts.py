@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daemon import model_loading, read_ahead, recording, served_models
+from daemon import computing, model_loading, read_ahead, recording, served_models
 from daemon import worker as worker_process
 from daemon.computing import Worker
 from daemon.config import Config, SiteSection
@@ -38,11 +38,12 @@ from daemon.watchdog import Watchdog, Watched
 from daemon.worker import WorkerProcess
 from daemon.worker_figures import Utilisation, WorkerFigures, age_seconds
 from model.catalogue import read_catalogue
-from model.errors import DeviceOutOfMemory, RuntimeFault
+from model.errors import DeviceOutOfMemory, RuntimeFault, UnusableOutput
 from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
+from storage.errors import DatabaseBusy, LeaseLost
 from storage.jobs import ClaimedJob, WaitingModel
 from storage.processes import register_process
 from storage.spool import Spool
@@ -439,6 +440,35 @@ def test_input_that_does_not_fit_alone_costs_an_attempt(clinic) -> None:
 
     jobs = [read_dossier(clinic.database, study).jobs[0] for study in studies]
     assert [(each.state, each.attempts) for each in jobs] == [(JobState.WAITING, 1)] * 2
+    assert worker.in_hand.all() == ()
+
+
+@pytest.mark.parametrize("error", [LeaseLost("another's now"), DatabaseBusy("locked")])
+def test_input_that_cannot_be_refused_now_leaves_its_companions_alone(
+    clinic, monkeypatch, error: Exception
+) -> None:
+    # Given a batch whose first input gets no usable answer, which cannot be written down now,
+    worker = clinic.worker()
+    studies = [clinic.receive() for _ in range(3)]
+    predictor = clinic.predictors["tiny"]
+    whole, calls = predictor.predict, []
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        calls.append(len(batch))
+        if len(calls) <= 2:
+            raise UnusableOutput("not a number")
+        return whole(batch)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(predictor, "predict", predict)
+    monkeypatch.setattr(computing, "refuse_job", refuse)
+
+    assert worker.work()
+
+    # then the others are answered, and it comes back when its lease runs out.
+    assert clinic.states(studies) == [JobState.RUNNING, JobState.DONE, JobState.DONE]
     assert worker.in_hand.all() == ()
 
 
