@@ -62,11 +62,11 @@ class RoleProcess:
         self.slot = slot
         self._renew = renew
         self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._is_signalled = False
         self._supervisor_pid = int(os.environ.get(SUPERVISOR_VARIABLE, "0"))
         self._detail: Mapping[str, object] = {}
-        self._beat = threading.Thread(
-            target=self._beat_until_stopped, name="heartbeat", daemon=True
-        )
+        self._beat = threading.Thread(target=self._beat_until_ended, name="heartbeat", daemon=True)
 
     @property
     def is_stopping(self) -> bool:
@@ -130,6 +130,7 @@ class RoleProcess:
             When a successor follows at once: the slot's state until it takes over.
         """
         self._stop.set()
+        self._ended.set()
         self._beat.join(timeout=5)
         if successor_state:
             heartbeat(
@@ -146,13 +147,17 @@ class RoleProcess:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.is_stopping:
+        # A stop that the process asked of itself counts for none.
+        if self._is_signalled:
             os._exit(128 + number)
+        self._is_signalled = True
         self._stop.set()
 
-    def _beat_until_stopped(self) -> None:
-        while not self.wait(HEARTBEAT_SECONDS):
-            if self._supervisor_pid and os.getppid() != self._supervisor_pid:
+    def _beat_until_ended(self) -> None:
+        # Beyond a stop that was asked for: what is in hand then may take longer than its lease.
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            is_orphaned = self._supervisor_pid and os.getppid() != self._supervisor_pid
+            if is_orphaned and not self.is_stopping:
                 _logger.warning("the parent is gone: stopping", extra={ACTION: "orphaned"})
                 self._stop.set()
             self.try_to_beat()

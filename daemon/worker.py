@@ -183,6 +183,8 @@ class WorkerProcess:
 
     def _detail(self) -> Mapping[str, object]:
         kept = {"figures": self._figures.as_mapping(), **self._deaths.as_mapping()}
+        if self._role.is_stopping:
+            kept["loading"] = ""  # who kills the worker now does not wait for its end
         if self._refreshed_at is None:
             return {"state": "loading models", **kept}
         return {

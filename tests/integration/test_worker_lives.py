@@ -281,3 +281,22 @@ def test_model_over_whose_loading_workers_ended_is_not_tried_by_those_that_follo
     assert wait_until(lambda: site.results_of_each_job() == {job: 1}, 30)
     last.terminate()
     assert last.wait(30) == ExitCode.OK
+
+
+def test_model_is_not_blamed_for_a_load_that_was_not_waited_for(ward) -> None:
+    site = ward()
+    child = site.start(LOADING="hangs")
+
+    def detail() -> dict:
+        rows = list_processes(site.database)
+        return rows[0].detail if rows else {}
+
+    assert wait_until(lambda: detail().get("loading", "").startswith("tiny@1.0.0 "), 30)
+
+    # Whoever asks for a stop and then kills it leaves no word against the model.
+    child.terminate()
+    assert wait_until(lambda: detail()["loading"] == "", 30)
+    child.kill()
+    child.wait()
+
+    assert detail()["load_deaths"] == {}
