@@ -19,7 +19,7 @@ from daemon.model_loading import Loaded, ModelLoader
 from daemon.recycling import return_memory
 from daemon.runtimes import PredictorMaker
 from daemon.settings import MEBIBYTE
-from model.errors import ModelError, RemoteUnavailable
+from model.errors import ModelError
 from model.package import ModelPackage
 from model.runtimes.port import Predictor
 from storage.database import Database
@@ -27,11 +27,11 @@ from storage.standings import list_standings
 
 _logger = logging.getLogger(__name__)
 
-ABSENT_SERVER_PAUSE_SECONDS = 30.0
-"""A server that computes a model is asked again after this long; analyses wait meanwhile."""
+ANOTHER_TRY_SECONDS = 30.0
+"""An absent server, or a device that was full, is asked again after this long; analyses wait."""
 
-PAUSE_FOR_EACH_SECOND_OF_SILENCE = 9.0
-"""Waiting for a silent server may take a tenth of the time that other models need."""
+PAUSE_FOR_EACH_SECOND = 9.0
+"""Trying in vain, as with a silent server, may take a tenth of the time that other models need."""
 
 TIMES_THE_WEIGHTS = 4
 """What a model that was never loaded is expected to occupy, as a multiple of its weights file."""
@@ -80,8 +80,8 @@ class ServedModels:
         self._last_used: dict[str, float] = {}
         self._occupied_bytes: dict[str, int] = {}
         """What each model occupied when it was loaded, known from then on."""
-        self._absent: dict[str, tuple[ModelPackage, float]] = {}
-        """Packages whose server does not answer, and when it is asked again."""
+        self._tried_later: dict[str, tuple[ModelPackage, float]] = {}
+        """Packages with which nothing is wrong, and when they are tried again."""
         self.load_count = 0
         """How often a model was loaded or unloaded."""
         self.out_of_order: dict[str, str] = {}
@@ -96,7 +96,7 @@ class ServedModels:
         standings = () if self._database is None else list_standings(self._database)
         now_serving = serving(self._config, standings)
         if now_serving is self._serving:
-            return self._ask_again()
+            return self._try_again()
         if self._serving is not None:
             self._deaths.forget()
         self._serving = now_serving
@@ -104,7 +104,7 @@ class ServedModels:
         for name, loaded in list(self._loaded.items()):
             if loaded.package not in kept:
                 self._unload(name)
-        self._absent.clear()
+        self._tried_later.clear()
         self.out_of_order = dict(now_serving.out_of_order)
         for package in kept:
             if self._deaths.is_given_up(package):
@@ -149,21 +149,21 @@ class ServedModels:
         return loaded is not None and bool(loaded.stands_in)
 
     def set_aside(self, package: ModelPackage, error: ModelError, seconds: float) -> None:
-        """Take a package out of service; one whose server is absent is tried again later.
+        """Take a package out of service; it is tried again later where that may help.
 
         Parameters
         ----------
         package : ModelPackage
         error : ModelError
-            What is wrong with it.
+            What is wrong with it; a retryable one says nothing against the package.
         seconds : float
             How long that took to find out.
         """
         name, fault = package.at_version, str(error)
         self._unload(name)
-        if isinstance(error, RemoteUnavailable):
-            pause = max(ABSENT_SERVER_PAUSE_SECONDS, seconds * PAUSE_FOR_EACH_SECOND_OF_SILENCE)
-            self._absent[name] = (package, time.monotonic() + pause)
+        if error.retryable:
+            pause = max(ANOTHER_TRY_SECONDS, seconds * PAUSE_FOR_EACH_SECOND)
+            self._tried_later[name] = (package, time.monotonic() + pause)
         if self.out_of_order.get(name) != fault:
             self.out_of_order[name] = fault
             _log_out_of_order(name, fault)
@@ -200,13 +200,16 @@ class ServedModels:
         known = (*self._wanted(), *finishing)
         return next((each for each in known if each.at_version == at_version), None)
 
-    def _ask_again(self) -> bool:
-        """Try the packages whose servers were absent; True when any was tried."""
+    def _try_again(self) -> bool:
+        """Try the packages whose time has come; True when there were any."""
         now = time.monotonic()
-        due = [package for package, again_at in self._absent.values() if again_at <= now]
+        due = [package for package, again_at in self._tried_later.values() if again_at <= now]
         for package in due:
-            del self._absent[package.at_version]
-            self._load(package)
+            del self._tried_later[package.at_version]
+            if self._has_room_for(package):
+                self._load(package)
+            else:
+                self.out_of_order.pop(package.at_version, None)  # left for when it is needed
         return bool(due)
 
     def _load(self, package: ModelPackage) -> None:

@@ -103,7 +103,7 @@ def test_studies_wait_while_a_server_is_away_and_no_attempt_is_counted(
     tmp_path, database, monkeypatch, caplog
 ):
     # Given a package that a server computes, and the site's settings say where,
-    monkeypatch.setattr(served_models, "ABSENT_SERVER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
     network = ServedNetwork(
         lambda values: (
             BRIGHT.weight * values.reshape(len(values), -1).mean(1, keepdims=True) + BRIGHT.bias
@@ -213,7 +213,7 @@ def test_silent_server_takes_a_tenth_of_the_time_at_most(tmp_path, database):
 
     for seconds in (0.1, 30.0):
         clinic.models.set_aside(package, RemoteUnavailable("silent"), seconds)
-        pauses.append(clinic.models._absent["tiny@1.0.0"][1] - time.monotonic())
+        pauses.append(clinic.models._tried_later["tiny@1.0.0"][1] - time.monotonic())
 
     # then it is asked again the later, the longer that took.
     assert pauses == [pytest.approx(30, abs=1), pytest.approx(270, abs=1)]

@@ -775,6 +775,57 @@ def test_metrics_name_no_shadow(clinic) -> None:
     assert "tiny@2.0.0" not in said
 
 
+def test_model_for_which_the_device_has_no_memory_now_is_tried_again(clinic, monkeypatch) -> None:
+    # Given a device that is full for a moment while a model is loaded,
+    monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
+    moments = [DeviceOutOfMemory("the device is full")] * 2
+
+    def load(package: ModelPackage, predictor: ScriptedPredictor) -> float:
+        if moments:
+            raise moments.pop()
+        return 0.0
+
+    monkeypatch.setattr(model_loading, "load_warm", load)
+    worker = clinic.worker()
+    study = clinic.receive()
+    assert not worker.work()
+    assert clinic.models.out_of_order == {"tiny@1.0.0": "the device is full"}
+
+    # then its analyses wait, and it serves once there is room.
+    assert wait_until(clinic.models.refresh)
+    assert clinic.models.out_of_order == {"tiny@1.0.0": "the device is full"}
+    assert wait_until(clinic.models.refresh)
+    assert clinic.models.out_of_order == {}
+    assert worker.work()
+    assert clinic.states([study]) == [JobState.DONE]
+
+
+def test_another_try_takes_no_room_of_models_that_serve(sized: Clinic, monkeypatch) -> None:
+    # Given a model that did not fit when it took the place of another,
+    monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
+    worker = sized.worker()
+    whole, full = model_loading.load_warm, [DeviceOutOfMemory("the device is full")]
+
+    def load(package: ModelPackage, predictor: ScriptedPredictor) -> float:
+        if full:
+            raise full.pop()
+        return whole(package, predictor)
+
+    monkeypatch.setattr(model_loading, "load_warm", load)
+    assert sized.models.obtain("c@1.0.0") is None
+    assert sized.models.obtain("a@1.0.0") is not None
+
+    # when its time has come,
+    assert wait_until(sized.models.refresh)
+
+    # then it waits for somebody who needs it.
+    assert sized.models.out_of_order == {}
+    assert sorted(sized.models.detail()["loaded_mib"]) == ["a@1.0.0", "b@1.0.0"]  # type: ignore[call-overload]
+    studies = [sized.receive("c")]
+    assert worker.work()
+    assert sized.states(studies) == [JobState.DONE]
+
+
 def test_package_that_is_broken_is_not_excused_by_the_device(tmp_path) -> None:
     clinic = Clinic(tmp_path, device="cpu")
     clinic.install("tiny")
