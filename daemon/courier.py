@@ -17,6 +17,7 @@ from daemon.confirming import Confirmer, peer_of
 from daemon.logs import ACTION, COUNT, DESTINATION, REASON, RESULT, STUDY
 from daemon.reporting import CommitmentReporter
 from daemon.role import RoleProcess, now_utc, where
+from daemon.setbacks import Setbacks
 from dicom_io.errors import AssociationFailed, CannotCompose, MedimgdError
 from dicom_io.results.request import SR_CLASS_PREFERENCE, DocumentRole, SRClassValues
 from dicom_io.sending import OutgoingInstance, SendOutcome, send
@@ -32,6 +33,7 @@ from storage.results import (
     ResultKind,
     ResultRecord,
     get_result,
+    has_later_documents,
     mark_uncomposable,
     read_document,
     results_awaiting_composition,
@@ -45,7 +47,6 @@ _logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.25
 REPORT_IDLE_SECONDS = 1.0
 OFFER_EVERY_SECONDS = 30.0
-FAILURES_BEFORE_GIVING_UP = 3
 MOST_COMMENT = 512
 
 _REPORTS = frozenset({DocumentRole.REPORT, DocumentRole.REGIONS})
@@ -76,11 +77,10 @@ class Courier:
         self._policy = _policy(config)
         self._confirmer = Confirmer(config, database)
         self._offer_next = now_utc()
-        self._failures: dict[int, int] = {}
-        """Unexpected failures while composing, by result."""
+        self._setbacks = Setbacks()
 
     def work(self) -> bool:
-        """Do one round; False when there was nothing to compose and nothing to send."""
+        """Do one round; False when nothing was composed and there was nothing to send."""
         composed = self._compose_waiting()
         sent = self._deliver_due()
         self._confirmer.confirm_due(now_utc())
@@ -90,32 +90,42 @@ class Courier:
     # Composing
 
     def _compose_waiting(self) -> bool:
-        waiting = results_awaiting_composition(self._database)
-        for result in waiting:
-            try:
-                self._compose(result)
-            except Exception as error:  # noqa: BLE001 - a process loop: the other results go on
-                self._note_failure(result, error)
-        return bool(waiting)
+        """Compose what is due; False when nothing came of it, so that a fault is no busy wait."""
+        put_off = self._setbacks.put_off(now_utc())
+        waiting = results_awaiting_composition(self._database, besides=put_off)
+        composed = [result for result in waiting if self._compose_guarded(result)]
+        return bool(composed)
+
+    def _compose_guarded(self, result: ResultRecord) -> bool:
+        """Compose; an unexpected failure puts this result off and leaves the others alone."""
+        try:
+            self._compose(result)
+        except Exception as error:  # noqa: BLE001 - a process loop: the other results go on
+            self._note_failure(result, error)
+            return False
+        self._setbacks.forget(result.id)
+        return True
 
     def _note_failure(self, result: ResultRecord, error: Exception) -> None:
-        """Try a result again some rounds later; after too many it waits for a person."""
+        """Try a result again later; when only a person can help, it waits for one."""
         retryable = isinstance(error, MedimgdError) and error.retryable
         what = str(error) if isinstance(error, MedimgdError) else type(error).__name__
-        failures = self._failures[result.id] = self._failures.get(result.id, 0) + 1
-        _logger.error(
-            "result not composed (%s in %s)", what, where(error),
-            extra={ACTION: "composition_failed", RESULT: result.id,
-                   STUDY: result.study_instance_uid, REASON: type(error).__name__},
-        )  # fmt: skip
-        if failures >= FAILURES_BEFORE_GIVING_UP and not retryable:
-            reason = f"composing failed {failures} times: {what} in {where(error)}"
+        setback = self._setbacks.note(result.id, now_utc())
+        final = setback.is_final(now_utc(), retryable=retryable)
+        if setback.failures == 1 or final:
+            _logger.error(
+                "result not composed (%s in %s)", what, where(error),
+                extra={ACTION: "composition_failed", RESULT: result.id,
+                       STUDY: result.study_instance_uid, REASON: type(error).__name__},
+            )  # fmt: skip
+        if final:
+            reason = f"composing failed {setback.failures} times: {what} in {where(error)}"
             mark_uncomposable(self._database, result.id, reason, now_utc())
+            self._setbacks.forget(result.id)
 
     def _compose(self, result: ResultRecord) -> None:
         fields = {RESULT: result.id, STUDY: result.study_instance_uid}
-        if result.kind is not ResultKind.FINDING and not self._config.results.send_refusals:
-            reason = "refusals are shown in the worklist and not sent (results.send_refusals)"
+        if reason := self._reason_to_withhold(result):
             withhold_result(self._database, result.id, reason, now_utc())
             _logger.info("result withheld: %s", reason, extra={ACTION: "withheld", **fields})
             return
@@ -127,6 +137,14 @@ class Courier:
             return
         store_documents(self._database, result.id, documents, tuple(self._sections), now_utc())
         _logger.info("result composed", extra={ACTION: "composed", **fields})
+
+    def _reason_to_withhold(self, result: ResultRecord) -> str:
+        """Return why a result is shown here and sent nowhere; empty when it is sent."""
+        if result.kind is not ResultKind.FINDING and not self._config.results.send_refusals:
+            return "refusals are shown in the worklist and not sent (results.send_refusals)"
+        if has_later_documents(self._database, result):
+            return "a later version was composed before this one could be: an archive gets that"
+        return ""
 
     # Delivering
 

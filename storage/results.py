@@ -6,10 +6,11 @@ Owns the ``result`` and ``document`` tables; a result's deliveries belong to ``s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, RowMapping, Select, insert, select, update
@@ -225,12 +226,24 @@ def result_from_row(row: RowMapping) -> ResultRecord:
 
 
 def results_awaiting_composition(
-    database: Database, *, limit: int = 16
+    database: Database, *, besides: Container[int] = (), limit: int = 16
 ) -> tuple[ResultRecord, ...]:
-    """Return results without documents, oldest first, so that predecessors are composed first."""
+    """Return results without documents, oldest first, so that predecessors are composed first.
+
+    Parameters
+    ----------
+    database : Database
+        The state.
+    besides : container of int, optional
+        Results that are left out, by id, and do not count towards `limit`.
+    limit : int
+        Results at most.
+    """
     table = schema.result
-    query = _query().where(table.c.state == ResultState.AWAITING).order_by(table.c.id).limit(limit)
+    waiting = select(table.c.id).where(table.c.state == ResultState.AWAITING).order_by(table.c.id)
     with database.read() as connection:
+        ids = (each for each in connection.scalars(waiting) if each not in besides)
+        query = _query().where(table.c.id.in_(list(islice(ids, limit)))).order_by(table.c.id)
         return tuple(result_from_row(row) for row in connection.execute(query).mappings())
 
 
@@ -308,6 +321,19 @@ def predecessor_documents(database: Database, result: ResultRecord) -> tuple[Doc
     with database.read() as connection:
         found = connection.scalar(earlier)
         return () if found is None else documents_of_results_within(connection, [found])
+
+
+def has_later_documents(database: Database, result: ResultRecord) -> bool:
+    """Return True when a later version of the same study and model was composed already."""
+    table = schema.result
+    query = select(table.c.id).where(
+        table.c.study_instance_uid == result.study_instance_uid,
+        table.c.model_name == result.model.name,
+        table.c.version_number > result.version_number,
+        table.c.state == ResultState.COMPOSED,
+    )
+    with database.read() as connection:
+        return connection.execute(query.limit(1)).first() is not None
 
 
 def store_documents(

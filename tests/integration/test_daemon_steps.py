@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daemon import setbacks
 from daemon.catalogue import serving_of, state_of
 from daemon.composing import Composer
 from daemon.config import Config, DestinationSection, SiteSection
-from daemon.courier import FAILURES_BEFORE_GIVING_UP, Courier
+from daemon.courier import Courier
 from daemon.doctor import examine
 from daemon.indexing import Closed, IndexWriter, Opened
 from daemon.model_settings import ModelsSection
 from daemon.preparer import Preparer
 from daemon.role import now_utc
+from daemon.setbacks import FAILURES_BEFORE_GIVING_UP
 from daemon.status import read_status
 from daemon.worker import ServedModels, Worker
+from dicom_io.errors import InstanceUnavailable
 from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
 from model.catalogue import read_catalogue
 from model.errors import RuntimeFault, UnusableOutput
@@ -32,13 +35,15 @@ from storage.completion import complete_now
 from storage.database import Database, migrate, open_database
 from storage.door import list_refused_instances
 from storage.dossier import read_dossier
+from storage.endings import Analysed, finish_job
 from storage.installation import read_installation
 from storage.preparation import reclaim_preparations
 from storage.processes import register_process
-from storage.results import ResultState
+from storage.results import store_documents
+from storage.retry import retry_study
 from storage.spool import Spool
-from storage.states import JobState, StudyState
-from tests.storage_hospital import STUDY, Hospital, make_tensor
+from storage.states import JobState, ResultState, StudyState
+from tests.storage_hospital import NOON, PNEUMONIA, STUDY, Hospital, make_tensor
 from tests.tiny_models import write_package
 
 OTHER = f"{STUDY}.9"
@@ -217,20 +222,25 @@ def test_of_several_versions_the_highest_serves(tmp_path: Path) -> None:
 class BrokenFor:
     """A composer that cannot compose one study's result, and composes nothing for the others."""
 
-    def __init__(self, study: str) -> None:
-        self.study = study
+    def __init__(self, *studies: str, fault: Exception | None = None) -> None:
+        self.studies = set(studies)
+        self.fault = fault or MemoryError()
         self.asked: list[str] = []
 
     def compose(self, result, sr_class: SRClassValues):
         self.asked.append(result.study_instance_uid)
-        if result.study_instance_uid == self.study:
-            raise MemoryError
+        if result.study_instance_uid in self.studies:
+            raise self.fault
         return ()
 
 
+AWAY = InstanceUnavailable("the spool's disk is away")
+
+
 def test_one_result_that_cannot_be_composed_does_not_keep_the_others(
-    config: Config, database: Database, hospital: Hospital
+    config: Config, database: Database, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(setbacks, "FIRST_PAUSE_SECONDS", 0.0)
     worker, _, _ = worker_of(config, database)
     for study in (STUDY, OTHER):
         enqueue(hospital, package_of(config), study)
@@ -247,9 +257,42 @@ def test_one_result_that_cannot_be_composed_does_not_keep_the_others(
     assert "MemoryError" in by_study[STUDY].reason
 
 
-def test_a_result_whose_files_are_gone_is_uncomposable_and_says_so(
+def test_a_result_whose_files_are_away_is_composed_once_they_are_back_without_a_busy_wait(
+    config: Config, database: Database, hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    hospital.analyse()
+    composer = BrokenFor(STUDY, fault=AWAY)
+    courier = Courier(config, database, composer)  # type: ignore[arg-type]
+
+    assert [courier.work() for _ in range(5)] == [False] * 5
+
+    assert composer.asked == [STUDY]
+    assert [each.reason for each in caplog.records if each.levelname == "ERROR"] == [
+        "InstanceUnavailable"
+    ]
+    composer.studies.clear()
+    assert Courier(config, database, composer).work()  # type: ignore[arg-type]
+    assert read_dossier(database, STUDY).results[0].state is ResultState.COMPOSED
+
+
+def test_results_whose_files_are_away_keep_none_of_the_others(
     config: Config, database: Database, hospital: Hospital
 ) -> None:
+    studies = [f"1.2.3.{number}" for number in range(17)]
+    for study in studies:
+        hospital.analyse(study)
+    composer = BrokenFor(*studies[:-1], fault=AWAY)
+    courier = Courier(config, database, composer)  # type: ignore[arg-type]
+
+    assert [courier.work() for _ in range(2)] == [False, True]
+
+    assert read_dossier(database, studies[-1]).results[0].state is ResultState.COMPOSED
+
+
+def test_a_result_whose_files_stay_away_waits_for_a_person_in_the_end(
+    config: Config, database: Database, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setbacks, "FIRST_PAUSE_SECONDS", 0.0)
     worker, _, _ = worker_of(config, database)
     enqueue(hospital, package_of(config))
     worker.work()
@@ -260,10 +303,38 @@ def test_a_result_whose_files_are_gone_is_uncomposable_and_says_so(
     courier = Courier(config, database, composer)
     for _ in range(FAILURES_BEFORE_GIVING_UP):
         courier.work()
+    assert read_dossier(database, STUDY).results[0].state is ResultState.AWAITING
+    monkeypatch.setattr(setbacks, "PATIENCE_SECONDS", 0.0)
+    courier.work()
 
     (result,) = read_dossier(database, STUDY).results
-    assert result.state in (ResultState.UNCOMPOSABLE, ResultState.AWAITING)
+    assert result.state is ResultState.UNCOMPOSABLE
+    assert "ENOENT" in result.reason
     assert not read_dossier(database, STUDY).deliveries
+    # The operator's retry is not kept waiting by what went before.
+    assert retry_study(database, STUDY, now_utc()).result_ids == (result.id,)
+    courier.work()
+    assert read_dossier(database, STUDY).results[0].state is ResultState.UNCOMPOSABLE
+
+
+def test_a_version_that_could_not_be_composed_in_time_is_not_sent_after_the_next(
+    config: Config, database: Database, hospital: Hospital
+) -> None:
+    hospital.analyse()
+    Courier(config, database, BrokenFor(STUDY, fault=AWAY)).work()  # type: ignore[arg-type]
+    hospital.arrive(2)
+    complete_now(database, STUDY, NOON)
+    hospital.prepare()
+    (job,) = hospital.claim()
+    finish_job(database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    _, later = read_dossier(database, STUDY).results
+    store_documents(database, later.id, (), (), NOON)
+
+    Courier(config, database, OneReport()).work()  # type: ignore[arg-type]
+
+    earlier, _ = read_dossier(database, STUDY).results
+    assert (earlier.version_number, earlier.state) == (1, ResultState.WITHHELD)
+    assert "a later version" in earlier.reason
 
 
 def test_index_writer_leaves_out_what_the_database_never_takes_and_writes_the_rest(
