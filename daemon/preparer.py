@@ -32,6 +32,7 @@ from storage.preparation import (
     fail_preparation,
     finish_preparation,
     give_back_preparations,
+    put_off_preparation,
     reclaim_preparations,
     renew_preparation,
 )
@@ -43,6 +44,8 @@ from storage.states import StudyState
 _logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.25
+PATIENCE_SECONDS = 24 * 3600.0
+"""A study whose files cannot be read is tried for a day before a person is asked."""
 
 
 @dataclass
@@ -150,25 +153,24 @@ class Preparer:
         return gathered
 
     def _fail(self, task: PreparationTask, fault: Fault) -> None:
+        section = self._config.study
         if fault.retryable:
-            self._leave_for_later(task, fault)
-            return
-        state = fail_preparation(
-            self._database, task, fault.reason, now_utc(),
-            max_attempts=self._config.study.maximum_attempts,
-        )  # fmt: skip
-        _logger.error(
+            # A disk that is away for a moment must not cost three attempts.
+            state = put_off_preparation(
+                self._database, task, fault.reason, now_utc(), section.lease_seconds,
+                patience_seconds=PATIENCE_SECONDS, max_attempts=section.maximum_attempts,
+            )  # fmt: skip
+        else:
+            state = fail_preparation(
+                self._database, task, fault.reason, now_utc(),
+                max_attempts=section.maximum_attempts,
+            )  # fmt: skip
+        waits = fault.retryable and state is StudyState.COMPLETE
+        _logger.log(
+            logging.WARNING if waits else logging.ERROR,
             "preparation failed, the study is %s: %s", state, fault.reason,
-            extra={ACTION: "preparation_failed", STUDY: task.study_instance_uid,
-                   REASON: fault.kind},
-        )  # fmt: skip
-
-    def _leave_for_later(self, task: PreparationTask, fault: Fault) -> None:
-        """Let the lease run out: a disk that is away for a moment must not cost three attempts."""
-        _logger.warning(
-            "preparation waits for %.0f s: %s", self._config.study.lease_seconds, fault.reason,
-            extra={ACTION: "preparation_waits", STUDY: task.study_instance_uid,
-                   REASON: fault.kind},
+            extra={ACTION: "preparation_waits" if waits else "preparation_failed",
+                   STUDY: task.study_instance_uid, REASON: fault.kind},
         )  # fmt: skip
 
 

@@ -328,13 +328,67 @@ def fail_preparation(
         ``complete`` or ``held``.
     """
     with database.write() as connection:
-        study = require_study(connection, task.study_instance_uid)
-        if study.lease_owner != task.owner or study.state is not StudyState.COMPLETE:
-            raise _lost(task)
+        study = _require_leased(connection, task)
         hold = study.attempts >= max_attempts
         said = f"preparation failed {study.attempts} times, the last time: {reason}"
         _free_or_hold(connection, study, hold=hold, now=now, reason=said)
     return StudyState.HELD if hold else StudyState.COMPLETE
+
+
+def put_off_preparation(
+    database: Database,
+    task: PreparationTask,
+    reason: str,
+    now: datetime,
+    pause_seconds: float,
+    *,
+    patience_seconds: float,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+) -> StudyState:
+    """End an attempt that may succeed later: the study is free again after a pause.
+
+    The attempt is not counted, for it says nothing of the study, until the study has waited
+    longer than patience lasts; from then on it is held after too many.
+
+    Parameters
+    ----------
+    database, task, reason, now, max_attempts
+        As for ``fail_preparation``; the reason is shown while the study waits.
+    pause_seconds : float
+        Until the next attempt.
+    patience_seconds : float
+        Since the study was complete, while no attempt is counted.
+
+    Returns
+    -------
+    StudyState
+        ``complete`` or ``held``.
+    """
+    with database.write() as connection:
+        study = _require_leased(connection, task)
+        counted = (now - study.state_since).total_seconds() >= patience_seconds
+        if counted and study.attempts >= max_attempts:
+            said = f"preparation failed again and again, the last time: {reason}"
+            _free_or_hold(connection, study, hold=True, now=now, reason=said)
+            return StudyState.HELD
+        connection.execute(
+            update(schema.study)
+            .where(schema.study.c.study_instance_uid == study.study_instance_uid)
+            .values(
+                attempts=study.attempts if counted else study.attempts - 1,
+                reason=f"preparation waits: {reason}",
+                lease_owner=None,
+                lease_until=after(now, pause_seconds),
+            )
+        )
+    return StudyState.COMPLETE
+
+
+def _require_leased(connection: Connection, task: PreparationTask) -> StudyRecord:
+    study = require_study(connection, task.study_instance_uid)
+    if study.lease_owner != task.owner or study.state is not StudyState.COMPLETE:
+        raise _lost(task)
+    return study
 
 
 def _free_or_hold(

@@ -37,7 +37,7 @@ from storage.door import list_refused_instances
 from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
 from storage.installation import read_installation
-from storage.preparation import reclaim_preparations
+from storage.preparation import give_back_preparations, reclaim_preparations
 from storage.processes import register_process
 from storage.results import store_documents
 from storage.retry import retry_study
@@ -363,16 +363,20 @@ def test_a_disk_that_is_away_costs_a_study_neither_refusal_nor_hold(
     complete_now(database, STUDY, now_utc())
     (path,) = config.spool_folder.rglob("*.dcm")
     away = path.rename(path.with_suffix(".away"))
+    lease = timedelta(seconds=config.study.lease_seconds + 1)
     preparer = Preparer(config, database, hospital.spool, "preparer-1")
 
-    assert preparer.prepare_next()
-    assert not preparer.prepare_next()
+    for outage in range(1, config.study.maximum_attempts + 2):
+        assert preparer.prepare_next()
+        assert not preparer.prepare_next()
+        # A preparer that ends meanwhile gives nothing back that it does not hold.
+        assert give_back_preparations(database, "preparer-1") == 0
+        assert reclaim_preparations(database, now_utc() + outage * lease) == ()
 
     study = read_dossier(database, STUDY).study
-    assert (study.state, study.attempts) == (StudyState.COMPLETE, 1)
+    assert (study.state, study.attempts) == (StudyState.COMPLETE, 0)
+    assert "ENOENT" in study.reason
     away.rename(path)
-    later = now_utc() + timedelta(seconds=config.study.lease_seconds + 1)
-    reclaim_preparations(database, later)
     assert preparer.prepare_next()
     assert read_dossier(database, STUDY).study.state in (StudyState.ROUTED, StudyState.REFUSED)
 

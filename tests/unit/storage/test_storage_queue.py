@@ -25,6 +25,7 @@ from storage.preparation import (
     fail_preparation,
     finish_preparation,
     give_back_preparations,
+    put_off_preparation,
     reclaim_preparations,
     renew_preparation,
 )
@@ -164,6 +165,25 @@ def test_a_preparation_given_back_is_no_attempt(hospital) -> None:
         renew_preparation(hospital.database, task, NOON, 60)
         assert task.study.attempts == 1
         assert give_back_preparations(hospital.database, "preparer-0") == 1
+
+
+def test_a_preparation_that_is_put_off_counts_only_when_patience_is_over(hospital) -> None:
+    hospital.arrive(1)
+    complete_now(hospital.database, STUDY, NOON)
+
+    def put_off(now) -> StudyState:
+        task = hospital.claim_study(now)
+        return put_off_preparation(
+            hospital.database, task, "disk away", now, 60, patience_seconds=3600
+        )
+
+    early = [put_off(NOON + seconds(60 * minute)) for minute in range(5)]
+    assert claim_study_for_preparation(hospital.database, "p", NOON + seconds(299), 60) is None
+    late = [put_off(NOON + seconds(3600 + 60 * minute)) for minute in range(3)]
+
+    assert set(early) == {StudyState.COMPLETE}
+    assert late == [StudyState.COMPLETE, StudyState.COMPLETE, StudyState.HELD]
+    assert "disk away" in get_study(hospital.database, STUDY).reason
 
 
 def test_a_preparation_that_keeps_failing_is_held(hospital) -> None:
