@@ -85,7 +85,8 @@ class Composer:
             *(each.path for each in pictured),
         ]
         cited = tuple(dict.fromkeys(path for path in shown_paths if path is not None))
-        request = self._request(result, evidence, cited or (evidence[len(evidence) // 2],))
+        cited = cited or (evidence[len(evidence) // 2],)
+        request = self._request(result, sr_class, evidence, cited)
         shown = [each.shown for each in pictured]
         explained = [each.label for each in shown if each.is_available]
         boxes = None if marked is None else marked.shown
@@ -123,7 +124,11 @@ class Composer:
         return pictured_explanations(result, stored, evidence)
 
     def _request(
-        self, result: ResultRecord, evidence: tuple[Path, ...], cited: tuple[Path, ...]
+        self,
+        result: ResultRecord,
+        sr_class: SRClassValues,
+        evidence: tuple[Path, ...],
+        cited: tuple[Path, ...],
     ) -> ReportRequest:
         return ReportRequest(
             evidence=evidence,
@@ -139,8 +144,8 @@ class Composer:
             detection=result.detection,
             refusal=_refusal_of(result),
             version_number=result.version_number,
-            predecessor=self._predecessor(result, DocumentRole.REPORT),
-            earlier_regions=self._predecessor(result, DocumentRole.REGIONS),
+            predecessor=self._predecessor(result, DocumentRole.REPORT, sr_class),
+            earlier_regions=self._predecessor(result, DocumentRole.REGIONS, sr_class),
             sr_title=_TITLES[self._config.results.title],
         )
 
@@ -156,15 +161,20 @@ class Composer:
             )
         return paths
 
-    def _predecessor(self, result: ResultRecord, role: DocumentRole) -> PredecessorReference | None:
-        for document in predecessor_documents(self._database, result):
-            if document.role == role:
-                return PredecessorReference(
-                    result.study_instance_uid,
-                    document.series_instance_uid,
-                    document.sop_class_uid,
-                    document.sop_instance_uid,
-                )
+    def _predecessor(
+        self, result: ResultRecord, role: DocumentRole, sr_class: SRClassValues
+    ) -> PredecessorReference | None:
+        """Return the earlier document that whoever takes `sr_class` was sent, as far as known."""
+        documents = predecessor_documents(self._database, result)
+        of_role = [each for each in documents if each.role == role]
+        of_class = [each for each in of_role if each.sop_class_uid == sr_class]
+        for document in of_class or of_role:
+            return PredecessorReference(
+                result.study_instance_uid,
+                document.series_instance_uid,
+                document.sop_class_uid,
+                document.sop_instance_uid,
+            )
         return None
 
     def _picture(

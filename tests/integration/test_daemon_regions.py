@@ -41,6 +41,7 @@ from storage.claims import claim_batch
 from storage.dossier import read_dossier
 from storage.endings import Analysed
 from storage.installation import read_installation
+from storage.outbox import replace_document
 from storage.results import ResultRecord, is_own_sop_instance_uid, store_documents
 from storage.states import DeliveryState
 from tests.integration.test_daemon_explaining import Seer, Site, opened_site
@@ -279,22 +280,36 @@ def test_another_class_is_composed_for_each_kind_of_report(site: MarkedSite) -> 
         composer.compose_report(silent, COMPREHENSIVE, DocumentRole.REGIONS)
 
 
-def test_a_later_version_replaces_both_documents(site: MarkedSite) -> None:
+def test_a_later_version_replaces_both_documents_in_the_class_that_was_sent(
+    site: MarkedSite,
+) -> None:
     site.receive()
     first = site.analyse()
-    earlier = site.documents(first)
-    store_documents(site.database, first.id, list(earlier.values()), ("pacs",), now_utc())
+    by_class = {each: site.documents(first, each) for each in SRClassValues}
+    composed = list(by_class[SRClassValues.COMPREHENSIVE_3D].values())
+    store_documents(site.database, first.id, composed, ("old",), now_utc())
+    # An archive that takes a lesser class had each report replaced by one of that class.
+    for delivery in read_dossier(site.database, STUDY).deliveries:
+        if delivery.role != "SC":
+            lesser = by_class[COMPREHENSIVE][delivery.role]
+            replace_document(site.database, delivery.id, lesser, now_utc())
     later = replace(
         first, version_number=2, predecessor_result_id=first.id, result_digest="ef" * 32
     )
 
-    documents = site.documents(later)
+    # Where nothing was sent in a class, the first that was composed is named.
+    first_class = SRClassValues.COMPREHENSIVE_3D
+    before = {first_class: first_class, COMPREHENSIVE: COMPREHENSIVE}
+    for sr_class, sent in (before | {SRClassValues.ENHANCED: first_class}).items():
+        documents = site.documents(later, sr_class)
 
-    for role in ("SR-ROI", "SR"):
-        (study,) = read(documents[role]).PredecessorDocumentsSequence
-        (series,) = study.ReferencedSeriesSequence
-        (named,) = series.ReferencedSOPSequence
-        assert named.ReferencedSOPInstanceUID == earlier[role].sop_instance_uid
+        for role in ("SR-ROI", "SR"):
+            (study,) = read(documents[role]).PredecessorDocumentsSequence
+            (series,) = study.ReferencedSeriesSequence
+            (named,) = series.ReferencedSOPSequence
+            earlier = by_class[sent][role]
+            assert named.ReferencedSOPInstanceUID == earlier.sop_instance_uid
+            assert named.ReferencedSOPClassUID == sent
 
 
 def test_regions_computed_again_are_the_same(site: MarkedSite) -> None:
