@@ -20,6 +20,10 @@ from model.package import ModelPackage
 from model.runtimes.check import CheckReport
 
 GAP_FIGURES = ("roc_auc", "sensitivity", "specificity")
+UNSEEN_SPLITS = frozenset({"validation", "test"})
+LEAKS = ("patients", "duplicates", "same-pixels", "label-conflicts")
+"""Checks of the data whose findings may let a model answer images that it was fitted to."""
+
 _WORDS = {"roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
@@ -125,11 +129,34 @@ def _of_evaluation(package: ModelPackage, limits: AdmissionLimits) -> Iterator[C
         yield Criterion("evaluation", wanted, str(error), met=False)
         return
     faults = contradictions(report, package)
-    found = f"{report.split}: {report.images} images of {report.patients} patients"
+    found = (
+        f"{report.split}: {report.images} images of {report.patients} patients, "
+        f"{report.refused} refused, {report.not_selected} not selected"
+    )
     yield Criterion("evaluation", wanted, "; ".join(faults) or found, met=not faults)
+    yield from _of_independence(report, demonstration=package.identity.demonstration)
     for label in report.labels:
         yield from _of_figures(label, limits)
         yield from _of_gaps(label, report, limits)
+
+
+def _of_independence(report: EvaluationReport, *, demonstration: bool) -> Iterator[Criterion]:
+    """Whether the figures are those of images that the weights were not fitted to."""
+    yield Criterion(
+        "evaluated split",
+        "validation or test",
+        report.split,
+        met=report.split in UNSEEN_SPLITS,
+    )
+    leaks = {check: report.gate_findings.get(check, 0) for check in LEAKS}
+    # Counted only: the sentences of the findings name patients.
+    found = ", ".join(f"{check} ({count})" for check, count in leaks.items() if count)
+    yield Criterion(
+        "evaluated images",
+        "no patient in two splits and no image twice, save for a demonstration",
+        f"{found}; a demonstration only" if found and demonstration else found or "none such",
+        met=demonstration or not found,
+    )
 
 
 def _of_figures(label: ReportedLabel, limits: AdmissionLimits) -> Iterator[Criterion]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,11 @@ class EvaluationReport:
     split: str
     images: int
     patients: int
+    refused: int
+    """Images the model abstained from; no figure counts them."""
+    not_selected: int
+    gate_findings: Mapping[str, int]
+    """What the checks of the data found and a person let pass: findings by check."""
     labels: tuple[ReportedLabel, ...]
 
 
@@ -199,14 +205,19 @@ def _document(path: Path, faults: list[str]) -> Mapping[str, object]:
 
 def _report(reader: _Reader) -> EvaluationReport:
     model, outcomes = reader.inner("model"), reader.inner("outcomes")
+    data = reader.inner("data")
+    findings = data.inner("gate").each("findings")
     return EvaluationReport(
         name=model.text("name"),
         version=model.text("version"),
         weights_sha256=model.text("weights_sha256"),
         preprocessing_digest=model.text("preprocessing_digest"),
-        split=reader.inner("data").text("split"),
+        split=data.text("split"),
         images=int(outcomes.number("images")),
         patients=int(outcomes.number("patients")),
+        refused=int(outcomes.number("refused")),
+        not_selected=int(outcomes.number("not_selected")),
+        gate_findings=Counter(one.text("check") for one in findings),
         labels=tuple(_label(each) for each in reader.each("labels")),
     )
 

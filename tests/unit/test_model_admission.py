@@ -42,8 +42,8 @@ def document(package: ModelPackage, **changes: Any) -> dict[str, Any]:
             "weights_sha256": package.identity.weights_sha256,
             "preprocessing_digest": package.preprocessing_digest,
         },
-        "data": {"split": "test"},
-        "outcomes": {"images": 100, "patients": 80},
+        "data": {"split": "test", "gate": {"allowed": [], "findings": []}},
+        "outcomes": {"images": 100, "patients": 80, "refused": 3, "not_selected": 1},
         "labels": [
             {
                 "name": label.name, "threshold": label.threshold,
@@ -100,8 +100,8 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
 
     assert all(criterion.met for criterion in criteria)
     assert [criterion.name for criterion in criteria] == [
-        "preprocessing", "trial", "probes", "evaluation", "Bright AUC", "Bright sensitivity",
-        "Bright specificity", "Bright sensitivity by sex",
+        "preprocessing", "trial", "probes", "evaluation", "evaluated split", "evaluated images",
+        "Bright AUC", "Bright sensitivity", "Bright specificity", "Bright sensitivity by sex",
     ]  # fmt: skip
 
 
@@ -120,6 +120,8 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
         ({"model__weights_sha256": "ab" * 32}, "about weights"),
         ({"model__preprocessing_digest": "ab" * 32}, "about preprocessing"),
         ({"model__name": "giant"}, "about the model giant"),
+        ({"data__split": "train"}, "evaluated split: wanted validation or test, found train"),
+        ({"data__gate": {}}, "data.gate.findings: must be a list of objects"),
         ({"format": 2}, "format: must be 1"),
         ({"labels__0__figures": []}, "labels[0].figures: must be an object"),
     ],
@@ -131,6 +133,43 @@ def test_what_misses_a_limit_is_refused_with_what_was_found(tmp_path: Path, chan
 
     assert len(sentences) == 1
     assert said in sentences[0]
+
+
+def leaking(folder: Path, *checks: str, demonstration: bool = False) -> ModelPackage:
+    """Return a package whose report tells what the gate let pass, in words that name a patient."""
+    findings = [{"check": each, "sentence": "patient P-17 is in test and train"} for each in checks]
+    gate = {"allowed": list(checks), "findings": findings}
+    plain = package_with(folder, data__gate=gate)
+    return replace(plain, identity=replace(plain.identity, demonstration=demonstration))
+
+
+@pytest.mark.parametrize("check", ["patients", "duplicates", "same-pixels", "label-conflicts"])
+def test_figures_of_images_that_another_split_may_hold_too_are_refused(
+    tmp_path: Path, check: str
+) -> None:
+    (sentence,) = unmet(leaking(tmp_path, "balance", check, check))
+
+    assert sentence.startswith("evaluated images: wanted no patient in two splits and no image")
+    assert sentence.endswith(f"found {check} (2)")
+
+
+def test_data_that_is_no_more_than_poor_is_no_fault(tmp_path: Path) -> None:
+    assert unmet(leaking(tmp_path, "balance", "tiny")) == []
+
+
+def test_a_demonstration_may_share_patients_between_splits_and_says_so(tmp_path: Path) -> None:
+    criteria = judge_admission(leaking(tmp_path, "patients", demonstration=True), trial(), LIMITS)
+
+    assert all(each.met for each in criteria)
+    (told,) = [each for each in criteria if each.name == "evaluated images"]
+    assert told.found == "patients (1); a demonstration only"
+
+
+def test_how_many_images_got_no_score_is_told(tmp_path: Path) -> None:
+    criteria = judge_admission(package_with(tmp_path), trial(), LIMITS)
+
+    (told,) = [each for each in criteria if each.name == "evaluation"]
+    assert told.found == "test: 100 images of 80 patients, 3 refused, 1 not selected"
 
 
 def test_every_missed_criterion_is_named_at_once(tmp_path: Path) -> None:
