@@ -50,6 +50,8 @@ class Conversion:
     """``name@version``."""
     converted: str
     folder: Path
+    earlier_sha256: tuple[str, ...]
+    """The weights that the source itself was converted from, oldest first."""
     source_sha256: str
     converted_sha256: str
     source_runtime: str
@@ -73,6 +75,7 @@ class Conversion:
         return {
             "source": self.source,
             "source_weights_sha256": self.source_sha256,
+            "earlier_weights_sha256": list(self.earlier_sha256),
             "source_runtime": self.source_runtime,
             "converted_weights_sha256": self.converted_sha256,
             "converted_runtime": self.runtime,
@@ -215,6 +218,7 @@ def _proven(
         source=source.at_version,
         converted=package.at_version,
         folder=out,
+        earlier_sha256=source.converted_from,
         source_sha256=source.identity.weights_sha256,
         converted_sha256=package.identity.weights_sha256,
         source_runtime=predictor.description.runtime,

@@ -100,8 +100,8 @@ def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]
     """Return where a report speaks of something else than this package; empty when nowhere."""
     identity = package.identity
     # A converted package answers as its source does: that was proven when it was made.
-    source = package.conversion.get("source_weights_sha256")
-    weights = source if report.weights_sha256 == source else identity.weights_sha256
+    is_of_source = report.weights_sha256 in package.converted_from
+    weights = report.weights_sha256 if is_of_source else identity.weights_sha256
     faults = [
         f"the evaluation report is about {what} {found}, the package has {wanted}: "
         "evaluate the package as it is"

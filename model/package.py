@@ -152,6 +152,20 @@ class ModelPackage:
         return self.identity.at_version
 
     @property
+    def converted_from(self) -> tuple[str, ...]:
+        """SHA-256 of the weights these were proven to answer as, oldest first; empty for none.
+
+        ``[conversion]`` speaks of the weights that stand in it: kept beside others it says
+        nothing.
+        """
+        told = self.conversion
+        if told.get("converted_weights_sha256") != self.identity.weights_sha256:
+            return ()
+        earlier = told.get("earlier_weights_sha256")
+        links = [*(earlier if isinstance(earlier, list) else ()), told.get("source_weights_sha256")]
+        return tuple(each for each in links if isinstance(each, str))
+
+    @property
     def keywords(self) -> frozenset[str]:
         """The attributes that selection, ranking and contract look at."""
         preferred = [key.prefer for key in self.selection.rank if key.prefer is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +295,23 @@ def test_onnx_package_is_handed_to_openvino_with_the_same_file(tmp_path):
     assert made.source_sha256 == made.converted_sha256
     with pytest.raises(ConversionFault, match="is a package for openvino; what can be converted"):
         optimise(tmp_path / "new", tmp_path / "newer")
+
+
+def test_what_was_converted_twice_still_names_the_weights_it_comes_from(tmp_path, keras_model):
+    first = load_package(keras_model.folder)
+    optimise(first.folder, tmp_path / "onnx")
+    second = load_package(tmp_path / "onnx")
+
+    optimise(second.folder, tmp_path / "openvino", runtime=RuntimeValues.OPENVINO)
+
+    third = load_package(tmp_path / "openvino")
+    weights = [each.identity.weights_sha256 for each in (first, second)]
+    assert second.converted_from == (weights[0],)
+    assert third.converted_from == tuple(weights)
+    assert third.conversion["source"] == second.at_version
+    # A table that speaks of other weights, kept by hand with new ones, proves nothing.
+    assert replace(second, conversion=third.conversion | {
+        "converted_weights_sha256": "0" * 64}).converted_from == ()  # fmt: skip
 
 
 def test_nothing_is_written_when_the_answers_differ_by_more_than_the_tolerance(

@@ -276,8 +276,30 @@ def test_an_evaluation_of_the_source_counts_for_the_converted_package(tmp_path: 
     report = read_evaluation_report(package.evaluation.path)
     assert "about weights" in contradictions(report, package)[0]
 
-    # then it is accepted from the package that was converted from these, and no other.
-    converted = replace(package, conversion={"source_weights_sha256": source})
-    other = replace(package, conversion={"source_weights_sha256": "d" * 64})
+    # then it is accepted from the package whose weights were converted from these, and no other.
+    own = package.identity.weights_sha256
+    for conversion, is_proven in (
+        ({"source_weights_sha256": source, "converted_weights_sha256": own}, True),
+        ({"source_weights_sha256": "d" * 64, "converted_weights_sha256": own}, False),
+        ({"source_weights_sha256": source, "converted_weights_sha256": "0" * 64}, False),
+        ({"source_weights_sha256": source}, False),
+        # Of a chain of conversions every link was proven.
+        ({"source_weights_sha256": "d" * 64, "earlier_weights_sha256": [source],
+          "converted_weights_sha256": own}, True),
+        ({"source_weights_sha256": "d" * 64, "earlier_weights_sha256": source,
+          "converted_weights_sha256": own}, False),
+    ):  # fmt: skip
+        faults = contradictions(report, replace(package, conversion=conversion))
+        assert [fault for fault in faults if "about weights" in fault] == faults
+        assert bool(faults) is not is_proven
+
+
+def test_an_evaluation_of_the_converted_package_itself_counts(tmp_path: Path) -> None:
+    package = package_with(tmp_path)
+    assert package.evaluation is not None
+    report = read_evaluation_report(package.evaluation.path)
+
+    # The report is about these very weights, whatever they were converted from.
+    converted = replace(package, conversion={"source_weights_sha256": "d" * 64})
+
     assert contradictions(report, converted) == []
-    assert "about weights" in contradictions(report, other)[0]
