@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from daemon.config import Config
 from daemon.dangling_settings import dangling_settings
+from daemon.in_hand import note_path, read_note
 from daemon.logs import ACTION, COUNT, JOB, REASON, STUDY
 from daemon.role import RoleProcess, now_utc, where
 from dicom_io.errors import MedimgdError
-from storage.claims import reclaim_expired
+from storage.claims import expired_leases, reclaim_expired
 from storage.completion import CompletionRules, DeadlineAction, complete_due_studies
 from storage.database import Database
 from storage.preparation import reclaim_preparations
@@ -124,7 +125,9 @@ class Scheduler:
                 "study held: %s", study.reason,
                 extra={ACTION: "study_held", STUDY: study.study_instance_uid},
             )  # fmt: skip
-        for job in reclaim_expired(self._database, now_utc()):
+        now = now_utc()
+        not_begun = self._not_begun(expired_leases(self._database, now))
+        for job in reclaim_expired(self._database, now, not_begun=not_begun):
             _logger.warning(
                 "job %d comes back from a silent worker; it is %s", job.id, job.state,
                 extra={ACTION: "job_reclaimed", JOB: job.id, STUDY: job.study_instance_uid},
@@ -137,6 +140,12 @@ class Scheduler:
                 extra={ACTION: "retired_refused", COUNT: len(refused)},
             )  # fmt: skip
         reclaim_runs(self._database, now_utc())
+
+    def _not_begun(self, leases: Mapping[int, str]) -> frozenset[int]:
+        """Return the jobs that their silent workers only had read ahead, by the workers' notes."""
+        folder = self._config.site.data_folder
+        notes = {owner: read_note(note_path(folder, owner)) for owner in set(leases.values())}
+        return frozenset(job for job, owner in leases.items() if job in notes[owner])
 
     def keep_retention(self) -> None:
         """Remove the pixels of studies that ended long ago."""

@@ -5,7 +5,7 @@ A claimed job stays in the table as ``running``; whoever holds the lease may end
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import (
@@ -161,6 +161,13 @@ def _running(connection: Connection, which: ColumnElement[bool]) -> list[JobReco
     table = schema.job
     query = select(table).where(table.c.state == JobState.RUNNING, which).order_by(table.c.id)
     return [job_from_row(row) for row in connection.execute(query).mappings().all()]
+
+
+def expired_leases(database: Database, now: datetime) -> Mapping[int, str]:
+    """Return the running jobs whose worker fell silent, and in whose name each is leased."""
+    with database.read() as connection:
+        silent = _running(connection, schema.job.c.lease_until <= now)
+    return {job.id: job.lease_owner or "" for job in silent}
 
 
 def reclaim_expired(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from daemon import scheduler as scheduling
 from daemon.config import Config, SiteSection
+from daemon.in_hand import InHand, note_path
 from daemon.scheduler import Scheduler
 from storage.database import migrate, open_database
+from storage.dossier import read_dossier
 from storage.spool import Spool
+from storage.states import JobState
+from tests.storage_hospital import Hospital
 
 
 @pytest.fixture
@@ -52,3 +57,30 @@ def test_a_clock_set_back_does_not_silence_the_duties(
     monkeypatch.setattr(scheduling.time, "time", lambda: real() - 3600)
 
     assert called.wait(10)
+
+
+def test_what_a_silent_worker_had_only_read_ahead_is_not_blamed(tmp_path: Path) -> None:
+    config = Config(site=SiteSection(data_folder=tmp_path))
+    migrate(config.database_path)
+    with closing(open_database(config.database_path)) as database:
+        hospital = Hospital(database, Spool(config.spool_folder, 0))
+        studies = ("1.2.1", "1.2.2")
+        for study in studies:
+            hospital.enqueue(study)
+        computed, ahead = hospital.claim(limit=2, owner="worker-1")
+        in_hand, others = InHand(), InHand()
+        in_hand.open_note(note_path(tmp_path, "worker-1"))
+        in_hand.add([computed, ahead])
+        in_hand.begin([computed])
+        # The note of another slot says nothing of this one's jobs.
+        others.open_note(note_path(tmp_path, "worker-2"))
+        others.add([computed])
+
+        # The leases ended long ago.
+        Scheduler(config, database, hospital.spool).reclaim_leases()
+
+        first, second = [read_dossier(database, study).jobs[0] for study in studies]
+        assert (first.state, first.attempts, first.crashes) == (JobState.WAITING, 1, 1)
+        assert (second.state, second.attempts, second.crashes) == (JobState.WAITING, 0, 0)
+        for each in (in_hand, others):
+            each.close_note()
