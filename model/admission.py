@@ -17,6 +17,7 @@ from model.evaluation_report import (
     read_evaluation_report,
 )
 from model.package import ModelPackage
+from model.package_files import ProbeFile
 from model.runtimes.check import CheckReport
 
 GAP_FIGURES = ("roc_auc", "sensitivity", "specificity")
@@ -24,6 +25,10 @@ UNSEEN_SPLITS = frozenset({"validation", "test"})
 LEAKS = ("patients", "duplicates", "same-pixels", "label-conflicts")
 """Checks of the data whose findings may let a model answer images that it was fitted to."""
 
+_LITTLE_TOLD = (
+    "no score is ten tolerances away from 0 and 1, so they tell little: pack it again with other "
+    "images, 'medimgd models pack --probe'"
+)
 _WORDS = {"roc_auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
@@ -108,13 +113,20 @@ def _of_trial(package: ModelPackage, trial: CheckReport) -> Iterator[Criterion]:
         )
         return
     difference = trial.probe_difference
+    found = "no scores" if difference is None else f"a largest difference of {difference:.2g}"
     yield Criterion(
         "probes",
         f"the recorded scores of {len(package.probes.scores)} probes within "
         f"{package.probes.tolerance:g}",
-        "no scores" if difference is None else f"a largest difference of {difference:.2g}",
+        found if _is_telling(package.probes) else f"{found}; {_LITTLE_TOLD}",
         met=difference is not None and difference <= package.probes.tolerance,
     )
+
+
+def _is_telling(probes: ProbeFile) -> bool:
+    """Return False when other weights might give the same scores: all lie at 0 or 1."""
+    end = 10 * probes.tolerance
+    return any(end < score < 1 - end for scores in probes.scores for score in scores)
 
 
 def _of_evaluation(package: ModelPackage, limits: AdmissionLimits) -> Iterator[Criterion]:

@@ -225,6 +225,23 @@ def test_weights_that_do_not_reproduce_the_recorded_scores_are_refused(
     assert sentence.startswith("probes: wanted the recorded scores of 1 probes within 0.001")
 
 
+@pytest.mark.parametrize(
+    ("scores", "is_telling"),
+    [(((0.018,),), True), (((0.003,), (0.9995,)), False), (((0.003, 0.4),), True)],
+)
+def test_probes_whose_scores_all_lie_at_an_end_are_said_to_tell_little(
+    tmp_path: Path, scores: Any, is_telling: bool
+) -> None:
+    package = package_with(tmp_path)
+    assert package.probes is not None
+    package = replace(package, probes=replace(package.probes, scores=scores))
+
+    (told,) = [c for c in judge_admission(package, trial(), LIMITS) if c.name == "probes"]
+
+    assert told.met
+    assert ("tell little" in told.found) is not is_telling
+
+
 def test_a_package_without_probes_and_one_whose_trial_failed_are_refused(tmp_path: Path) -> None:
     bare = package_with(tmp_path / "bare", probes=False)
     broken = package_with(tmp_path / "broken")
