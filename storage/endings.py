@@ -8,21 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import (
-    Connection,
-    RowMapping,
-    exists,
-    select,
-)
+from sqlalchemy import Connection
 
 from dicom_io.errors import RefusalReason
-from storage import audit, schema
+from storage import audit
 from storage.clock import after
 from storage.database import Database
 from storage.errors import LeaseLost
 from storage.explanations import write_explanations
 from storage.jobs import (
-    NEWER_SET,
     ClaimedJob,
     JobRecord,
     drop_tensor,
@@ -31,10 +25,10 @@ from storage.jobs import (
     result_of,
 )
 from storage.plain_endings import Analysed, finish_plain_ones, plain_ones
+from storage.precedence import overtaken_within, supersede_overtaken_within
 from storage.results import ResultKind, write_result
 from storage.standings import withdrawal_within
 from storage.states import Actor, JobState
-from storage.studies import require_study
 
 __all__ = (
     "Analysed",
@@ -56,8 +50,9 @@ def finish_job(database: Database, analysed: Analysed, now: datetime) -> JobStat
     Returns
     -------
     JobState
-        ``done``; ``superseded`` when a newer instance set was finished first: its report stays
-        the latest, and this one is not made; or ``refused`` when the model was retired meanwhile.
+        ``done``; ``superseded`` when a later preparation of the study, with newer images or by
+        another version, was finished first: its report stays the latest, and this one is not
+        made; or ``refused`` when the model was retired meanwhile.
 
     Raises
     ------
@@ -100,8 +95,8 @@ def _finish_within(connection: Connection, analysed: Analysed, now: datetime) ->
     if current.run == analysed.job.run and current.state is JobState.DONE:
         return JobState.DONE
     job = require_held(connection, analysed.job)
-    if _overtaken(connection, job):
-        return _supersede_running(connection, job, Actor.WORKER, now)
+    if overtaken_within(connection, job):
+        return supersede_overtaken_within(connection, job, Actor.WORKER, now)
     withdrawn = withdrawal_within(connection, job.model.name, job.model.version)
     if withdrawn:
         # Retired while it was computing: what a person has stopped says nothing any more.
@@ -137,8 +132,8 @@ def refuse_job(
     """Record that the model abstains; raises ``LeaseLost`` like ``finish_job``."""
     with database.write() as connection:
         held = require_held(connection, job)
-        if _overtaken(connection, held):
-            return _supersede_running(connection, held, Actor.WORKER, now)
+        if overtaken_within(connection, held):
+            return supersede_overtaken_within(connection, held, Actor.WORKER, now)
         return _refuse_within(connection, held, reason, message, analysis_started_at, now)
 
 
@@ -220,8 +215,8 @@ def dead_letter(
     connection: Connection, job: JobRecord, reason: str, actor: Actor, now: datetime
 ) -> JobState:
     """Give a job up, with a result that says why, within the caller's transaction."""
-    if _overtaken(connection, job):
-        return _supersede_running(connection, job, actor, now)
+    if overtaken_within(connection, job):
+        return supersede_overtaken_within(connection, job, actor, now)
     move_job(connection, job, JobState.FAILED, actor, now, reason=reason, finished_at=now)
     write_result(
         connection,
@@ -262,41 +257,3 @@ def require_held(connection: Connection, job: ClaimedJob) -> JobRecord:
             "the lease ran out and it was given to another; these findings are dropped"
         )
     return held
-
-
-def _overtaken(connection: Connection, job: JobRecord) -> bool:
-    """True when a later preparation of the study has a result of this model version already.
-
-    The wall clock may be set back between two preparations, so instants do not decide: the set
-    that the study stands for now is the newest, and among others the job enqueued last is.
-    """
-    table, result = schema.job, schema.result
-    finished = select(table.c.id, table.c.instance_set_digest, table.c.enqueued_at).where(
-        table.c.study_instance_uid == job.study_instance_uid,
-        table.c.model_name == job.model.name,
-        table.c.model_version == job.model.version,
-        table.c.id != job.id,
-        exists().where(result.c.job_id == table.c.id),
-    )
-    others = connection.execute(finished).mappings().all()
-    current = require_study(connection, job.study_instance_uid).instance_set_digest
-    return any(_is_newer(other, job, current) for other in others)
-
-
-def _is_newer(other: RowMapping, job: JobRecord, current: str | None) -> bool:
-    if other["instance_set_digest"] != job.instance_set_digest:
-        if current == job.instance_set_digest:
-            return False
-        if current == other["instance_set_digest"]:
-            return True
-    elif other["enqueued_at"] == job.enqueued_at:
-        return False  # one preparation enqueued both, for two series
-    return bool(other["id"] > job.id)
-
-
-def _supersede_running(
-    connection: Connection, job: JobRecord, actor: Actor, now: datetime
-) -> JobState:
-    move_job(connection, job, JobState.SUPERSEDED, actor, now, reason=NEWER_SET, finished_at=now)
-    drop_tensor(connection, job.id)
-    return JobState.SUPERSEDED

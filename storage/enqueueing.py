@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     Connection,
@@ -25,7 +26,6 @@ from storage.encoding import (
     tensor_to_columns,
 )
 from storage.jobs import (
-    NEWER_SET,
     JobRecord,
     drop_tensor,
     job_from_row,
@@ -36,6 +36,8 @@ from storage.jobs import (
 )
 from storage.results import ResultKind, write_result
 from storage.states import Actor, JobState
+
+_NOT_WANTED = "a later preparation of the study is analysed instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,20 @@ class NewRefusal:
 
 
 def enqueue_within(
-    connection: Connection, study_instance_uid: str, new: NewJob, now: datetime
+    connection: Connection,
+    study_instance_uid: str,
+    new: NewJob,
+    now: datetime,
+    *,
+    enqueued_at: datetime,
 ) -> int:
     """Enqueue within the caller's transaction; return the job's id.
 
     The same work again (study, series, model version, instance set, preprocessing) is the same
     job: waiting, running and done ones stay as they are, refused and failed ones wait again. One
     that waits is for the weights of now, should a package have been replaced under its version.
+    Whatever its state, it belongs to this preparation from now on: `enqueued_at` is its instant,
+    by ``storage.precedence``.
     """
     key = _key(
         study_instance_uid,
@@ -84,6 +93,7 @@ def enqueue_within(
     known = _find(connection, key)
     if known is not None:
         _revive(connection, known, new, now)
+        _update(connection, known, enqueued_at=enqueued_at)
         return known.id
     job_id = _insert_job(
         connection,
@@ -92,6 +102,7 @@ def enqueue_within(
         new.tensor.sop_instance_uids,
         state=JobState.WAITING,
         now=now,
+        enqueued_at=enqueued_at,
         priority=new.priority,
     )
     connection.execute(insert(schema.tensor).values(job_id=job_id, **tensor_to_columns(new.tensor)))
@@ -99,11 +110,17 @@ def enqueue_within(
 
 
 def refuse_within(
-    connection: Connection, study_instance_uid: str, new: NewRefusal, now: datetime
+    connection: Connection,
+    study_instance_uid: str,
+    new: NewRefusal,
+    now: datetime,
+    *,
+    enqueued_at: datetime,
 ) -> int:
     """Record a refusal as a job that never waited, with its result; return the job's id.
 
-    A job of the same key that runs, is done, or was refused or failed before is left alone.
+    A job of the same key that runs, is done, or was refused or failed before says nothing new; it
+    belongs to this preparation all the same, as in ``enqueue_within``.
     """
     key = _key(
         study_instance_uid,
@@ -115,21 +132,26 @@ def refuse_within(
     known = _find(connection, key)
     if known is None:
         job_id = _insert_job(
-            connection, key, new.model, new.sop_instance_uids, state=JobState.REFUSED, now=now
+            connection,
+            key,
+            new.model,
+            new.sop_instance_uids,
+            state=JobState.REFUSED,
+            now=now,
+            enqueued_at=enqueued_at,
         )
         known = require_job(connection, job_id)
     elif known.state in (JobState.WAITING, JobState.SUPERSEDED):
-        move_job(connection, known, JobState.REFUSED, Actor.PREPARER, now)
+        # A new run: what was superseded may have said something in the one before.
+        move_job(connection, known, JobState.REFUSED, Actor.PREPARER, now, run=known.run + 1)
         drop_tensor(connection, known.id)
         _take_identity(connection, known, new.model)
+        _update(connection, known, enqueued_at=enqueued_at)
         known = require_job(connection, known.id)
     else:
+        _update(connection, known, enqueued_at=enqueued_at)
         return known.id
-    connection.execute(
-        update(schema.job)
-        .where(schema.job.c.id == known.id)
-        .values(reason=new.message, finished_at=now)
-    )
+    _update(connection, known, reason=new.message, finished_at=now)
     write_result(
         connection,
         result_of(known, ResultKind.REFUSAL, now, reason=new.reason, message=new.message),
@@ -150,7 +172,7 @@ def supersede_within(
     )
     old = [job_from_row(row) for row in connection.execute(query).mappings()]
     for job in old:
-        move_job(connection, job, JobState.SUPERSEDED, Actor.PREPARER, now, reason=NEWER_SET)
+        move_job(connection, job, JobState.SUPERSEDED, Actor.PREPARER, now, reason=_NOT_WANTED)
         drop_tensor(connection, job.id)
     return tuple(job.id for job in old)
 
@@ -187,6 +209,7 @@ def _insert_job(
     *,
     state: JobState,
     now: datetime,
+    enqueued_at: datetime,
     priority: int = 0,
 ) -> int:
     inserted = connection.execute(
@@ -198,7 +221,7 @@ def _insert_job(
             state=state,
             state_since=now,
             available_at=now,
-            enqueued_at=now,
+            enqueued_at=enqueued_at,
         )
     )
     assert inserted.inserted_primary_key is not None  # noqa: S101 - one row, integer key
@@ -225,8 +248,9 @@ def _revive(connection: Connection, job: JobRecord, new: NewJob, now: datetime) 
 def _take_identity(connection: Connection, job: JobRecord, model: ModelIdentity) -> None:
     """Note the model's weights as they are now; a result repeats what its job says of them."""
     if model != job.model:
-        connection.execute(
-            update(schema.job)
-            .where(schema.job.c.id == job.id)
-            .values(model_identity=identity_to_json(model))
-        )
+        _update(connection, job, model_identity=identity_to_json(model))
+
+
+def _update(connection: Connection, job: JobRecord, **values: Any) -> None:
+    """Change columns of a job that are not its state."""
+    connection.execute(update(schema.job).where(schema.job.c.id == job.id).values(**values))

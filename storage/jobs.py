@@ -57,6 +57,7 @@ class JobRecord:
     lease_until: datetime | None
     reason: str
     enqueued_at: datetime
+    """By the newest preparation that wanted it; see ``storage.precedence``."""
     claimed_at: datetime | None
     finished_at: datetime | None
 
@@ -88,9 +89,6 @@ class WaitingModel:
     oldest_at: datetime
     priority: int
     """The highest among them; above 0 is urgent."""
-
-
-NEWER_SET = "a newer instance set of the study is analysed instead"
 
 
 def job_from_row(row: RowMapping) -> JobRecord:

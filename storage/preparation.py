@@ -25,6 +25,7 @@ from storage.enqueueing import (
     supersede_within,
 )
 from storage.errors import LeaseLost
+from storage.precedence import preparation_instant
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
 from storage.studies import SeriesRecord, StudyRecord, read_series, require_study, study_from_row
 
@@ -189,9 +190,12 @@ def finish_preparation(
         ):
             raise _lost(task)
         _write_decisions(connection, uid, preparation.decisions, now)
-        job_ids = tuple(enqueue_within(connection, uid, job, now) for job in preparation.jobs)
+        at = preparation_instant(connection, uid, now)
+        job_ids = tuple(
+            enqueue_within(connection, uid, job, now, enqueued_at=at) for job in preparation.jobs
+        )
         refused_ids = tuple(
-            refuse_within(connection, uid, one, now) for one in preparation.refusals
+            refuse_within(connection, uid, one, now, enqueued_at=at) for one in preparation.refusals
         )
         superseded: tuple[int, ...] = ()
         if preparation.outcome is not StudyState.HELD:

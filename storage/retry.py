@@ -17,6 +17,7 @@ from storage.jobs import (
     jobs_of_study_within,
     retry_job_within,
 )
+from storage.precedence import overtaken_within, supersede_overtaken_within
 from storage.redelivery import resend_within
 from storage.results import recompose_within, results_of_study_within
 from storage.states import Actor, JobState, ResultState, StudyState
@@ -33,13 +34,17 @@ class Retried:
     prepared_again: bool
     """The study is ``complete`` again; its preparer decides anew."""
     job_ids: tuple[int, ...]
+    superseded_job_ids: tuple[int, ...]
+    """Not tried again: a later preparation of the study has spoken already."""
     result_ids: tuple[int, ...]
     delivery_ids: tuple[int, ...]
 
     @property
     def anything(self) -> bool:
         """False when nothing of the study waited for a person."""
-        return self.prepared_again or bool(self.job_ids or self.result_ids or self.delivery_ids)
+        return self.prepared_again or any(
+            (self.job_ids, self.superseded_job_ids, self.result_ids, self.delivery_ids)
+        )
 
 
 def retry_study(
@@ -51,6 +56,9 @@ def retry_study(
     destinations: Sequence[str] = (),
 ) -> Retried:
     """Retry what failed, was refused, rejected or given up.
+
+    An analysis that failed or was refused before a later preparation of the study spoke, by a newer
+    version say, is ended instead: its answer would take the place of the later one.
 
     Parameters
     ----------
@@ -78,11 +86,9 @@ def retry_study(
     with database.write() as connection:
         study = require_study(connection, study_instance_uid)
         require_images(study)
-        stuck = [
-            job
-            for job in jobs_of_study_within(connection, study_instance_uid)
-            if job.state in _STUCK_JOBS
-        ]
+        superseded, stuck = _stuck_jobs(connection, study_instance_uid)
+        for job in superseded:
+            supersede_overtaken_within(connection, job, Actor.OPERATOR, now)
         # A study that is prepared again anyway revives its jobs with what the preparer finds.
         jobs = [job for job in stuck if not prepare_again and has_tensor_within(connection, job.id)]
         for job in jobs:
@@ -96,6 +102,7 @@ def retry_study(
         retried = Retried(
             again,
             tuple(job.id for job in jobs),
+            tuple(job.id for job in superseded),
             _recompose(connection, study_instance_uid, now),
             resend_within(connection, study_instance_uid, destinations, now),
         )
@@ -107,10 +114,23 @@ def retry_study(
             study_instance_uid,
             prepared_again=retried.prepared_again,
             jobs=retried.job_ids,
+            superseded_jobs=retried.superseded_job_ids,
             results=retried.result_ids,
             deliveries=retried.delivery_ids,
         )
     return retried
+
+
+def _stuck_jobs(
+    connection: Connection, study_instance_uid: str
+) -> tuple[list[JobRecord], list[JobRecord]]:
+    """Return the study's stuck jobs: those a later preparation overtook, and the others."""
+    overtaken: list[JobRecord] = []
+    others: list[JobRecord] = []
+    for job in jobs_of_study_within(connection, study_instance_uid):
+        if job.state in _STUCK_JOBS:
+            (overtaken if overtaken_within(connection, job) else others).append(job)
+    return overtaken, others
 
 
 def _without(jobs: list[JobRecord], stuck: list[JobRecord]) -> bool:

@@ -17,6 +17,7 @@ from dicom_io.errors import RefusalReason
 from storage import audit, schema
 from storage.database import Database
 from storage.jobs import JobRecord, drop_tensor, job_from_row, move_job, result_of
+from storage.precedence import overtaken_within, supersede_overtaken_within
 from storage.results import ResultKind, write_result
 from storage.shadow_runs import drop_runs_within
 from storage.states import MODEL_MOVES, Actor, JobState, ModelState, check_move
@@ -300,9 +301,12 @@ def _waiting_for_retired(connection: Connection) -> list[tuple[JobRecord, Standi
 
 
 def _refuse_waiting(connection: Connection, actor: Actor, now: datetime) -> tuple[int, ...]:
-    """Refuse every job that waits for a retired version."""
-    refused = _waiting_for_retired(connection)
-    for job, standing in refused:
+    """Refuse every job that waits for a retired version, unless a later one spoke already."""
+    refused = []
+    for job, standing in _waiting_for_retired(connection):
+        if overtaken_within(connection, job):
+            supersede_overtaken_within(connection, job, actor, now)
+            continue
         said = _withdrawn(standing)
         move_job(connection, job, JobState.REFUSED, actor, now, reason=said, finished_at=now)
         drop_tensor(connection, job.id)
@@ -310,7 +314,8 @@ def _refuse_waiting(connection: Connection, actor: Actor, now: datetime) -> tupl
             job, ResultKind.REFUSAL, now, reason=RefusalReason.WITHDRAWN, message=said
         )
         write_result(connection, result, now)
-    return tuple(job.id for job, _ in refused)
+        refused.append(job.id)
+    return tuple(refused)
 
 
 def _write(

@@ -52,7 +52,7 @@ class JobState(StrEnum):
     FAILED = "failed"
     """Dead letter: waits for a person."""
     SUPERSEDED = "superseded"
-    """A newer instance set of the same study is analysed instead."""
+    """A later preparation of the same study is analysed instead."""
 
 
 class ResultState(StrEnum):
@@ -171,7 +171,8 @@ STUDY_MOVES: Moves[StudyState] = _moves(
 JOB_MOVES: Moves[JobState] = _moves(
     {
         (_J.WAITING, _J.RUNNING): {Actor.WORKER},
-        (_J.WAITING, _J.SUPERSEDED): {Actor.PREPARER},
+        # A later preparation does not want it; or has spoken already when its version is retired.
+        (_J.WAITING, _J.SUPERSEDED): {Actor.PREPARER, Actor.OPERATOR, Actor.SCHEDULER},
         # Prepared again after the model's manifest changed; or the model was retired, just now or
         # between the preparation and now.
         (_J.WAITING, _J.REFUSED): {Actor.PREPARER, Actor.OPERATOR, Actor.SCHEDULER},
@@ -179,9 +180,12 @@ JOB_MOVES: Moves[JobState] = _moves(
         (_J.RUNNING, _J.REFUSED): {Actor.WORKER},
         (_J.RUNNING, _J.FAILED): {Actor.WORKER, Actor.SCHEDULER},
         (_J.RUNNING, _J.WAITING): {Actor.WORKER, Actor.SCHEDULER},
-        # A newer instance set was finished first: its report must stay the latest one.
+        # A later preparation was finished first: its report must stay the latest one.
         (_J.RUNNING, _J.SUPERSEDED): {Actor.WORKER, Actor.SCHEDULER},
-        # The older instance set is the current one again, after retention removed the rest.
+        (_J.FAILED, _J.SUPERSEDED): {Actor.OPERATOR},
+        (_J.REFUSED, _J.SUPERSEDED): {Actor.OPERATOR},
+        # The older instance set is the current one again, after retention removed the rest; or
+        # the older version serves again.
         (_J.SUPERSEDED, _J.WAITING): {Actor.PREPARER},
         (_J.SUPERSEDED, _J.REFUSED): {Actor.PREPARER},
         (_J.FAILED, _J.WAITING): {Actor.OPERATOR},

@@ -110,6 +110,8 @@ def _print_retry(done: Retry) -> None:
     ):
         for each in ids:
             say(f"{uid}: {what} {each} is tried again")
+    for each in retried.superseded_job_ids:
+        say(f"{uid}: analysis {each} is not tried again: a later one has spoken already")
     if not done.anything:
         say(f"{uid}: nothing waits for a person; --again prepares it anew all the same")
 

@@ -53,7 +53,7 @@ _MACHINES = {
         JOB_MOVES,
         """
         waiting     running     worker
-        waiting     superseded  preparer
+        waiting     superseded  preparer operator scheduler
         waiting     refused     preparer operator scheduler
         running     done        worker
         running     refused     worker
@@ -63,7 +63,9 @@ _MACHINES = {
         superseded  waiting     preparer
         superseded  refused     preparer
         failed      waiting     operator
+        failed      superseded  operator
         refused     waiting     operator
+        refused     superseded  operator
         """,
     ),
     "result": (

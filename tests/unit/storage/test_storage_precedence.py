@@ -1,0 +1,220 @@
+"""Which of a study's preparations a result belongs to: an earlier one never speaks last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
+
+from dicom_io.errors import RefusalReason
+from dicom_io.vocabulary import ModelIdentity, PresenceValues
+from storage.claims import claim_batch, give_back, reclaim_expired
+from storage.dossier import read_dossier
+from storage.endings import Analysed, fail_attempt, finish_job, refuse_job
+from storage.enqueueing import NewRefusal
+from storage.jobs import ClaimedJob, get_job
+from storage.preparation import Preparation, finish_preparation
+from storage.retry import retry_study
+from storage.standings import (
+    Decision,
+    VersionDigests,
+    admit_version,
+    refuse_jobs_of_retired,
+    retire_version,
+)
+from storage.states import JobState, StudyState
+from storage.stuck_studies import WaitsForPerson, stuck_studies
+
+NEWER = replace(CXR, version="2.0.0", weights_sha256="cd" * 32)
+ABSENT = replace(PNEUMONIA, presence=PresenceValues.ABSENT, probability=0.1)
+LATER = NOON + seconds(3600)
+NEXT_DAY = NOON + seconds(86400)
+DECIDED = Decision(LATER, "dr-house", "better on our films")
+
+
+def digests(model: ModelIdentity) -> VersionDigests:
+    return VersionDigests(model.name, model.version, "a1" * 32, model.weights_sha256)
+
+
+def take(hospital, model: ModelIdentity, now=LATER) -> ClaimedJob:
+    (job,) = claim_batch(
+        hospital.database, "worker-0", model.name, model.version, 1, now, 2 * 86400
+    )
+    return job
+
+
+def end(hospital, job: ClaimedJob, finding=PNEUMONIA, now=LATER) -> JobState:
+    return finish_job(hospital.database, Analysed(job, (finding,), now), now)
+
+
+def speak(hospital, model: ModelIdentity, finding=PNEUMONIA, now=LATER) -> int:
+    """Let a version be asked about the study again, and answer; return its job's id."""
+    retry_study(hospital.database, STUDY, now, prepare_again=True)
+    hospital.prepare(now, models=(model,))
+    job = take(hospital, model, now)
+    assert end(hospital, job, finding, now) is JobState.DONE
+    return job.id
+
+
+def said(hospital) -> list[tuple[str, str]]:
+    """Return version and kind of every result, oldest first."""
+    return [(r.model.version, r.kind.value) for r in read_dossier(hospital.database, STUDY).results]
+
+
+def test_what_failed_of_an_old_version_is_not_tried_again_after_the_new_one_spoke(
+    hospital,
+) -> None:
+    failed = hospital.enqueue()
+    (job,) = hospital.claim()
+    fail_attempt(hospital.database, job, "the network broke", retryable=False, now=NOON)
+    speak(hospital, NEWER)
+
+    retried = retry_study(hospital.database, STUDY, NEXT_DAY)
+
+    assert (retried.job_ids, retried.superseded_job_ids) == ((), (failed,))
+    assert (retried.prepared_again, retried.anything) == (False, True)
+    assert hospital.claim(now=NEXT_DAY) == ()
+    assert get_job(hospital.database, failed).state is JobState.SUPERSEDED
+    assert said(hospital) == [("1.0.0", "failure"), ("2.0.0", "finding")]
+    assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+
+
+def _finds_nothing(hospital, job: ClaimedJob) -> None:
+    end(hospital, job, ABSENT, NEXT_DAY)
+
+
+def _fails(hospital, job: ClaimedJob) -> None:
+    fail_attempt(hospital.database, job, "it broke", retryable=False, now=NEXT_DAY)
+
+
+def _refuses(hospital, job: ClaimedJob) -> None:
+    reason, at = RefusalReason.QUALITY, NEXT_DAY
+    refuse_job(hospital.database, job, reason, "blank", analysis_started_at=at, now=at)
+
+
+def _kills_two_workers(hospital, job: ClaimedJob) -> None:
+    reclaim_expired(hospital.database, NEXT_DAY, owner=job.owner)
+    take(hospital, CXR, NEXT_DAY)
+    reclaim_expired(hospital.database, NEXT_DAY, owner=job.owner)
+
+
+def _given_back_and_refused(hospital, job: ClaimedJob) -> None:
+    give_back(hospital.database, job.owner, NEXT_DAY)
+    retire_version(hospital.database, digests(CXR), DECIDED)
+
+
+def _retired_and_swept(hospital, job: ClaimedJob) -> None:
+    retire_version(hospital.database, digests(CXR), DECIDED)
+    give_back(hospital.database, job.owner, NEXT_DAY)
+    assert refuse_jobs_of_retired(hospital.database, NEXT_DAY) == ()
+
+
+def _retired_meanwhile(hospital, job: ClaimedJob) -> None:
+    retire_version(hospital.database, digests(CXR), DECIDED)
+    end(hospital, job, ABSENT, NEXT_DAY)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        _finds_nothing,
+        _fails,
+        _refuses,
+        _kills_two_workers,
+        _given_back_and_refused,
+        _retired_and_swept,
+        _retired_meanwhile,
+    ],
+)
+def test_what_an_old_version_had_in_hand_does_not_replace_what_the_new_one_said(
+    hospital, late
+) -> None:
+    old_id = hospital.enqueue()
+    old = take(hospital, CXR)
+    speak(hospital, NEWER)
+
+    late(hospital, old)
+
+    assert said(hospital) == [("2.0.0", "finding")]
+    assert get_job(hospital.database, old_id).state is JobState.SUPERSEDED
+
+
+def test_an_old_version_that_ends_before_the_new_one_is_still_heard(hospital) -> None:
+    hospital.enqueue()
+    old = take(hospital, CXR)
+    retry_study(hospital.database, STUDY, LATER, prepare_again=True)
+    hospital.prepare(LATER, models=(NEWER,))
+
+    states = [end(hospital, each) for each in (old, take(hospital, NEWER))]
+
+    assert states == [JobState.DONE, JobState.DONE]
+    assert said(hospital) == [("1.0.0", "finding"), ("2.0.0", "finding")]
+
+
+@pytest.mark.parametrize("clock", [NEXT_DAY, NOON, NOON - seconds(3600)])
+@pytest.mark.parametrize("before", [JobState.FAILED, JobState.REFUSED, JobState.SUPERSEDED])
+def test_back_at_an_earlier_version_it_speaks_last_whatever_the_clock_says(
+    hospital, clock, before: JobState
+) -> None:
+    hospital.enqueue()
+    if before is not JobState.SUPERSEDED:
+        (_fails if before is JobState.FAILED else _refuses)(hospital, take(hospital, CXR))
+    speak(hospital, NEWER)
+
+    speak(hospital, CXR, now=clock)
+
+    assert said(hospital)[-2:] == [("2.0.0", "finding"), ("1.0.0", "finding")]
+
+
+def test_back_at_an_earlier_version_what_it_has_in_hand_counts_as_of_now(hospital) -> None:
+    hospital.enqueue()
+    old = take(hospital, CXR)
+    speak(hospital, NEWER)
+    retry_study(hospital.database, STUDY, NEXT_DAY, prepare_again=True)
+    hospital.prepare(NEXT_DAY, models=(CXR,))
+
+    state = end(hospital, old, now=NEXT_DAY)
+
+    assert state is JobState.DONE
+    assert said(hospital) == [("2.0.0", "finding"), ("1.0.0", "finding")]
+
+
+def test_a_model_of_another_name_overtakes_nothing(hospital) -> None:
+    hospital.enqueue()
+    old = take(hospital, CXR)
+    speak(hospital, replace(NEWER, name="ct-nodule"))
+
+    assert end(hospital, old) is JobState.DONE
+
+
+def test_what_was_refused_before_a_later_preparation_spoke_waits_for_nobody(hospital) -> None:
+    hospital.enqueue()
+    _refuses(hospital, take(hospital, CXR))
+    admit_version(hospital.database, digests(NEWER), DECIDED)
+    speak(hospital, NEWER)
+
+    retried = retry_study(hospital.database, STUDY, NEXT_DAY)
+
+    assert not retried.prepared_again
+    assert stuck_studies(hospital.database, WaitsForPerson.REFUSED) == ()
+
+
+def test_back_at_an_earlier_version_it_may_refuse_what_it_failed_at(hospital) -> None:
+    hospital.enqueue()
+    failed = take(hospital, CXR)
+    _fails(hospital, failed)
+    speak(hospital, NEWER)
+    retry_study(hospital.database, STUDY, NEXT_DAY, prepare_again=True)
+    task = hospital.claim_study(NEXT_DAY)
+    refusal = NewRefusal(
+        CXR, failed.series_instance_uid, task.instance_set_digest, RefusalReason.GEOMETRY,
+        "slices are missing", preprocessing_digest=failed.tensor.preprocessing_digest,
+    )  # fmt: skip
+
+    finish_preparation(
+        hospital.database, task, Preparation(StudyState.REFUSED, "", refusals=[refusal]), NEXT_DAY
+    )
+
+    assert get_job(hospital.database, failed.id).state is JobState.REFUSED
+    assert said(hospital)[-2:] == [("2.0.0", "finding"), ("1.0.0", "refusal")]
