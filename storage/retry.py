@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from storage import audit
-from storage.completion import complete_within
+from storage.completion import complete_within, hold_reason
 from storage.database import Database
 from storage.jobs import (
     JobRecord,
@@ -21,7 +21,8 @@ from storage.precedence import overtaken_within, supersede_overtaken_within
 from storage.redelivery import resend_within
 from storage.results import recompose_within, results_of_study_within
 from storage.states import Actor, JobState, ResultState, StudyState
-from storage.studies import require_images, require_study
+from storage.stuck_studies import WaitsForPerson
+from storage.studies import StudyRecord, require_images, require_study
 
 _STUCK_JOBS = (JobState.FAILED, JobState.REFUSED)
 _STUCK_STUDIES = (StudyState.HELD, StudyState.UNMATCHED, StudyState.REFUSED)
@@ -31,13 +32,15 @@ _STUCK_STUDIES = (StudyState.HELD, StudyState.UNMATCHED, StudyState.REFUSED)
 class Retried:
     """What was set going again."""
 
-    prepared_again: bool
+    prepared_again: bool = False
     """The study is ``complete`` again; its preparer decides anew."""
-    job_ids: tuple[int, ...]
-    superseded_job_ids: tuple[int, ...]
+    stays_held: bool = False
+    """It is held, and that is not for a retry of many studies to end."""
+    job_ids: tuple[int, ...] = ()
+    superseded_job_ids: tuple[int, ...] = ()
     """Not tried again: a later preparation of the study has spoken already."""
-    result_ids: tuple[int, ...]
-    delivery_ids: tuple[int, ...]
+    result_ids: tuple[int, ...] = ()
+    delivery_ids: tuple[int, ...] = ()
 
     @property
     def anything(self) -> bool:
@@ -54,6 +57,7 @@ def retry_study(
     *,
     prepare_again: bool = False,
     destinations: Sequence[str] = (),
+    among: WaitsForPerson | None = None,
 ) -> Retried:
     """Retry what failed, was refused, rejected or given up.
 
@@ -75,6 +79,9 @@ def retry_study(
     destinations : sequence of str
         Every destination that is configured: one that was never offered a result gets it, and
         deliveries to others are given up. With none named the outbox keeps its destinations.
+    among : WaitsForPerson, optional
+        It is one of many studies that wait over this, and nobody looked at it by itself: a hold
+        ends only when that is what they wait over, and never one that ``hold_reason`` explains.
 
     Raises
     ------
@@ -93,7 +100,8 @@ def retry_study(
         jobs = [job for job in stuck if not prepare_again and has_tensor_within(connection, job.id)]
         for job in jobs:
             retry_job_within(connection, job, now)
-        again = study.state in _STUCK_STUDIES or (
+        stays_held = _stays_held(study, among)
+        again = (study.state in _STUCK_STUDIES and not stays_held) or (
             study.state is StudyState.ROUTED and (prepare_again or _without(jobs, stuck))
         )
         if again:
@@ -101,6 +109,7 @@ def retry_study(
             complete_within(connection, study_instance_uid, evidence, actor=Actor.OPERATOR, now=now)
         retried = Retried(
             again,
+            stays_held,
             tuple(job.id for job in jobs),
             tuple(job.id for job in superseded),
             _recompose(connection, study_instance_uid, now),
@@ -131,6 +140,15 @@ def _stuck_jobs(
         if job.state in _STUCK_JOBS:
             (overtaken if overtaken_within(connection, job) else others).append(job)
     return overtaken, others
+
+
+def _stays_held(study: StudyRecord, among: WaitsForPerson | None) -> bool:
+    if among is None or study.state is not StudyState.HELD:
+        return False
+    to_look_into = hold_reason(
+        study.instance_count, study.patient_mismatch_count, study.purged_instance_count
+    )
+    return among is not WaitsForPerson.HELD or bool(to_look_into)
 
 
 def _without(jobs: list[JobRecord], stuck: list[JobRecord]) -> bool:

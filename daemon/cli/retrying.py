@@ -112,7 +112,9 @@ def _print_retry(done: Retry) -> None:
             say(f"{uid}: {what} {each} is tried again")
     for each in retried.superseded_job_ids:
         say(f"{uid}: analysis {each} is not tried again: a later one has spoken already")
-    if not done.anything:
+    if done.left_alone:
+        say(f"{uid}: {done.left_alone}; 'medimgd retry {uid}' goes on all the same")
+    elif not done.anything:
         say(f"{uid}: nothing waits for a person; --again prepares it anew all the same")
 
 
@@ -141,7 +143,7 @@ def _retry_many(
         done = []
         for each in found:
             try:
-                done.append(retrier.retry(each.study_instance_uid, datetime.now(UTC)))
+                done.append(retrier.retry_among(waits, each.study_instance_uid, datetime.now(UTC)))
             except MedimgdError as error:
                 failed = True
                 typer.echo(f"medimgd: {each.study_instance_uid}: {error}", err=True)
@@ -150,7 +152,8 @@ def _retry_many(
     else:
         for one in done:
             _print_retry(one)
-        say(f"{len(done)} of {len(found)} studies are tried again")
+        tried = sum(one.anything for one in done)
+        say(f"{tried} of {len(found)} studies are tried again")
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -16,8 +16,10 @@ from daemon.cli.application import app
 from daemon.config import Config, SiteSection
 from dicom_io.errors import RefusalReason
 from storage import schema
+from storage.completion import CompletionRules, complete_due_studies
 from storage.database import migrate, open_database
-from storage.states import StudyState
+from storage.dossier import read_dossier
+from storage.states import DeliveryState, StudyState
 from storage.stuck_studies import WaitsForPerson, stuck_studies
 from storage.studies import get_study
 from tests.worklist_material import CXR, TINY, Ward, present
@@ -200,3 +202,63 @@ def test_one_study_is_retried_as_before(config: Config, ward: Ward, uids: dict[s
     answer = json.loads(done.stdout)
     assert (answer["completed_now"], answer["retried"]["prepared_again"]) == (False, True)
     assert states(ward, uids["held"]) == [StudyState.COMPLETE]
+
+
+def undelivered(ward: Ward, film: Path) -> str:
+    """Return a study whose report its archive rejected."""
+    uid = ward.positive("rejected^A", present("Pneumonia"), patient_id="A")
+    ward.compose(film)
+    ward.deliver(uid, 0x0122, "SOP class not supported", times=3)
+    return uid
+
+
+def pending(ward: Ward, uid: str) -> int:
+    deliveries = read_dossier(ward.database, uid).deliveries
+    return sum(each.state is DeliveryState.PENDING for each in deliveries)
+
+
+def test_many_are_retried_and_none_is_completed_that_is_still_received(
+    config: Config, ward: Ward, testdata: Path
+) -> None:
+    uid = undelivered(ward, testdata / "single/dx_image.dcm")
+    ward.receive("rejected^A", study=uid, first=2, patient_id="A")
+
+    done = retry(config, "--state", "undelivered", "--yes")
+
+    assert done.exit_code == 0
+    assert f"{uid}: it is still being received; 'medimgd retry {uid}' goes on" in done.stdout
+    assert "0 of 1 studies are tried again" in done.stdout
+    assert states(ward, uid) == [StudyState.RECEIVING]
+    assert pending(ward, uid) == 0
+
+
+@pytest.mark.parametrize("waits", ["undelivered", "held"])
+def test_a_study_of_two_patients_stays_held_until_it_is_named(
+    config: Config, ward: Ward, testdata: Path, waits: str
+) -> None:
+    uid = undelivered(ward, testdata / "single/dx_image.dcm")
+    ward.receive("other^B", study=uid, first=2, patient_id="B")
+    complete_due_studies(ward.database, CompletionRules(), ward.pass_time(600))
+
+    done = retry(config, "--state", waits, "--yes")
+
+    assert f"{uid}: it stays held (instances of more than one patient" in done.stdout
+    assert states(ward, uid) == [StudyState.HELD]
+    assert pending(ward, uid) == 2
+    retry(config, uid)
+    assert states(ward, uid) == [StudyState.COMPLETE]
+
+
+def test_a_hold_ends_only_where_it_is_what_the_studies_wait_over(
+    config: Config, ward: Ward, testdata: Path
+) -> None:
+    uid = undelivered(ward, testdata / "single/dx_image.dcm")
+    ward.receive("rejected^A", study=uid, first=2, patient_id="A")
+    ward.hold(uid)
+
+    found = []
+    for waits in ("undelivered", "held"):
+        retry(config, "--state", waits, "--yes")
+        found += states(ward, uid)
+
+    assert found == [StudyState.HELD, StudyState.COMPLETE]
