@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
 
 from storage import audit, schema
 from storage.database import Database
@@ -20,7 +20,22 @@ from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
 MISSES_UNTIL_STUCK = 10
 """Queries in vain, about five hours of them, after which a person should look."""
 
+NO_LONGER_CONFIGURED = "destination no longer configured"
+"""Why a delivery was given up that nothing but another configuration can bring back."""
+
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
+
+LOST = (_DELIVERY.c.state == DeliveryState.SENT) & (
+    _DELIVERY.c.confirm_misses >= MISSES_UNTIL_STUCK
+)
+"""Of a row of ``delivery``: accepted, and not found since."""
+
+UNDELIVERED = or_(
+    _DELIVERY.c.state == DeliveryState.REJECTED,
+    (_DELIVERY.c.state == DeliveryState.DEAD) & (_DELIVERY.c.last_comment != NO_LONGER_CONFIGURED),
+    LOST,
+)
+"""Of a row of ``delivery``: its document did not arrive, and a retry may help."""
 
 
 @dataclass(frozen=True, slots=True)

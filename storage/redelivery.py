@@ -13,14 +13,14 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 from storage import audit, schema
 from storage.database import Database
 from storage.deliveries import (
+    NO_LONGER_CONFIGURED,
+    UNDELIVERED,
     deliveries_of_study_within,
     end_delivery_within,
     retry_delivery_within,
 )
 from storage.results import insert_deliveries_within
 from storage.states import Actor, DeliveryState, ResultState
-
-NO_LONGER_CONFIGURED = "destination no longer configured"
 
 _UNDELIVERED = (DeliveryState.PENDING, DeliveryState.REJECTED, DeliveryState.DEAD)
 
@@ -50,6 +50,22 @@ def resend_within(
     table = schema.result
     of_study = table.c.study_instance_uid == study_instance_uid
     return (*revived, *_offer(connection, of_study, destinations, now))
+
+
+def has_undelivered_within(connection: Connection, study_instance_uid: str) -> bool:
+    """True when a document of the study did not arrive somewhere, and is here to be sent again."""
+    delivery, result, document = schema.delivery, schema.result, schema.document
+    query = (
+        select(delivery.c.id)
+        .join(result, result.c.id == delivery.c.result_id)
+        .join(document, document.c.id == delivery.c.document_id)
+        .where(
+            result.c.study_instance_uid == study_instance_uid,
+            UNDELIVERED,
+            func.length(document.c.data) > 0,
+        )
+    )
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def deliver_undelivered(database: Database, destinations: Sequence[str], now: datetime) -> int:

@@ -1,7 +1,7 @@
 """Retention: the pixels of finished studies go after a time; what was said about them stays.
 
-Removes files of the spool, the rows that point to them and the bytes of documents that were
-delivered, never of a study with work pending.
+Removes files of the spool, the rows that point to them and the bytes of documents that arrived
+where they were to go, never of a study with work pending.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from storage import audit, schema
 from storage.clock import after
 from storage.commitments import forget_commitments
 from storage.database import Database
+from storage.deliveries import UNDELIVERED
 from storage.errors import StorageError
 from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
@@ -32,6 +33,8 @@ from storage.states import (
 
 _FINISHED = (StudyState.ROUTED, StudyState.UNMATCHED, StudyState.REFUSED)
 """A held study waits for a person, who will want its pixels."""
+
+_ARRIVED = (DeliveryState.SENT, DeliveryState.CONFIRMED)
 
 _SECONDS_PER_DAY = 86400.0
 
@@ -155,20 +158,24 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
 
 
 def _forget_documents(connection: Connection, uid: str) -> int:
-    """Drop the bytes of documents that have left; their rows still tell our own objects.
+    """Drop the bytes of documents that have arrived; their rows still tell our own objects.
 
     A study is purged only when none of its deliveries is pending. The latest report of a model
-    that never had a destination is kept: nobody else holds it.
+    is kept when it arrived nowhere, or not everywhere: a retry still sends it.
     """
     result, later, delivery = schema.result, schema.result.alias(), schema.delivery
     document = schema.document
-    offered = exists().where(delivery.c.result_id == result.c.id)
+    of_result = delivery.c.result_id == result.c.id
+    arrived = exists().where(of_result, delivery.c.state.in_(_ARRIVED))
+    undelivered = exists().where(of_result, UNDELIVERED)
     overtaken = exists().where(
         later.c.study_instance_uid == result.c.study_instance_uid,
         later.c.model_name == result.c.model_name,
         later.c.version_number > result.c.version_number,
     )
-    done = select(result.c.id).where(result.c.study_instance_uid == uid, offered | overtaken)
+    done = select(result.c.id).where(
+        result.c.study_instance_uid == uid, (arrived & ~undelivered) | overtaken
+    )
     dropped = connection.execute(
         update(document)
         .where(document.c.result_id.in_(done), func.length(document.c.data) > 0)

@@ -18,7 +18,7 @@ from storage.jobs import (
     retry_job_within,
 )
 from storage.precedence import overtaken_within, supersede_overtaken_within
-from storage.redelivery import resend_within
+from storage.redelivery import has_undelivered_within, resend_within
 from storage.results import recompose_within, results_of_study_within
 from storage.states import Actor, JobState, ResultState, StudyState
 from storage.stuck_studies import WaitsForPerson
@@ -88,33 +88,15 @@ def retry_study(
     NotFound
         No such study.
     ImagesRemoved
-        Retention removed its images; nothing can be repeated until it is sent again.
+        Retention removed its images: until it is sent again, only documents that did not arrive
+        somewhere can be sent once more, and there is none.
     """
     with database.write() as connection:
         study = require_study(connection, study_instance_uid)
-        require_images(study)
-        superseded, stuck = _stuck_jobs(connection, study_instance_uid)
-        for job in superseded:
-            supersede_overtaken_within(connection, job, Actor.OPERATOR, now)
-        # A study that is prepared again anyway revives its jobs with what the preparer finds.
-        jobs = [job for job in stuck if not prepare_again and has_tensor_within(connection, job.id)]
-        for job in jobs:
-            retry_job_within(connection, job, now)
-        stays_held = _stays_held(study, among)
-        again = (study.state in _STUCK_STUDIES and not stays_held) or (
-            study.state is StudyState.ROUTED and (prepare_again or _without(jobs, stuck))
-        )
-        if again:
-            evidence = {"reason": "retried by the operator", "judged_at": now.isoformat()}
-            complete_within(connection, study_instance_uid, evidence, actor=Actor.OPERATOR, now=now)
-        retried = Retried(
-            again,
-            stays_held,
-            tuple(job.id for job in jobs),
-            tuple(job.id for job in superseded),
-            _recompose(connection, study_instance_uid, now),
-            resend_within(connection, study_instance_uid, destinations, now),
-        )
+        if study.purged_at is None:
+            retried = _retry_all(connection, study, now, prepare_again, destinations, among)
+        else:
+            retried = _resend_kept(connection, study, now, prepare_again, destinations)
         audit.append(
             connection,
             now,
@@ -128,6 +110,53 @@ def retry_study(
             deliveries=retried.delivery_ids,
         )
     return retried
+
+
+def _retry_all(
+    connection: Connection,
+    study: StudyRecord,
+    now: datetime,
+    prepare_again: bool,
+    destinations: Sequence[str],
+    among: WaitsForPerson | None,
+) -> Retried:
+    uid = study.study_instance_uid
+    superseded, stuck = _stuck_jobs(connection, uid)
+    for job in superseded:
+        supersede_overtaken_within(connection, job, Actor.OPERATOR, now)
+    # A study that is prepared again anyway revives its jobs with what the preparer finds.
+    jobs = [job for job in stuck if not prepare_again and has_tensor_within(connection, job.id)]
+    for job in jobs:
+        retry_job_within(connection, job, now)
+    stays_held = _stays_held(study, among)
+    again = (study.state in _STUCK_STUDIES and not stays_held) or (
+        study.state is StudyState.ROUTED and (prepare_again or _without(jobs, stuck))
+    )
+    if again:
+        evidence = {"reason": "retried by the operator", "judged_at": now.isoformat()}
+        complete_within(connection, uid, evidence, actor=Actor.OPERATOR, now=now)
+    return Retried(
+        again,
+        stays_held,
+        tuple(job.id for job in jobs),
+        tuple(job.id for job in superseded),
+        _recompose(connection, uid, now),
+        resend_within(connection, uid, destinations, now),
+    )
+
+
+def _resend_kept(
+    connection: Connection,
+    study: StudyRecord,
+    now: datetime,
+    prepare_again: bool,
+    destinations: Sequence[str],
+) -> Retried:
+    """Send what retention kept of a study because it did not arrive; the rest is gone."""
+    uid = study.study_instance_uid
+    if prepare_again or not has_undelivered_within(connection, uid):
+        require_images(study)
+    return Retried(delivery_ids=resend_within(connection, uid, destinations, now))
 
 
 def _stuck_jobs(

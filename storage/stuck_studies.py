@@ -12,12 +12,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, Table, or_, select
+from sqlalchemy import ColumnElement, FromClause, Select, Table, func, select
 
 from storage import schema
 from storage.database import Database
-from storage.deliveries import MISSES_UNTIL_STUCK
-from storage.states import DeliveryState, JobState, ResultState, StudyState
+from storage.deliveries import UNDELIVERED
+from storage.states import JobState, ResultState, StudyState
 
 
 class WaitsForPerson(StrEnum):
@@ -47,10 +47,7 @@ class StuckStudy:
 
 
 _STUDY, _JOB, _RESULT, _DELIVERY = schema.study, schema.job, schema.result, schema.delivery
-_LOST = (_DELIVERY.c.state == DeliveryState.SENT) & (
-    _DELIVERY.c.confirm_misses >= MISSES_UNTIL_STUCK
-)
-_UNDELIVERED = or_(_DELIVERY.c.state.in_([DeliveryState.REJECTED, DeliveryState.DEAD]), _LOST)
+_DOCUMENT = schema.document
 
 _WHERE: Mapping[WaitsForPerson, tuple[tuple[Table, ColumnElement[bool]], ...]] = MappingProxyType(
     {
@@ -64,7 +61,7 @@ _WHERE: Mapping[WaitsForPerson, tuple[tuple[Table, ColumnElement[bool]], ...]] =
             (_JOB, _JOB.c.state == JobState.FAILED),
             (_RESULT, _RESULT.c.state == ResultState.UNCOMPOSABLE),
         ),
-        WaitsForPerson.UNDELIVERED: ((_DELIVERY, _UNDELIVERED),),
+        WaitsForPerson.UNDELIVERED: ((_DELIVERY, UNDELIVERED),),
     }
 )
 
@@ -74,7 +71,8 @@ def stuck_studies(
 ) -> tuple[StuckStudy, ...]:
     """Return the studies that wait over something, the longest waiting first.
 
-    Studies whose images retention removed are left out: nothing of them can be repeated.
+    Studies whose images retention removed are left out, for nothing of them can be repeated; but
+    what did not arrive and was kept can still be sent.
 
     Parameters
     ----------
@@ -88,7 +86,7 @@ def stuck_studies(
     found: dict[str, StuckStudy] = {}
     with database.read() as connection:
         for table, condition in _WHERE[waits]:
-            query = _studies_of(table).where(condition, _STUDY.c.purged_at.is_(None))
+            query = _studies_of(table).where(condition, _can_be_repeated(table))
             if since is not None:
                 query = query.where(table.c.state_since >= since)
             for uid, at, reason in connection.execute(query.order_by(table.c.state_since)):
@@ -96,6 +94,13 @@ def stuck_studies(
                 if known is None or known.since <= at:
                     found[uid] = StuckStudy(uid, at, reason)
     return tuple(sorted(found.values(), key=lambda each: (each.since, each.study_instance_uid)))
+
+
+def _can_be_repeated(table: Table) -> ColumnElement[bool]:
+    """Return the condition that what a retry needs is still here: the images, or the document."""
+    if table is _DELIVERY:
+        return func.length(_DOCUMENT.c.data) > 0
+    return _STUDY.c.purged_at.is_(None)
 
 
 def _studies_of(table: Table) -> Select[Any]:
@@ -106,7 +111,10 @@ def _studies_of(table: Table) -> Select[Any]:
     rows: FromClause = table
     reason = table.c.last_comment if table is _DELIVERY else table.c.reason
     if table is _DELIVERY:
-        own, rows = _RESULT, table.join(_RESULT, _RESULT.c.id == table.c.result_id)
+        own = _RESULT
+        rows = table.join(_RESULT, _RESULT.c.id == table.c.result_id).join(
+            _DOCUMENT, _DOCUMENT.c.id == table.c.document_id
+        )
     return select(_STUDY.c.study_instance_uid, table.c.state_since, reason).select_from(
         rows.join(_STUDY, _STUDY.c.study_instance_uid == own.c.study_instance_uid)
     )

@@ -17,7 +17,7 @@ from storage.confirmation import (
     record_confirmation_miss,
     unconfirmed_deliveries,
 )
-from storage.deliveries import MISSES_UNTIL_STUCK, delivery_states
+from storage.deliveries import MISSES_UNTIL_STUCK, NO_LONGER_CONFIGURED, delivery_states
 from storage.destinations import (
     DeliveryOutcome,
     destination_state,
@@ -29,7 +29,7 @@ from storage.endings import Analysed, finish_job
 from storage.errors import IllegalMove, NotFound
 from storage.outbox import due_deliveries, record_outcomes, replace_document, wake_destination
 from storage.overview import read_overview
-from storage.redelivery import NO_LONGER_CONFIGURED, deliver_undelivered
+from storage.redelivery import deliver_undelivered
 from storage.results import (
     is_own_sop_instance_uid,
     mark_uncomposable,

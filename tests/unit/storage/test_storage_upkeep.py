@@ -46,10 +46,12 @@ from storage.results import (
 from storage.retention import forget_old_traffic, purge_finished_studies
 from storage.retry import retry_study
 from storage.states import DeliveryState, JobState, ResultState, StudyState
+from storage.stuck_studies import WaitsForPerson, stuck_studies
 from storage.studies import get_study
 
 DAY = 86400
 MUCH_LATER = NOON + seconds(31 * DAY)
+POLICY = DeliveryPolicy()
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,87 @@ def _delivered(hospital) -> int:
     return result_id
 
 
+def _lose(hospital) -> None:
+    """Let what a destination accepted not be found there."""
+    (delivery,) = read_dossier(hospital.database, STUDY).deliveries
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(hospital.database, [delivery.id], NOON)
+
+
+def _rejected(hospital) -> None:
+    _finished(hospital, "pacs")
+    _answer(hospital, 0xC000, times=3)
+
+
+def _given_up(hospital) -> None:
+    _finished(hospital, "pacs")
+    _answer(hospital, None, policy=DeliveryPolicy(max_age_seconds=0))
+
+
+def _lost(hospital) -> None:
+    _delivered(hospital)
+    _lose(hospital)
+
+
+def _answer(
+    hospital, status: int | None, *, times: int = 1, policy: DeliveryPolicy = POLICY
+) -> None:
+    for each in range(times):
+        now = NOON + seconds(3600 * each)
+        (group,) = due_deliveries(hospital.database, now)
+        outcomes = [DeliveryOutcome(one.id, status) for one in group.deliveries]
+        record_outcomes(hospital.database, "pacs", outcomes, now, policy)
+
+
+@pytest.mark.parametrize("reach", [_rejected, _given_up, _lost])
+def test_a_report_that_did_not_arrive_outlives_the_images_and_is_still_sent(
+    hospital, reach
+) -> None:
+    reach(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+
+    (purged,) = _purge(hospital)
+
+    assert (purged.files, list(hospital.spool.stored_instances())) == (1, [])
+    assert read_document(hospital.database, document.id) == b"bytes"
+    (stuck,) = stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)
+    assert stuck.study_instance_uid == STUDY
+    retried = retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["pacs"])
+    assert (len(retried.delivery_ids), retried.prepared_again) == (1, False)
+    (group,) = due_deliveries(hospital.database, MUCH_LATER)
+    assert group.study_instance_uid == STUDY
+    with pytest.raises(ImagesRemoved):
+        retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["pacs"])
+
+
+def test_what_did_not_arrive_brings_no_images_back(hospital) -> None:
+    _rejected(hospital)
+    _purge(hospital)
+
+    with pytest.raises(ImagesRemoved):
+        retry_study(hospital.database, STUDY, MUCH_LATER, prepare_again=True)
+
+
+def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None:
+    _rejected(hospital)
+    hospital.arrive(2)
+    complete_now(hospital.database, STUDY, NOON)
+    hospital.prepare()
+    (job,) = hospital.claim()
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    (result,) = results_awaiting_composition(hospital.database)
+    later = Document(sop_instance_uid="2.25.2")
+    store_documents(hospital.database, result.id, [later], [], NOON)
+    first, second = read_dossier(hospital.database, STUDY).documents
+
+    _purge(hospital)
+
+    with pytest.raises(NotFound):
+        read_document(hospital.database, first.id)
+    assert read_document(hospital.database, second.id) == b"bytes"
+    assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
+
+
 def test_delivered_documents_go_with_the_pixels_and_are_still_known_as_ours(hospital) -> None:
     _delivered(hospital)
     (document,) = read_dossier(hospital.database, STUDY).documents
@@ -321,10 +404,8 @@ def test_delivered_documents_go_with_the_pixels_and_are_still_known_as_ours(hosp
 
 def test_a_document_that_retention_removed_is_not_sent_again(hospital) -> None:
     _delivered(hospital)
-    (delivery,) = read_dossier(hospital.database, STUDY).deliveries
-    for _ in range(MISSES_UNTIL_STUCK):
-        record_confirmation_miss(hospital.database, [delivery.id], NOON)
     _purge(hospital)
+    _lose(hospital)
     hospital.arrive(1, now=MUCH_LATER)
 
     retried = retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["pacs", "archive"])
