@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, RowMapping, Select, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
 
 from dicom_io.errors import RefusalReason
 from dicom_io.vocabulary import Detection, Finding, ModelIdentity
@@ -95,6 +95,8 @@ class DocumentRecord:
     sop_instance_uid: str
     series_instance_uid: str
     composed_at: datetime
+    is_here: bool
+    """False once retention removed its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,10 @@ def latest_results(
     return {uid: tuple(by_model.values()) for uid, by_model in newest.items()}
 
 
-_DOCUMENT_COLUMNS = tuple(column for column in schema.document.c if column.name != "data")
+_DOCUMENT_COLUMNS = (
+    *(column for column in schema.document.c if column.name != "data"),
+    (func.length(schema.document.c.data) > 0).label("is_here"),
+)
 
 
 def documents_of_results_within(

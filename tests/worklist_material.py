@@ -156,7 +156,7 @@ class Ward:
     ) -> Arrival:
         sop = f"{uid}.1.{n}"
         stored = Stored(
-            Path(f"/spool/{sop}"), f"{uid}/{sop}.dcm",
+            Path(f"/spool/{sop}"), f"studies/{uid}/{uid}.1/{sop}.dcm",
             replace(header, sop_instance_uid=sop, instance_number=n),
             StoreOutcome.NEW if content == "aa" else StoreOutcome.CONFLICT, content * 32, 2048,
         )  # fmt: skip

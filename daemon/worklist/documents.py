@@ -29,7 +29,10 @@ class ReportText:
 
 
 def read_reports(database: Database, page: StudyPage) -> tuple[ReportText, ...]:
-    """Return the report of each result that holds now; empty while none is composed."""
+    """Return the report of each result that holds now; empty while none is composed.
+
+    Where retention removed one with the images, or it is damaged, its text says so.
+    """
     return tuple(
         ReportText(
             version.result_id,
@@ -46,9 +49,9 @@ def read_reports(database: Database, page: StudyPage) -> tuple[ReportText, ...]:
 def _text(database: Database, document_id: int) -> str:
     try:
         return report_text(read_document(database, document_id))
-    except UnreadableInstance as error:
+    except (UnreadableInstance, NotFound) as error:
         # The rest of the page must still be shown.
-        return f"The stored report cannot be shown: {error}"
+        return f"The report cannot be shown: {error}"
 
 
 def read_capture(database: Database, study_instance_uid: str, document_id: int) -> bytes:

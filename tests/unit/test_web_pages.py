@@ -13,7 +13,9 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from typer.testing import CliRunner
 
+from daemon.cli.application import app
 from daemon.config import Config, SiteSection, WebSection
 from daemon.metrics import METRICS, metrics_text
 from daemon.web.rendering import make_environment
@@ -21,7 +23,9 @@ from daemon.web.serving import WebServer
 from daemon.web.wording import age, person_name, span
 from daemon.worklist.flags import FlagValues
 from storage.database import migrate, open_database
-from tests.worklist_material import ROLES, SCRIPT, Ward, fill
+from storage.retention import purge_finished_studies
+from storage.spool import Spool
+from tests.worklist_material import ROLES, SCRIPT, Ward, fill, present
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,56 @@ def test_what_does_not_exist_is_said_plainly(page: Page, path: str, status: int)
     assert "Traceback" not in body
     if path.startswith("/api/"):
         assert set(json.loads(body)) == {"error", "reason"}
+
+
+@pytest.fixture(scope="module")
+def purged(testdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Return a page over one delivered positive, whose images and documents retention removed."""
+    config = configured(tmp_path_factory.mktemp("purged"))
+    migrate(config.database_path)
+    database = open_database(config.database_path)
+    ward = Ward(database)
+    uid = ward.positive("Muster^Mara", present("Pneumonia", 0.93))
+    ward.compose(testdata / "single/dx_image.dcm")
+    ward.deliver(uid, 0x0000)
+    later = ward.pass_time(31 * 86400)
+    spool = Spool(config.spool_folder, 0)
+    assert len(purge_finished_studies(database, spool, later, older_than_days=30)) == 1
+    server = WebServer(config)
+    server.start()
+    yield Page(server.port, {"positive": uid}, ward, config)
+    server.stop()
+    database.close()
+
+
+def test_a_study_whose_images_are_gone_is_still_shown_with_its_flag(purged: Page) -> None:
+    uid = purged.uids["positive"]
+
+    html = purged.text(f"/studies/{uid}")
+    found = purged.json(f"/api/studies/{uid}")
+
+    assert "removed here" in html
+    assert "was removed by retention with the images" in html
+    assert (found["line"]["flag"], found["line"]["finding"]) == ("POSITIVE", "Pneumonia")
+    assert "removed by retention" in found["reports"][0]["text"]
+
+
+def test_a_result_card_that_is_gone_is_not_asked_for(purged: Page) -> None:
+    html = purged.text(f"/studies/{purged.uids['positive']}")
+
+    assert "<img" not in html
+    assert "The result card was removed here" in html
+
+
+def test_a_study_whose_images_are_gone_is_shown_by_the_command(purged: Page) -> None:
+    path = purged.config.site.data_folder / "medimgd.toml"
+    path.write_text(f"[site]\ndata_folder = '{purged.config.site.data_folder}'\n")
+
+    done = CliRunner().invoke(app, ["show", purged.uids["positive"], "--config", str(path)])
+
+    assert done.exit_code == 0
+    assert "Pneumonia: PRESENT" in done.stdout
+    assert "removed by retention" in done.stdout
 
 
 def test_metrics_hold_every_named_metric_and_no_patient(page: Page) -> None:
