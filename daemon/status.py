@@ -16,7 +16,7 @@ from typing import Any
 from daemon.config import Config
 from storage.errors import DatabaseMissing
 from storage.overview import Overview, ProcessOverview, read_overview
-from storage.states import DeliveryState, JobState, StudyState
+from storage.states import JobState, StudyState
 
 SILENT_SECONDS = 15.0
 """A process that has not beaten for this long is dead or stopped."""
@@ -255,9 +255,7 @@ def _missing_slots(processes: tuple[ProcessStatus, ...], roles: list[str]) -> li
 def _stuck_work(overview: Overview) -> Iterator[str]:
     held = overview.studies.get(StudyState.HELD, 0)
     failed = overview.jobs.get(JobState.FAILED, 0)
-    undelivered = sum(
-        overview.deliveries.get(state, 0) for state in (DeliveryState.REJECTED, DeliveryState.DEAD)
-    )
+    undelivered = overview.undelivered
     if held:
         yield f"{held} studies are held: see 'medimgd retry --state held --dry-run'"
     if failed:

@@ -15,13 +15,16 @@ from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
 from storage import audit, schema
 from storage.database import Database
 from storage.errors import NotFound
-from storage.states import DELIVERY_MOVES, Actor, DeliveryState, check_move
+from storage.states import (
+    DELIVERY_MOVES,
+    NO_LONGER_CONFIGURED,
+    Actor,
+    DeliveryState,
+    check_move,
+)
 
 MISSES_UNTIL_STUCK = 10
 """Queries in vain, about five hours of them, after which a person should look."""
-
-NO_LONGER_CONFIGURED = "destination no longer configured"
-"""Why a delivery was given up that nothing but another configuration can bring back."""
 
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
 

@@ -18,12 +18,20 @@ from typing import Any, TypeVar
 from storage.connections import open_reader
 from storage.errors import translated_database_error
 from storage.revisions import check_revision, schema_revision
-from storage.states import CommitmentState, DeliveryState, JobState, ResultState, StudyState
+from storage.states import (
+    NO_LONGER_CONFIGURED,
+    CommitmentState,
+    DeliveryState,
+    JobState,
+    ResultState,
+    StudyState,
+)
 
 DEFAULT_STUCK_SECONDS = 900.0
 """Work that has not moved for this long is shown as stuck."""
 
 _MOST_STUCK = 50
+_UNDELIVERED = (DeliveryState.REJECTED, DeliveryState.DEAD)
 _REFUSED_WINDOW = timedelta(days=1)
 
 
@@ -117,6 +125,8 @@ class Overview:
     stuck: tuple[StuckItem, ...]
     """At most fifty, the longest stuck first."""
     stuck_count: int
+    undelivered: int
+    """Deliveries among them that were rejected or given up, and that can be made again."""
     destinations: tuple[DestinationOverview, ...]
     processes: tuple[ProcessOverview, ...]
     studies_with_conflicts: int
@@ -157,9 +167,13 @@ _STUCK = """
            CASE delivery.state WHEN 'sent' THEN 'sent but not found by C-FIND'
                                ELSE delivery.last_comment END
     FROM delivery JOIN result ON result.id = delivery.result_id
-    WHERE delivery.state IN ('rejected', 'dead')
-       OR (delivery.state = 'pending' AND delivery.state_since < :before)
-       OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10)
+    WHERE (delivery.state = 'pending' AND delivery.state_since < :before)
+       OR ((delivery.state = 'rejected'
+            OR (delivery.state = 'dead' AND delivery.last_comment <> :given_up)
+            OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10))
+           -- What retention removed nobody can send again.
+           AND EXISTS (SELECT 1 FROM document WHERE document.id = delivery.document_id
+                       AND LENGTH(document.data) > 0))
 """
 
 _UNREPORTED = """
@@ -225,7 +239,7 @@ def _read(
 ) -> Overview:
     revision = schema_revision(connection)
     check_revision(revision, path)
-    stuck_count, stuck = _stuck(connection, now, stuck_seconds)
+    stuck = _stuck(connection, now, stuck_seconds)
     since = (_stored(now - _REFUSED_WINDOW),)
     return Overview(
         studies=_counts(connection, "study", StudyState),
@@ -235,8 +249,10 @@ def _read(
         commitments=_counts(connection, "commitment", CommitmentState),
         unreported=_unreported(connection, now, stuck_seconds),
         oldest_waiting=_oldest(connection),
-        stuck=stuck,
-        stuck_count=stuck_count,
+        # Every one is counted and few are shown: thousands may fail at once.
+        stuck=stuck[:_MOST_STUCK],
+        stuck_count=len(stuck),
+        undelivered=sum(each.kind == "delivery" and each.state in _UNDELIVERED for each in stuck),
         destinations=_destinations(connection),
         processes=_processes(connection, now),
         studies_with_conflicts=_number(
@@ -293,15 +309,17 @@ def _oldest(connection: sqlite3.Connection) -> OldestStudy | None:
 
 def _stuck(
     connection: sqlite3.Connection, now: datetime, stuck_seconds: float
-) -> tuple[int, tuple[StuckItem, ...]]:
-    values = {"before": _stored(now - timedelta(seconds=stuck_seconds))}
-    # Every one is counted and few are shown: thousands may fail at once.
-    rows = connection.execute(f"{_STUCK} ORDER BY 5", values).fetchall()
-    items = tuple(
+) -> tuple[StuckItem, ...]:
+    values = {
+        "before": _stored(now - timedelta(seconds=stuck_seconds)),
+        "given_up": NO_LONGER_CONFIGURED,
+    }
+    return tuple(
         StuckItem(kind, each_id, uid, state, _known(since), reason)
-        for kind, each_id, uid, state, since, reason in rows[:_MOST_STUCK]
+        for kind, each_id, uid, state, since, reason in connection.execute(
+            f"{_STUCK} ORDER BY 5", values
+        )
     )
-    return len(rows), items
 
 
 def _refusals(connection: sqlite3.Connection, since: tuple[str]) -> tuple[RefusalOverview, ...]:

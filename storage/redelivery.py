@@ -13,14 +13,13 @@ from sqlalchemy import ColumnElement, Connection, exists, func, select
 from storage import audit, schema
 from storage.database import Database
 from storage.deliveries import (
-    NO_LONGER_CONFIGURED,
     UNDELIVERED,
     deliveries_of_study_within,
     end_delivery_within,
     retry_delivery_within,
 )
 from storage.results import insert_deliveries_within
-from storage.states import Actor, DeliveryState, ResultState
+from storage.states import NO_LONGER_CONFIGURED, Actor, DeliveryState, ResultState
 
 _UNDELIVERED = (DeliveryState.PENDING, DeliveryState.REJECTED, DeliveryState.DEAD)
 

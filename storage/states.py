@@ -81,6 +81,10 @@ class DeliveryState(StrEnum):
     """Too old or tried too often; waits for a person."""
 
 
+NO_LONGER_CONFIGURED = "destination no longer configured"
+"""Why a delivery is dead that waits for nobody: only another configuration brings it back."""
+
+
 class CommitmentState(StrEnum):
     """Where the answer to one request for storage commitment stands."""
 

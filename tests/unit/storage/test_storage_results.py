@@ -17,7 +17,7 @@ from storage.confirmation import (
     record_confirmation_miss,
     unconfirmed_deliveries,
 )
-from storage.deliveries import MISSES_UNTIL_STUCK, NO_LONGER_CONFIGURED, delivery_states
+from storage.deliveries import MISSES_UNTIL_STUCK, delivery_states
 from storage.destinations import (
     DeliveryOutcome,
     destination_state,
@@ -40,7 +40,7 @@ from storage.results import (
     withhold_result,
 )
 from storage.retry import retry_study
-from storage.states import DeliveryState, ResultState
+from storage.states import NO_LONGER_CONFIGURED, DeliveryState, ResultState
 
 COMPREHENSIVE_3D = "1.2.840.10008.5.1.4.1.1.88.34"
 ENHANCED = "1.2.840.10008.5.1.4.1.1.88.22"

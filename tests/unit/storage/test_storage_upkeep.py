@@ -368,7 +368,8 @@ def test_what_did_not_arrive_brings_no_images_back(hospital) -> None:
         retry_study(hospital.database, STUDY, MUCH_LATER, prepare_again=True)
 
 
-def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None:
+def _rejected_and_replaced(hospital) -> None:
+    """Let a report be rejected, and a later one have no destination."""
     _rejected(hospital)
     hospital.arrive(2)
     complete_now(hospital.database, STUDY, NOON)
@@ -378,6 +379,10 @@ def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None
     (result,) = results_awaiting_composition(hospital.database)
     later = Document(sop_instance_uid="2.25.2")
     store_documents(hospital.database, result.id, [later], [], NOON)
+
+
+def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None:
+    _rejected_and_replaced(hospital)
     first, second = read_dossier(hospital.database, STUDY).documents
 
     _purge(hospital)
@@ -385,7 +390,6 @@ def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None
     with pytest.raises(NotFound):
         read_document(hospital.database, first.id)
     assert read_document(hospital.database, second.id) == b"bytes"
-    assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
 
 
 def test_delivered_documents_go_with_the_pixels_and_are_still_known_as_ours(hospital) -> None:
@@ -582,6 +586,32 @@ def test_the_overview_names_what_is_stuck_and_since_when(hospital, database_path
         ("job", "1.2.9", NOON + seconds(10)),
         ("study", "1.2.8", NOON + seconds(20)),
     ]
+
+
+def test_what_no_retry_can_send_is_not_counted_as_undelivered(hospital, database_path) -> None:
+    _rejected(hospital)
+    before = read_overview(database_path, NOON)
+
+    retry_study(hospital.database, STUDY, NOON, destinations=["archive"])
+
+    after = read_overview(database_path, NOON)
+    assert (before.undelivered, before.stuck_count) == (1, 1)
+    assert (after.undelivered, after.stuck_count) == (0, 0)
+    assert after.deliveries[DeliveryState.DEAD] == 1
+    assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
+
+
+def test_what_retention_removed_of_a_replaced_report_is_not_counted_as_undelivered(
+    hospital, database_path
+) -> None:
+    _rejected_and_replaced(hospital)
+    before = read_overview(database_path, NOON)
+
+    _purge(hospital)
+
+    after = read_overview(database_path, NOON)
+    assert (before.undelivered, after.undelivered) == (1, 0)
+    assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
 
 
 def test_the_oldest_waiting_study_includes_one_whose_job_waits(hospital, database_path) -> None:
