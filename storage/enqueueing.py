@@ -34,6 +34,7 @@ from storage.jobs import (
     result_of,
     wait_again,
 )
+from storage.precedence import overtaken_within
 from storage.results import ResultKind, write_result
 from storage.states import Actor, JobState
 
@@ -78,8 +79,9 @@ def enqueue_within(
     """Enqueue within the caller's transaction; return the job's id.
 
     The same work again (study, series, model version, instance set, preprocessing) is the same
-    job: waiting, running and done ones stay as they are, refused and failed ones wait again. One
-    that waits is for the weights of now, should a package have been replaced under its version.
+    job: waiting, running and done ones stay as they are, refused and failed ones wait again, and
+    so does a done one that a preparation between has replaced, by another version say. One that
+    waits is for the weights of now, should a package have been replaced under its version.
     Whatever its state, it belongs to this preparation from now on: `enqueued_at` is its instant,
     by ``storage.precedence``.
     """
@@ -92,7 +94,7 @@ def enqueue_within(
     )
     known = _find(connection, key)
     if known is not None:
-        _revive(connection, known, new, now)
+        _revive(connection, known, new, now, enqueued_at)
         _update(connection, known, enqueued_at=enqueued_at)
         return known.id
     job_id = _insert_job(
@@ -119,8 +121,8 @@ def refuse_within(
 ) -> int:
     """Record a refusal as a job that never waited, with its result; return the job's id.
 
-    A job of the same key that runs, is done, or was refused or failed before says nothing new; it
-    belongs to this preparation all the same, as in ``enqueue_within``.
+    A job of the same key that runs, is done, or was refused before says nothing new; it belongs to
+    this preparation all the same, as in ``enqueue_within``.
     """
     key = _key(
         study_instance_uid,
@@ -141,9 +143,11 @@ def refuse_within(
             enqueued_at=enqueued_at,
         )
         known = require_job(connection, job_id)
-    elif known.state in (JobState.WAITING, JobState.SUPERSEDED):
-        # A new run: what was superseded may have said something in the one before.
-        move_job(connection, known, JobState.REFUSED, Actor.PREPARER, now, run=known.run + 1)
+    elif known.state in (JobState.WAITING, JobState.SUPERSEDED, JobState.FAILED):
+        # As in _revive, a failed one is here by a retry. A new run: in the one before it may have
+        # said something.
+        actor = Actor.OPERATOR if known.state is JobState.FAILED else Actor.PREPARER
+        move_job(connection, known, JobState.REFUSED, actor, now, run=known.run + 1)
         drop_tensor(connection, known.id)
         _take_identity(connection, known, new.model)
         _update(connection, known, enqueued_at=enqueued_at)
@@ -228,14 +232,16 @@ def _insert_job(
     return int(inserted.inserted_primary_key[0])
 
 
-def _revive(connection: Connection, job: JobRecord, new: NewJob, now: datetime) -> None:
+def _revive(
+    connection: Connection, job: JobRecord, new: NewJob, now: datetime, enqueued_at: datetime
+) -> None:
     if job.state is JobState.WAITING:
         _take_identity(connection, job, new.model)
         return
     if job.state in (JobState.REFUSED, JobState.FAILED):
         # Only a retry brings a study with such a job back to its preparer.
         actor = Actor.OPERATOR
-    elif job.state is JobState.SUPERSEDED:
+    elif job.state is JobState.SUPERSEDED or _is_done_and_replaced(connection, job, enqueued_at):
         actor = Actor.PREPARER
     else:
         return
@@ -243,6 +249,11 @@ def _revive(connection: Connection, job: JobRecord, new: NewJob, now: datetime) 
     connection.execute(insert(schema.tensor).values(job_id=job.id, **tensor_to_columns(new.tensor)))
     _take_identity(connection, job, new.model)
     wait_again(connection, job, actor, now)
+
+
+def _is_done_and_replaced(connection: Connection, job: JobRecord, enqueued_at: datetime) -> bool:
+    """True when what it said holds no more, though this preparation wants it: it is said again."""
+    return job.state is JobState.DONE and overtaken_within(connection, job, before=enqueued_at)
 
 
 def _take_identity(connection: Connection, job: JobRecord, model: ModelIdentity) -> None:

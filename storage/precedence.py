@@ -34,8 +34,20 @@ def preparation_instant(connection: Connection, study_instance_uid: str, now: da
     return now if newest is None else max(now, newest + _INSTANT)
 
 
-def overtaken_within(connection: Connection, job: JobRecord) -> bool:
-    """True when a later preparation of the study has a result of this model, in any version."""
+def overtaken_within(
+    connection: Connection, job: JobRecord, *, before: datetime | None = None
+) -> bool:
+    """True when a later preparation of the study has a result of this model, in any version.
+
+    Parameters
+    ----------
+    connection : Connection
+        Within the caller's transaction.
+    job : JobRecord
+        As it stands.
+    before : datetime, optional
+        Only preparations before this one's instant count.
+    """
     table, result = schema.job, schema.result
     later = select(table.c.id).where(
         table.c.study_instance_uid == job.study_instance_uid,
@@ -43,6 +55,8 @@ def overtaken_within(connection: Connection, job: JobRecord) -> bool:
         table.c.enqueued_at > job.enqueued_at,
         exists().where(result.c.job_id == table.c.id),
     )
+    if before is not None:
+        later = later.where(table.c.enqueued_at < before)
     return connection.execute(later.limit(1)).first() is not None
 
 

@@ -192,7 +192,11 @@ JOB_MOVES: Moves[JobState] = _moves(
         # the older version serves again.
         (_J.SUPERSEDED, _J.WAITING): {Actor.PREPARER},
         (_J.SUPERSEDED, _J.REFUSED): {Actor.PREPARER},
+        # The older version serves again, and another one spoke in between.
+        (_J.DONE, _J.WAITING): {Actor.PREPARER},
         (_J.FAILED, _J.WAITING): {Actor.OPERATOR},
+        # Prepared again by a retry, and refused now.
+        (_J.FAILED, _J.REFUSED): {Actor.OPERATOR},
         (_J.REFUSED, _J.WAITING): {Actor.OPERATOR},
     }
 )

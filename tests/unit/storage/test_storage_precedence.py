@@ -10,11 +10,13 @@ from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
 from dicom_io.errors import RefusalReason
 from dicom_io.vocabulary import ModelIdentity, PresenceValues
 from storage.claims import claim_batch, give_back, reclaim_expired
+from storage.completion import complete_now
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job, refuse_job
 from storage.enqueueing import NewRefusal
 from storage.jobs import ClaimedJob, get_job
 from storage.preparation import Preparation, finish_preparation
+from storage.results import latest_results
 from storage.retry import retry_study
 from storage.standings import (
     Decision,
@@ -200,21 +202,70 @@ def test_what_was_refused_before_a_later_preparation_spoke_waits_for_nobody(hosp
     assert stuck_studies(hospital.database, WaitsForPerson.REFUSED) == ()
 
 
-def test_back_at_an_earlier_version_it_may_refuse_what_it_failed_at(hospital) -> None:
-    hospital.enqueue()
-    failed = take(hospital, CXR)
-    _fails(hospital, failed)
-    speak(hospital, NEWER)
+def refuse_again(hospital, failed: ClaimedJob) -> None:
+    """Let the preparer refuse what a job failed at, in the newest preparation."""
     retry_study(hospital.database, STUDY, NEXT_DAY, prepare_again=True)
     task = hospital.claim_study(NEXT_DAY)
     refusal = NewRefusal(
         CXR, failed.series_instance_uid, task.instance_set_digest, RefusalReason.GEOMETRY,
         "slices are missing", preprocessing_digest=failed.tensor.preprocessing_digest,
     )  # fmt: skip
-
     finish_preparation(
         hospital.database, task, Preparation(StudyState.REFUSED, "", refusals=[refusal]), NEXT_DAY
     )
 
+
+def test_back_at_an_earlier_version_it_may_refuse_what_it_failed_at(hospital) -> None:
+    hospital.enqueue()
+    failed = take(hospital, CXR)
+    _fails(hospital, failed)
+    speak(hospital, NEWER)
+
+    refuse_again(hospital, failed)
+
     assert get_job(hospital.database, failed.id).state is JobState.REFUSED
     assert said(hospital)[-2:] == [("2.0.0", "finding"), ("1.0.0", "refusal")]
+
+
+def test_what_failed_and_is_refused_when_it_is_prepared_again_is_refused(hospital) -> None:
+    hospital.enqueue()
+    failed = take(hospital, CXR)
+    _fails(hospital, failed)
+
+    refuse_again(hospital, failed)
+
+    job = get_job(hospital.database, failed.id)
+    assert (job.state, job.reason) == (JobState.REFUSED, "slices are missing")
+    assert said(hospital) == [("1.0.0", "failure"), ("1.0.0", "refusal")]
+    assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+
+
+def test_back_at_an_earlier_version_it_speaks_again_of_what_it_has_analysed(hospital) -> None:
+    first = hospital.analyse()
+    speak(hospital, NEWER)
+
+    assert speak(hospital, CXR, ABSENT, NEXT_DAY) == first
+
+    assert [each[0] for each in said(hospital)] == ["1.0.0", "2.0.0", "1.0.0"]
+    (latest,) = latest_results(hospital.database, [STUDY])[STUDY]
+    assert (latest.version_number, latest.findings) == (3, (ABSENT,))
+    assert latest.predecessor_result_id is not None
+
+
+def test_what_two_series_said_is_not_analysed_again_for_the_one_that_spoke_first(
+    hospital,
+) -> None:
+    hospital.arrive(1)
+    hospital.arrive(2, series=f"{STUDY}.2")
+    complete_now(hospital.database, STUDY, NOON)
+    for now in (NOON, LATER):
+        task = hospital.claim_study(now)
+        jobs = [hospital.new_job(task), hospital.new_job(task, series_instance_uid=f"{STUDY}.2")]
+        routed = Preparation(StudyState.ROUTED, "", jobs=jobs)
+        finish_preparation(hospital.database, task, routed, now)
+        if now == NOON:
+            for _ in jobs:
+                end(hospital, take(hospital, CXR))
+            retry_study(hospital.database, STUDY, LATER, prepare_again=True)
+
+    assert hospital.claim(now=LATER) == ()

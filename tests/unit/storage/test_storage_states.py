@@ -62,7 +62,9 @@ _MACHINES = {
         running     superseded  worker scheduler
         superseded  waiting     preparer
         superseded  refused     preparer
+        done        waiting     preparer
         failed      waiting     operator
+        failed      refused     operator
         failed      superseded  operator
         refused     waiting     operator
         refused     superseded  operator
