@@ -6,16 +6,15 @@ report; it never changes a package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 from sklearn import metrics
 
 from model.errors import EvaluationFault
+from model.logit_scaling import fitted_to_label
 
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -26,6 +25,8 @@ BINS = 10
 WILSON_DEVIATES = 1.959963984540054
 _NEAREST_TO_ENDS = 1e-7
 """float32 scores of exactly 0 or 1 have no logit; they are moved this far inside."""
+_SCALES = (float(np.exp(-6)), float(np.exp(6)))
+"""A scale beyond them means that the classes do not overlap: no finite one is best."""
 
 
 class ScalingMethodValues(StrEnum):
@@ -136,23 +137,9 @@ def fitted_scaling(truth: BoolArray, scores: Array, method: ScalingMethodValues)
     """
     if truth.all() or not truth.any():
         raise EvaluationFault("calibration: needs images with and without the label to be fitted")
-    logits = logits_of(scores)
-
-    def log_loss(parameters: Array) -> float:
-        scaled = logits * np.exp(parameters[0]) + (parameters[1] if len(parameters) > 1 else 0.0)
-        return float(np.mean(np.logaddexp(0.0, scaled) - truth * scaled))
-
-    start = np.zeros(1 if method is ScalingMethodValues.TEMPERATURE else 2)
-    found = _minimum(log_loss, start)
-    return Scaling(method, float(np.exp(found[0])), float(found[1]) if len(found) > 1 else 0.0)
-
-
-def _minimum(function: Callable[[Array], float], start: Array) -> Array:
-    # A scale beyond e to the 6 means that the classes do not overlap: no finite one is best.
-    bounds = [(-6.0, 6.0), (-60.0, 60.0)][: len(start)]
-    options = {"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000}
-    found = optimize.minimize(function, start, method="Nelder-Mead", bounds=bounds, options=options)
-    return np.asarray(found.x, dtype=np.float64)
+    has_offset = method is ScalingMethodValues.PLATT
+    fitted = fitted_to_label(truth, logits_of(scores), _SCALES, has_offset=has_offset)
+    return Scaling(method, *fitted)
 
 
 def logits_of(scores: Array) -> Array:

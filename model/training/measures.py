@@ -1,7 +1,7 @@
 """What a network's answers are worth while it is being trained, and how they are calibrated.
 
-Owns the figures by which an epoch is chosen and the fit of scale and offset. Figures for people,
-with intervals, are ``model.evaluation``'s.
+Owns the figures by which an epoch is chosen, and what a calibration is fitted to. Figures for
+people, with intervals, are ``model.evaluation``'s.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 from sklearn import metrics
 
+from model.logit_scaling import fitted_to_classes, fitted_to_label
 from model.training.heads import HeadValues
 from model.training.losses import probabilities_of
 
@@ -112,33 +113,15 @@ def _fitted_sigmoid(
     share = float(labels.mean())
     if not 0 < share < 1:
         return 1.0, 0.0
-    weights = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) if is_balanced else 1.0
-    wide = logits.astype(np.float64)
-
-    def log_loss(parameters: Array) -> float:
-        scaled = wide * np.exp(parameters[0]) + parameters[1]
-        return float(np.mean(weights * (np.logaddexp(0.0, scaled) - labels * scaled)))
-
-    bounds = [(np.log(LOWEST_SCALE), np.log(highest_scale)), (None, None)]
-    found = optimize.minimize(log_loss, np.zeros(2), method="Nelder-Mead", bounds=bounds)
-    return float(np.exp(found.x[0])), float(found.x[1])
+    weights = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) if is_balanced else None
+    return fitted_to_label(labels, logits, (LOWEST_SCALE, highest_scale), weights)
 
 
 def _fitted_softmax(
     targets: FloatArray, logits: FloatArray, highest_scale: float, is_balanced: bool
 ) -> tuple[Array, Array]:
     outputs = targets.shape[1]
-    share = np.maximum(targets.mean(axis=0), 1e-12)
-    weights = (targets / (share * outputs)).sum(axis=1) if is_balanced else np.ones(len(targets))
-    wide = logits.astype(np.float64)
-
-    def log_loss(parameters: Array) -> float:
-        scaled = wide * np.exp(parameters[0]) + parameters[1:]
-        each = -np.sum(targets * special.log_softmax(scaled, axis=1), axis=1)
-        return float(np.mean(weights * each))
-
-    bounds = [(np.log(LOWEST_SCALE), np.log(highest_scale)), *[(-50.0, 50.0)] * outputs]
-    start = np.zeros(outputs + 1)
-    found = optimize.minimize(log_loss, start, method="L-BFGS-B", bounds=bounds).x
-    offsets = found[1:] - found[1:].mean()
-    return np.full(outputs, np.exp(found[0])), offsets
+    share = np.maximum(targets.mean(axis=0, dtype=np.float64), 1e-12)
+    weights = (targets / (share * outputs)).sum(axis=1) if is_balanced else None
+    scale, offsets = fitted_to_classes(targets, logits, (LOWEST_SCALE, highest_scale), weights)
+    return np.full(outputs, scale), offsets

@@ -288,6 +288,35 @@ def test_scaling_keeps_the_order_of_scores_and_takes_their_ends():
     assert np.isfinite(logits_of(scores)).all()
 
 
+def scaled_loss(truth: np.ndarray, logits: np.ndarray, scale: float, offset: float) -> float:
+    scaled = logits * scale + offset
+    return float(np.mean(np.logaddexp(0, scaled) - truth * scaled))
+
+
+def test_scaling_is_the_best_one_wherever_the_scores_lie():
+    rng = np.random.default_rng(3)
+    for _ in range(120):
+        truth = rng.random(rng.integers(100, 600)) < rng.uniform(0.1, 0.9)
+        apart = rng.uniform(1.5, 5) * (truth - 0.5)
+        real = (rng.normal(0, 1, len(truth)) + apart) * rng.uniform(0.7, 2.5)
+        scores = 1 / (1 + np.exp(-(real + rng.uniform(-12, 12))))
+        logits = logits_of(scores)
+
+        platt = fitted_scaling(truth, scores, ScalingMethodValues.PLATT)
+        other = fitted_scaling(truth, scores, ScalingMethodValues.TEMPERATURE)
+
+        # Each fits no worse than what can do less, and no step away from it is better.
+        found = scaled_loss(truth, logits, platt.scale, platt.offset)
+        cooled = scaled_loss(truth, logits, other.scale, 0.0)
+        assert found - 1e-8 <= cooled <= scaled_loss(truth, logits, 1.0, 0.0)
+        for factor in (0.98, 1.02):
+            near = max(other.scale * factor, math.exp(-6))
+            assert cooled <= scaled_loss(truth, logits, near, 0.0) + 1e-8
+            centre = platt.offset + logits.mean() * platt.scale * (1 - factor)
+            for offset in (centre - 0.02, centre, centre + 0.02):
+                assert found <= scaled_loss(truth, logits, platt.scale * factor, offset) + 1e-8
+
+
 def test_scaling_of_one_class_is_refused():
     with pytest.raises(EvaluationFault, match="with and without"):
         fitted_scaling(np.ones(3, bool), np.full(3, 0.5), ScalingMethodValues.TEMPERATURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from model.training.heads import HeadValues
 from model.training.measures import LOWEST_SCALE, figures_of, fitted_calibration
@@ -78,6 +79,70 @@ def test_calibration_stays_between_its_scales(logits, scale):
     found, _ = fitted_calibration(BINARY, column(0, 0, 1, 1), column(*logits), highest_scale=2.0)
 
     assert found == pytest.approx([scale], rel=1e-2)
+
+
+def shifted_answers(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits that tell them apart somewhat, with an offset of their own."""
+    targets = column(*(rng.random(rng.integers(100, 600)) < rng.uniform(0.1, 0.9)))
+    apart = rng.uniform(1, 4) * (targets - 0.5)
+    noise = rng.normal(0, 1, targets.shape)
+    logits = (noise + apart) * rng.uniform(0.7, 2.5) + rng.uniform(-5, 5)
+    return targets, logits.astype(np.float32)
+
+
+def weighted_loss(
+    targets: np.ndarray, logits: np.ndarray, scale: float, offset: float, is_balanced: bool
+) -> float:
+    share = targets.mean()
+    weights = np.where(targets == 1, 0.5 / share, 0.5 / (1 - share)) if is_balanced else 1.0
+    scaled = logits.astype(np.float64) * scale + offset
+    return float(np.mean(weights * (np.logaddexp(0, scaled) - targets * scaled)))
+
+
+@pytest.mark.parametrize("highest", [0.5, 2.0, 1000.0])
+@pytest.mark.parametrize("is_balanced", [False, True])
+def test_calibration_is_the_best_one_wherever_the_logits_lie(highest, is_balanced):
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        targets, logits = shifted_answers(rng)
+        scale, offset = fitted_calibration(
+            BINARY, targets, logits, highest_scale=highest, is_balanced=is_balanced
+        )
+
+        # No worse than none at all, and no step away from it is better: the loss is convex.
+        def loss(scale, offset, images=(targets, logits)):
+            return weighted_loss(*images, scale, offset, is_balanced)
+
+        found = loss(scale[0], offset[0])
+        assert found <= loss(min(1.0, highest), 0.0)
+        for other in (scale[0] * 0.99, min(scale[0] * 1.01, highest)):
+            centre = offset[0] + logits.mean() * (scale[0] - other)
+            for near in (centre - 0.01, centre, centre + 0.01):
+                assert found <= loss(max(other, LOWEST_SCALE), near) + 1e-9
+
+
+@pytest.mark.parametrize("highest", [0.5, 2.0])
+def test_calibration_of_classes_is_the_best_one_wherever_the_logits_lie(highest):
+    rng = np.random.default_rng(12)
+    for _ in range(20):
+        truth = rng.choice(3, 300, p=[0.6, 0.3, 0.1])
+        evidence = rng.normal(0, 1, (300, 3)) + rng.uniform(0.5, 3) * np.eye(3)[truth]
+        logits = (evidence * rng.uniform(0.5, 3) + rng.uniform(-8, 8, 3)).astype(np.float32)
+        targets = np.eye(3, dtype=np.float32)[truth]
+
+        scale, offset = fitted_calibration(
+            CLASSES, targets, logits, highest_scale=highest, is_balanced=False
+        )
+
+        def loss(scale, offset, images=(targets, logits)):
+            return -np.sum(images[0] * log_softmax(images[1] * scale + offset, axis=1)) / 300
+
+        found = loss(scale, offset)
+        assert found <= loss(np.full(3, min(1.0, highest)), np.zeros(3))
+        for other in (scale * 0.98, np.minimum(scale * 1.02, highest)):
+            centre = offset + logits.mean(axis=0) * (scale - other)
+            for step in np.concatenate([np.zeros((1, 3)), 0.02 * np.eye(3), -0.02 * np.eye(3)]):
+                assert found <= loss(other, centre + step) + 1e-9
 
 
 def test_calibration_of_classes_has_one_scale_and_undoes_the_shares():
