@@ -175,5 +175,5 @@ def _print_label(label: LabelResult) -> None:
                 f"{gap.best} and {gap.worst}")  # fmt: skip
     if label.chosen is not None:
         chosen = label.chosen
-        say(f"{chosen.rule}: {chosen.threshold:.6g} (sensitivity {chosen.sensitivity:.4f}, "
+        say(f"{chosen.rule}: {chosen.threshold} (sensitivity {chosen.sensitivity:.4f}, "
             f"specificity {chosen.specificity:.4f} on these images)")  # fmt: skip

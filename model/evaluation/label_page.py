@@ -200,7 +200,7 @@ def _chosen(label: LabelResult) -> Markup:
         element("h3", "A threshold by rule"),
         element(
             "p",
-            f"{chosen.rule.capitalize()}: {chosen.threshold:.5g}, with a sensitivity of "
+            f"{chosen.rule.capitalize()}: {chosen.threshold}, with a sensitivity of "
             f"{chosen.sensitivity:.3f} and a specificity of {chosen.specificity:.3f} on the "
             f"{chosen.images} images it was chosen on. Nothing was changed in the package.",
         ),

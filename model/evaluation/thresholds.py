@@ -18,6 +18,12 @@ from model.training.dataset import SplitValues
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+FEWEST_DIGITS = 5
+"""Decimal places of a threshold: a person can read it."""
+
+MOST_DIGITS = 17
+"""Beyond them a threshold stays as it is; networks that are sure have scores this near to 0."""
+
 _RULE = re.compile(r"(youden)|(sensitivity|specificity)=(0?\.\d+|1(?:\.0*)?|0)")
 
 
@@ -88,7 +94,9 @@ def require_validation(split: SplitValues) -> None:
 def choose_threshold(
     label: str, truth: BoolArray, scores: Array, rule: ThresholdRule
 ) -> ChosenThreshold:
-    """Choose among the middles between neighbouring scores, so that rounding moves no image.
+    """Choose among the middles between neighbouring scores, written as short as can be.
+
+    The threshold has five decimal places, and more where fewer would move an image.
 
     Raises
     ------
@@ -106,11 +114,18 @@ def choose_threshold(
     return ChosenThreshold(
         label,
         rule.words,
-        float(candidates[number]),
+        _shortened(float(candidates[number]), scores),
         float(sensitivity[number]),
         float(specificity[number]),
         len(scores),
     )
+
+
+def _shortened(threshold: float, scores: Array) -> float:
+    """Return the threshold with as few digits as judge every score alike."""
+    judged = scores >= threshold
+    shorter = (round(threshold, digits) for digits in range(FEWEST_DIGITS, MOST_DIGITS))
+    return next((one for one in shorter if np.array_equal(scores >= one, judged)), threshold)
 
 
 def _chosen(rule: ThresholdRule, sensitivity: Array, specificity: Array) -> int:

@@ -39,8 +39,6 @@ from model.training.watching import Watch
 WEIGHTS_NAME = "weights.keras"
 DRAFT_NAME = "draft.toml"
 PROVENANCE_NAME = "training.json"
-_DIGITS = 5
-"""Of a threshold: a person can read it, and no image moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def _labels(plan: TrainingPlan, truth: Any, scores: Array) -> list[dict[str, obj
         output = output_of(plan, number)
         column = (label.name, truth[:, output], scores[:, output])
         rule = parse_rule(label.rule or plan.threshold.rule)
-        threshold = round(choose_threshold(*column, rule).threshold, _DIGITS)
+        threshold = choose_threshold(*column, rule).threshold
         table: dict[str, object] = {
             "name": label.name,
             "code": [label.code.value, label.code.scheme, label.code.meaning],
@@ -112,7 +110,7 @@ def _labels(plan: TrainingPlan, truth: Any, scores: Array) -> list[dict[str, obj
             table["site"] = [label.site.value, label.site.scheme, label.site.meaning]
         if plan.threshold.band:
             other = choose_threshold(*column, parse_rule(plan.threshold.band)).threshold
-            table["undetermined"] = sorted([round(other, _DIGITS), threshold])
+            table["undetermined"] = sorted([other, threshold])
         found.append(table)
     return found
 

@@ -344,6 +344,37 @@ def test_threshold_is_chosen_by_its_rule(rule, threshold, sensitivity, specifici
     assert (found.sensitivity, found.specificity) == (sensitivity, specificity)
 
 
+@pytest.mark.parametrize(
+    ("rule", "positive", "negative"),
+    [("specificity=0.95", 16, 6), ("sensitivity=0.98", -10, -20), ("youden", -14, -20)],
+)
+def test_threshold_has_as_many_digits_as_it_needs_to_move_no_image(rule, positive, negative):
+    # Given scores near one end of their range, as networks that are sure give them,
+    rng = np.random.default_rng(0)
+    truth = np.arange(400) >= 200
+    logits = rng.normal(np.where(truth, positive, negative), 3)
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32).astype(np.float64)
+
+    # when a threshold is chosen, then it does what is said of it,
+    found = choose_threshold("X", truth, scores, parse_rule(rule))
+    assert found.sensitivity == pytest.approx((scores[truth] >= found.threshold).mean())
+    assert found.specificity == pytest.approx((scores[~truth] < found.threshold).mean())
+
+    # and with one digit less it would move an image.
+    digits = len(np.format_float_positional(found.threshold).partition(".")[2])
+    assert digits > 5
+    shorter = round(found.threshold, digits - 1)
+    assert ((scores >= shorter) != (scores >= found.threshold)).any()
+
+
+def test_threshold_among_scores_that_lie_apart_has_five_digits():
+    scores = np.array([0.1, 0.12345678, 0.5, 0.61111111])
+
+    found = choose_threshold("X", scores > 0.2, scores, parse_rule("youden"))
+
+    assert found.threshold == 0.31173
+
+
 def test_of_equal_thresholds_youden_takes_the_one_that_misses_less():
     # Both 0.7 (one missed) and 0.15 (one false alarm) give a sum of 1.5.
     truth = np.array([True, True, False, False])
