@@ -51,7 +51,7 @@ class Part:
 
 def steps_per_epoch(part: Part, fit: FitPlan) -> int:
     """Return how many batches an epoch has; images that do not fill one wait for the next."""
-    return max(len(part) // fit.batch_size, 1)
+    return max(_drawn_per_epoch(part.targets, fit) // fit.batch_size, 1)
 
 
 def epoch_batches(
@@ -89,15 +89,23 @@ def _read_ahead(makers: Iterator[Callable[[], Batch]], readers: int) -> Iterator
 
 
 def _order(targets: FloatArray, fit: FitPlan, rng: np.random.Generator) -> IntArray:
-    """Return as many indices as there are images, in random order."""
+    """Return the indices of an epoch's images in random order."""
     if fit.drawing is DrawingValues.AS_IS:
         return rng.permutation(len(targets)).astype(np.int64)
     groups = groups_of(targets)
     names = np.unique(groups)
-    share = max(len(targets) // len(names), 1)
+    share = _drawn_per_epoch(targets, fit) // len(names)
     order = np.concatenate([_repeated(np.flatnonzero(groups == g), share, rng) for g in names])
     rng.shuffle(order)
     return order
+
+
+def _drawn_per_epoch(targets: FloatArray, fit: FitPlan) -> int:
+    """Return how many images are drawn: as many as there are, or as each class's share allows."""
+    if fit.drawing is DrawingValues.AS_IS:
+        return len(targets)
+    classes = len(np.unique(groups_of(targets)))
+    return max(len(targets) // classes, 1) * classes
 
 
 def _repeated(indices: IntArray, count: int, rng: np.random.Generator) -> IntArray:

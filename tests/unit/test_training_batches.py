@@ -164,6 +164,21 @@ def test_batches_depend_on_seed_and_epoch_and_not_on_threads():
     assert not np.array_equal(epoch(1), epoch(1, seed=4))
 
 
+@pytest.mark.parametrize(
+    ("count", "outputs", "batch_size"), [(9, 1, 1), (320, 3, 2), (199, 20, 8), (2, 3, 1), (7, 7, 7)]
+)
+def test_every_batch_of_a_balanced_epoch_is_full(count, outputs, batch_size):
+    # Given images whose groups cannot all be drawn equally often without leaving some out,
+    targets = np.eye(max(outputs, 2), dtype=np.float32)[np.arange(count) % max(outputs, 2)]
+    part = replace(part_of(count, 0), targets=targets[:, -outputs:])
+    fit = replace(FIT, batch_size=batch_size)
+
+    # when an epoch is drawn, then none of its batches lacks images, and all are announced.
+    sizes = [len(values) for values, _ in epoch_batches(part, fit, STILL, epoch=0)]
+
+    assert sizes == [batch_size] * steps_per_epoch(part, fit)
+
+
 def test_fewer_images_than_a_batch_make_one_smaller_batch():
     (batch,) = epoch_batches(part_of(3, 1), FIT, STILL, epoch=0)
 
