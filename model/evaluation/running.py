@@ -128,17 +128,16 @@ def run_evaluation(
     if question.rule is not None:
         require_validation(question.split)
     images = _images_of(dataset, question.split)
-    validation = _images_of(dataset, SplitValues.VALIDATION) if wished.fit_calibration else ()
-    classes = match_classes(package, images, wished.renamed)
+    is_fitted_elsewhere = wished.fit_calibration and question.split is not SplitValues.VALIDATION
+    others = _images_of(dataset, SplitValues.VALIDATION) if is_fitted_elsewhere else ()
+    classes = match_classes(package, images, wished.renamed, others)
     gate = _checked(dataset, wished.allowed, progress)
     predictor.load()
     split = _scored(package, predictor, images, classes, progress)
-    fitting = split if question.split is SplitValues.VALIDATION else None
-    if validation and fitting is None:
-        fitting = _scored(package, predictor, validation, classes, progress)
-    evaluation = evaluate_split(
-        package, classes, split, question, fitting if wished.fit_calibration else None
-    )
+    fitting = split if wished.fit_calibration else None
+    if others:
+        fitting = _scored(package, predictor, others, classes, progress)
+    evaluation = evaluate_split(package, classes, split, question, fitting)
     inspected = _of_split(gate.inspected, question.split)
     libraries = {name: version(name) for name in LIBRARIES}
     known = ReportFacts(package, gate, data_digest(inspected), predictor.description, libraries)

@@ -39,7 +39,10 @@ class ClassMap:
 
 
 def match_classes(
-    package: ModelPackage, images: Sequence[LabelledImage], renamed: Mapping[str, str]
+    package: ModelPackage,
+    images: Sequence[LabelledImage],
+    renamed: Mapping[str, str],
+    others: Sequence[LabelledImage] = (),
 ) -> ClassMap:
     """Match classes and labels by name, without regard to case.
 
@@ -50,15 +53,19 @@ def match_classes(
         Of the split that is evaluated.
     renamed : mapping
         Label by class, where the names differ.
+    others : sequence of LabelledImage
+        Of another split whose truth is asked for as well, as a fit asks for it.
 
     Raises
     ------
     EvaluationFault
-        A label of the package is in no image, a name in `renamed` is unknown, or an image has
-        several labels of a package whose labels exclude each other.
+        A label of the package is in no image that is evaluated, a name in `renamed` is unknown,
+        or an image has several labels of a package whose labels exclude each other.
     """
     names = tuple(label.name for label in package.labels)
-    classes = sorted({label for image in images for label in image.labels})
+    everything = (*images, *others)
+    classes = sorted({label for image in everything for label in image.labels})
+    evaluated = {label for image in images for label in image.labels}
     by_case = {name.casefold(): name for name in names}
     faults = [
         *(f"there is no class {name}" for name in renamed if name not in classes),
@@ -70,12 +77,13 @@ def match_classes(
     ]
     wanted = {name: renamed.get(name, name).casefold() for name in classes}
     label_of = {name: by_case[case] for name, case in wanted.items() if case in by_case}
-    faults += [f"no image has the label {name}" for name in names if name not in label_of.values()]
+    seen = {label for name, label in label_of.items() if name in evaluated}
+    faults += [f"no image has the label {name}" for name in names if name not in seen]
     is_exclusive = package.output.kind is OutputKindValues.SOFTMAX
     found = ClassMap(
         label_of, tuple(name for name in classes if name not in label_of), names, is_exclusive
     )
-    several = int((found.truth(images).sum(axis=1) > 1).sum()) if is_exclusive else 0
+    several = int((found.truth(everything).sum(axis=1) > 1).sum()) if is_exclusive else 0
     if several:
         faults.append(f"{several} images have several labels, but the labels exclude each other")
     if faults:

@@ -452,6 +452,32 @@ def test_calibration_is_fitted_on_validation_and_never_touches_the_package(folde
     assert {path: path.read_bytes() for path in made.folder.iterdir()} == before
 
 
+def test_class_that_only_validation_has_is_matched_and_never_negative_in_silence(folder):
+    # Given validation images of a class that the evaluated split does not have,
+    films(folder, "validation", {"shiny": [0.9, 0.6, 0.3], "dull": [0.1, 0.2, 0.7]}, seed=5)
+
+    allowed = frozenset({CheckValues.BALANCE})
+    films(folder, "validation", {"bright": [0.8]}, seed=6)
+
+    # when nothing says what it means, then it is said to count as negative,
+    unnamed = evaluated(folder, wishes=Wishes(allowed, fit_calibration=True))
+    assert unnamed.evaluation.classes.negatives == ("dull", "shiny")
+
+    # and when it is named, it is what the scaling is fitted to.
+    named = evaluated(folder, wishes=Wishes(allowed, {"shiny": "Bright"}, fit_calibration=True))
+    assert named.evaluation.classes.negatives == ("dull",)
+    without, by_name = (done.evaluation.labels[0].scaled for done in (unnamed, named))
+    assert by_name[-1].scaling.apply(np.array([0.5])) > without[-1].scaling.apply(np.array([0.5]))
+
+
+def test_label_that_only_validation_has_is_not_measured(tmp_path):
+    films(tmp_path, "test", {"dull": [0.1, 0.2, 0.6]})
+    films(tmp_path, "validation", {"bright": [0.9, 0.6], "dull": [0.15, 0.3]}, seed=5)
+
+    with pytest.raises(EvaluationFault, match="no image has the label Bright"):
+        evaluated(tmp_path, wishes=Wishes(frozenset({CheckValues.BALANCE}), fit_calibration=True))
+
+
 def test_files_hold_report_page_and_every_image_and_nothing_that_was_not_asked_for(
     folder, tmp_path
 ):
