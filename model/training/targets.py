@@ -14,7 +14,7 @@ from model.errors import TrainingDataFault
 from model.training.dataset import Dataset, LabelledImage, SplitValues
 from model.training.heads import HeadValues
 from model.training.plan import TrainingPlan
-from model.training.plan_fit import UNWEIGHTED
+from model.training.plan_fit import UNWEIGHTED, DrawingValues
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -80,17 +80,27 @@ def class_weights_of(targets: FloatArray, plan: TrainingPlan) -> FloatArray | No
     Parameters
     ----------
     targets : ndarray
-        Of the training images: ``balanced`` weighs every class as if all were equally frequent.
+        Of the training images: ``balanced`` weighs every class as if all were equally frequent
+        among the images that are drawn, so that what the drawing has evened out counts once.
     """
     head = plan.head
     if head.class_weights == UNWEIGHTED:
         return None
     if head.stated is not None:
         return _stated(head.stated, plan)
-    share = np.clip(targets.mean(axis=0), 1e-6, 1 - 1e-6)
+    share = np.clip(_drawn_shares(targets, plan.fit.drawing), 1e-6, 1 - 1e-6)
     if head.kind is HeadValues.MULTI_CLASS:
         return np.asarray(1 / (len(share) * share), np.float32)
     return np.stack([0.5 / (1 - share), 0.5 / share]).astype(np.float32)
+
+
+def _drawn_shares(targets: FloatArray, drawing: DrawingValues) -> FloatArray:
+    """Return how large a share of an epoch each output is true of; (outputs,)."""
+    if drawing is DrawingValues.AS_IS:
+        return np.asarray(targets.mean(axis=0))
+    groups = groups_of(targets)
+    means = [targets[groups == group].mean(axis=0) for group in np.unique(groups)]
+    return np.asarray(np.mean(means, axis=0))
 
 
 def _stated(weights: Mapping[str, float], plan: TrainingPlan) -> FloatArray:

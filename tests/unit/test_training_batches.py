@@ -68,6 +68,10 @@ def test_image_with_several_labels_is_drawn_as_its_rarest():
     assert groups_of(targets).tolist() == [1, 2, 1, 0]
 
 
+def drawn_as_is(plan: TrainingPlan) -> TrainingPlan:
+    return replace(plan, fit=replace(plan.fit, drawing=DrawingValues.AS_IS))
+
+
 @pytest.mark.parametrize(
     ("kind", "weights", "expected"),
     [
@@ -79,7 +83,7 @@ def test_image_with_several_labels_is_drawn_as_its_rarest():
     ],
 )
 def test_class_weights_are_given_as_the_loss_takes_them(tmp_path, kind, weights, expected):
-    plan = plan_of(tmp_path, kind, "BRIGHT", class_weights=weights)
+    plan = drawn_as_is(plan_of(tmp_path, kind, "BRIGHT", class_weights=weights))
     targets = np.array([[1], [0], [0], [0]], dtype=np.float32)
 
     found = class_weights_of(targets, plan)
@@ -88,10 +92,36 @@ def test_class_weights_are_given_as_the_loss_takes_them(tmp_path, kind, weights,
 
 
 def test_balanced_weights_of_classes_are_those_of_equal_shares(tmp_path):
-    plan = plan_of(tmp_path, "multi-class", "BRIGHT", class_weights="balanced")
+    plan = drawn_as_is(plan_of(tmp_path, "multi-class", "BRIGHT", class_weights="balanced"))
     targets = np.eye(3, dtype=np.float32)[[0, 0, 0, 0, 1, 1, 2, 2]]
 
     assert class_weights_of(targets, plan) == pytest.approx([2 / 3, 4 / 3, 4 / 3])
+
+
+@pytest.mark.parametrize("drawing", DrawingValues)
+@pytest.mark.parametrize("kind", ["binary", "multi-class", "multi-label"])
+def test_balanced_weights_make_every_class_count_the_same_however_it_is_drawn(
+    tmp_path, kind, drawing
+):
+    # Given classes of very different frequency, drawn equally often or as they are,
+    names = ("BRIGHT",) if kind == "binary" else ("BRIGHT", "MIDDLE")
+    plan = plan_of(tmp_path, kind, *names, class_weights="balanced")
+    plan = replace(plan, fit=replace(FIT, drawing=drawing, batch_size=1))
+    part = part_of(240, 24)
+    if kind == "multi-class":
+        part = replace(part, targets=np.eye(3, dtype=np.float32)[[0] * 24 + [1] * 72 + [2] * 144])
+    if kind == "multi-label":
+        rows = [[1, 1]] * 12 + [[1, 0]] * 12 + [[0, 1]] * 72 + [[0, 0]] * 144
+        part = replace(part, targets=np.array(rows, np.float32))
+
+    # when an epoch is drawn and weighted, then no class outweighs another.
+    weights = class_weights_of(part.targets, plan)
+    drawn = np.concatenate([t for _, t in epoch_batches(part, plan.fit, STILL, epoch=0)])
+    if kind == "multi-class":
+        totals = drawn.sum(axis=0) * weights
+    else:
+        totals = np.stack([(1 - drawn).sum(axis=0), drawn.sum(axis=0)]) * weights
+    assert totals == pytest.approx(np.full(totals.shape, totals.flat[0]), rel=0.06)
 
 
 def dataset_of(*images: LabelledImage) -> Dataset:
