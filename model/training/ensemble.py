@@ -18,7 +18,7 @@ from model.training.fit import FitJob, Fitted, fit_network
 from model.training.fit_steps import answering
 from model.training.folds import folds_of, spread
 from model.training.measures import figures_of
-from model.training.networks import build_network
+from model.training.networks import build_network, put_weights
 from model.training.plan import TrainingPlan
 from model.training.plan_fit import FoldOverValues, FoldPlan, FoldUseValues
 from model.training.run_folder import FOLDS_NAME, RunFolder
@@ -141,7 +141,7 @@ def network_of(plan: TrainingPlan, fitted: Fitted) -> Any:
     """Return a trained network that computes in float32, as it will in service."""
     # Its weights come from the run; a backbone's file is not read again.
     network = untrained(replace(plan, network=replace(plan.network, weights=None)))
-    network.set_weights(fitted.weights)
+    put_weights(network, fitted.weights)
     return network
 
 

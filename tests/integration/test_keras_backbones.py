@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from model.errors import NetworkFault
+from model.training.ensemble import network_of
+from model.training.fit import Fitted
 from model.training.network_plan import (
     APPLICATIONS,
     NetworkKindValues,
@@ -23,6 +25,9 @@ from model.training.network_plan import (
 )
 from model.training.networks import build_network, set_backbone_trainable
 from model.training.networks.backbones import backbone_of, scaled
+from model.training.plan import read_plan
+from model.training.run_checkpoints import Course
+from tests.tiny_training import changed, write_config
 
 SHAPE = (32, 32, 1)
 PLAN = NetworkPlan(kind=NetworkKindValues.APPLICATION, application="MobileNet")
@@ -120,6 +125,69 @@ def test_weights_in_the_old_format_of_keras_are_read(
     network = build_network(replace(PLAN, weights=path), SHAPE, 1)
 
     np.testing.assert_allclose(features(network, films()), features(trained, films()), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Weights of an EfficientNet as Keras publishes them, and what Keras itself makes of them."""
+    path = tmp_path_factory.mktemp("published") / "efficientnetb0_notop.weights.h5"
+    build = keras.applications.EfficientNetB0
+    module: Any = sys.modules[build.__module__]
+    plain = build(include_top=False, weights=None, input_shape=(32, 32, 3))
+    normalisation = next(x for x in plain.layers if isinstance(x, keras.layers.Normalization))
+    # In these files the deviation of ImageNet stands where its variance belongs.
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    normalisation.set_weights([mean, deviation, np.int32(0)])
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        plain.save_weights(path)
+        patch.setattr(module.file_utils, "get_file", lambda *_, **__: str(path))
+        return path, build(include_top=False, weights="imagenet", input_shape=(32, 32, 3))
+
+
+EFFICIENT = replace(PLAN, application="EfficientNetB0")
+
+
+@pytest.mark.parametrize("kind", ["as published", "saved by Keras", "trained here"])
+def test_weights_of_an_efficientnet_see_what_they_see_in_keras(
+    kind: str, published: tuple[Path, Any], tmp_path: Path, quiet: None
+) -> None:
+    # Given weights as a file of Keras, a network of Keras, or one that was made from them here,
+    path, official = published
+    if kind != "as published":
+        first = build_network(replace(EFFICIENT, weights=path), SHAPE, 1)
+        path = tmp_path / "network.keras"
+        (official if kind == "saved by Keras" else first).save(path)
+
+    # when a plan names the file,
+    network = build_network(replace(EFFICIENT, weights=path), SHAPE, 1)
+
+    # then the features are those that Keras finds.
+    coloured = 255 * np.repeat(films(), 3, axis=-1)
+    expected = np.asarray(official(coloured, training=False)).mean(axis=(1, 2))
+    tolerance = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(features(network, films()), expected, atol=tolerance)
+
+
+def test_network_of_a_finished_training_answers_as_its_file_does(
+    published: tuple[Path, Any], tmp_path: Path, quiet: None
+) -> None:
+    # Given a trained network whose backbone normalises by what its weights file said,
+    values = changed()
+    values["network"] = {"kind": "application", "application": "EfficientNetB0"}
+    plan = read_plan(write_config(tmp_path, values))
+    network = build_network(replace(EFFICIENT, weights=published[0]), SHAPE, 1)
+    fitted = Fitted("seed-0", Course(), network.get_weights())
+
+    # when the weights are put into a network without that file, as for choosing and packing,
+    again = network_of(plan, fitted)
+
+    # then it answers the same, before it is saved and after.
+    expected = np.asarray(network(films(), training=False))
+    np.testing.assert_allclose(np.asarray(again(films(), training=False)), expected, rtol=1e-4)
+    again.save(tmp_path / "weights.keras")
+    loaded = keras.models.load_model(tmp_path / "weights.keras", compile=False)
+    np.testing.assert_allclose(np.asarray(loaded(films(), training=False)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

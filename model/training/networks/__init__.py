@@ -4,6 +4,7 @@ Owns architecture only; knows nothing of images or of how weights are found. Eve
 of Keras's own layers and operations, so that its file loads wherever Keras is installed.
 """
 
+from model.training.networks.backbones import put_weights
 from model.training.networks.building import (
     LOGITS_LAYER,
     MAP_LAYER,
@@ -18,5 +19,6 @@ __all__ = [
     "build_network",
     "calibrate",
     "mean_of",
+    "put_weights",
     "set_backbone_trainable",
 ]

@@ -7,11 +7,13 @@ network, and the reading of weights. Nothing is ever downloaded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import layers, ops
 
 from model.errors import NetworkFault
@@ -23,6 +25,7 @@ BACKBONE_LAYER = "backbone"
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 """Of red, green and blue in [0, 1] over ImageNet."""
+_VARIANCE = tuple(deviation**2 for deviation in _DEVIATION)
 _CENTRE_BGR = (103.939, 116.779, 123.68)
 
 _READING_FAULTS = (ValueError, TypeError, KeyError, OSError, AttributeError, IndexError)
@@ -85,15 +88,41 @@ def _read_weights(backbone: Any, path: Path, application: str) -> None:
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", UserWarning)
             if path.suffix == ".keras":
-                backbone.set_weights(_saved_backbone(path).get_weights())
+                put_weights(backbone, _saved_backbone(path).get_weights())
             else:
                 backbone.load_weights(path)
+            _correct_variance(backbone)
     except _READING_FAULTS as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise NetworkFault(
             f"network.weights: {path.name} does not fit {application} without its top: "
             f"{type(error).__name__}: {first[:200]}"
         ) from error
+
+
+def put_weights(network: Any, weights: Sequence[npt.NDArray[Any]]) -> None:
+    """Give a network all of its weights, in the order of ``keras.Model.weights``."""
+    network.set_weights(weights)
+    for layer in _normalisations(network):
+        # Keras normalises by copies of the weights, which only reading a file renews.
+        layer.finalize_state()
+
+
+def _normalisations(network: Any) -> Iterator[Any]:
+    return (each for each in all_layers(network) if isinstance(each, layers.Normalization))
+
+
+def _correct_variance(backbone: Any) -> None:
+    """Put the variance of ImageNet where a file has the deviation.
+
+    The EfficientNet files of Keras do, and Keras divides once more where it fetches them itself.
+    """
+    for layer in _normalisations(backbone):
+        weights = layer.get_weights()
+        if len(weights) > 1 and np.allclose(weights[1].ravel(), _DEVIATION, atol=1e-4):
+            weights[1] = np.reshape(_VARIANCE, weights[1].shape)
+            layer.set_weights(weights)
+            layer.finalize_state()
 
 
 def _saved_backbone(path: Path) -> Any:
