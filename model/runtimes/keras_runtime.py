@@ -89,6 +89,8 @@ class KerasPredictor(BatchedPredictor):
         """
         weights = read_weights_file(self._package.weights_path)
         tf, keras = _import_libraries()
+        # GPUs would round float32 to ten bits of mantissa, of their own accord.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         device = self._choose_device(tf)
         self._out_of_memory = tf.errors.ResourceExhaustedError
         with tf.device(self._tf_device), warnings.catch_warnings():
@@ -107,7 +109,7 @@ class KerasPredictor(BatchedPredictor):
             model=self._package.at_version,
             runtime=f"keras {keras.__version__}, tensorflow {tf.__version__}",
             device=device,
-            precision=str(keras.config.floatx()),
+            precision=", ".join(sorted(_precisions(self._network))),
             parameters=int(self._network.count_params()),
         )
 
@@ -228,6 +230,12 @@ def _last_activation(network: Any) -> str:
     layers = getattr(network, "layers", None) or []
     activation = getattr(layers[-1], "activation", None) if layers else None
     return str(getattr(activation, "__name__", ""))
+
+
+def _precisions(network: Any) -> set[str]:
+    """Return the types in which a network's layers compute; the file decides, layer by layer."""
+    inner = [*getattr(network, "layers", ()), *filter(None, [getattr(network, "layer", None)])]
+    return {str(network.compute_dtype)}.union(*map(_precisions, inner))
 
 
 def _load_hint(message: str) -> str:

@@ -46,7 +46,7 @@ class Environment:
 
 
 def prepare(precision: PrecisionValues, threads: int) -> Environment:
-    """Set threads and determinism for the whole process; say what it computes on.
+    """Set threads, determinism and rounding for the whole process; say what it computes on.
 
     Raises
     ------
@@ -63,6 +63,8 @@ def prepare(precision: PrecisionValues, threads: int) -> Environment:
     except RuntimeError as error:
         raise TrainingRunFault(f"threads: cannot be set any more: {error}") from error
     tf.config.experimental.enable_op_determinism()
+    # What is measured here is computed as it will be in service.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     # Every network has functions of its own, which is no mistake.
     tf.get_logger().setLevel(logging.ERROR)
     name, capability = _described(gpus)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -119,6 +120,27 @@ def test_description_names_what_computes(predictor):
     assert description.precision == "float32"
     assert description.parameters == 6
     assert json.dumps(description.as_mapping())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_network_that_computes_in_another_precision_is_said_to(tmp_path):
+    # Given weights whose layers were saved to compute in bfloat16,
+    tiny = write_package(tmp_path / "tiny", labels=LABELS)
+    image = keras.Input((16, 16, 1))
+    inner = keras.Sequential([keras.layers.GlobalAveragePooling2D(dtype="mixed_bfloat16")])
+    keras.Model(image, keras.layers.Dense(3)(inner(image))).save(tiny.folder / WEIGHTS_NAME)
+
+    predictor = loaded(replace(tiny, folder=repacked(tiny.folder)))
+
+    assert predictor.description.precision == "bfloat16, float32"
+
+
+def test_no_runtime_of_keras_rounds_float32_to_tensorfloat_32(tiny):
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+    loaded(tiny)
+
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_predictor_of_keras_satisfies_the_port(predictor):

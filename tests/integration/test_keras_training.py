@@ -23,8 +23,10 @@ from model.errors import TrainingDataFault, TrainingRunFault, TrainingStopped
 from model.package import load_package
 from model.training import run_tensors
 from model.training.dataset import SplitValues
+from model.training.device import prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan, read_plan
+from model.training.plan_fit import PrecisionValues
 from model.training.run_folder import RunFolder, held
 from model.training.run_images import RunImages, gather_images, require_same
 from model.training.run_package import choose
@@ -98,6 +100,15 @@ def test_run_folder_says_all_of_it_again(finished):
     assert len(rows) == 84
     assert rows[0]["patient"].startswith("p")
     assert "seed-1: epoch 2 of 2" in (finished / "train.log").read_text()
+
+
+def test_training_does_not_round_float32_to_tensorfloat_32():
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+    environment = prepare(PrecisionValues.OFF, 0)
+
+    assert environment.dtype_policy == "float32"
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_event_files_hold_a_point_for_each_epoch(finished):
