@@ -41,8 +41,9 @@ class KerasPredictor(BatchedPredictor):
     ----------
     package : ModelPackage
     device : str
-        ``auto`` takes the first GPU TensorFlow finds, else the CPU; ``cpu`` leaves GPUs alone;
-        ``gpu`` is a fault where there is none.
+        ``auto`` takes the first GPU TensorFlow finds, else the CPU; ``cpu`` leaves GPUs alone, for
+        the whole process unless an earlier predictor computes on one; ``gpu`` is a fault where
+        there is none.
     batch_sizes : sequence of int, optional
         The sizes to compile; by default 1, 8, 32 for images and 1, 4 for volumes.
     threads : int, optional
@@ -164,7 +165,9 @@ class KerasPredictor(BatchedPredictor):
 
     def _choose_device(self, tf: Any) -> str:
         """Settle where TensorFlow computes; return the device's name."""
-        gpus = tf.config.list_physical_devices("GPU") if self._wanted_device != "cpu" else []
+        if self._wanted_device == "cpu":
+            _hide_gpus(tf)
+        gpus = tf.config.get_visible_devices("GPU") if self._wanted_device != "cpu" else []
         if self._wanted_device == "gpu" and not gpus:
             raise RuntimeFault(
                 "device: gpu was asked for but TensorFlow finds none; check the driver "
@@ -288,6 +291,17 @@ def _limit_threads(tf: Any, threads: int) -> None:
     except RuntimeError:
         # TensorFlow is running already: an earlier predictor of this process has decided.
         logger.debug("threads are set already", extra={"action": "threads_kept"})
+
+
+def _hide_gpus(tf: Any) -> None:
+    """Keep TensorFlow from opening and filling GPUs, unless this process computes on them."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if any(tf.config.experimental.get_memory_growth(gpu) for gpu in gpus):
+        return
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        logger.debug("devices are open already", extra={"action": "devices_kept"})
 
 
 def _grow_memory(tf: Any, gpus: Sequence[Any]) -> None:

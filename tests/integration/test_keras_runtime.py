@@ -190,6 +190,58 @@ def test_gpu_that_is_not_there_is_named(tiny):
         KerasPredictor(load_package(tiny.folder), device="tpu")
 
 
+class _Machine:
+    """The part of TensorFlow that says which GPUs there are and whether they are looked at."""
+
+    def __init__(self) -> None:
+        self.config = self.experimental = self
+        self.visible = ["GPU:0", "GPU:1"]
+        self.growing: set[str] = set()
+
+    def list_physical_devices(self, kind: str) -> list[str]:
+        return [f"{kind}:0", f"{kind}:1"]
+
+    def get_visible_devices(self, kind: str) -> list[str]:
+        return [name for name in self.visible if name.startswith(kind)]
+
+    def set_visible_devices(self, devices: list[str], kind: str) -> None:
+        assert kind == "GPU"
+        self.visible = list(devices)
+
+    def get_memory_growth(self, device: str) -> bool:
+        return device in self.growing
+
+    def set_memory_growth(self, device: str, enable: bool) -> None:
+        assert enable
+        self.growing.add(device)
+
+    def get_device_details(self, device: str) -> dict[str, str]:
+        return {"device_name": f"a {device}"}
+
+
+def chosen(tiny: TinyModel, device: str, machine: _Machine) -> str:
+    return KerasPredictor(load_package(tiny.folder), device=device)._choose_device(machine)
+
+
+def test_cpu_leaves_the_gpus_alone(tiny):
+    machine = _Machine()
+
+    assert chosen(tiny, "cpu", machine) == "CPU"
+
+    assert machine.visible == []
+    assert chosen(tiny, "auto", machine) == "CPU"
+
+
+def test_cpu_in_the_stead_of_a_gpu_hides_it_from_nobody(tiny):
+    machine = _Machine()
+
+    assert chosen(tiny, "auto", machine) == "a GPU:0"
+    assert chosen(tiny, "cpu", machine) == "CPU"
+
+    assert chosen(tiny, "auto", machine) == "a GPU:0"
+    assert machine.growing == {"GPU:0", "GPU:1"}
+
+
 class _SmallDevice(KerasPredictor):
     """A device that holds batches up to a limit and answers as TensorFlow does beyond it."""
 
