@@ -253,7 +253,6 @@ def _import_libraries() -> tuple[Any, Any]:
     """Import TensorFlow and Keras quietly: what matters is logged by this module."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -109,6 +112,17 @@ def test_training_does_not_round_float32_to_tensorfloat_32():
 
     assert environment.dtype_policy == "float32"
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_training_computes_on_tensorflow_whatever_keras_is_told_elsewhere():
+    program = "import model.training.run, keras; print(keras.backend.backend())"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (0, "tensorflow\n"), done.stderr
 
 
 def test_event_files_hold_a_point_for_each_epoch(finished):
