@@ -6,6 +6,7 @@ themselves are scikit-learn's (``metrics``); a test holds both equal, weights in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +24,7 @@ ROUNDS = 2000
 
 INTERVAL_PERCENT = 95.0
 _BLOCK_VALUES = 4_000_000
-"""Counts drawn at once: rounds times patients."""
+"""Counts drawn at once, rounds times patients, and weights given at once, rounds times images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +60,11 @@ class Resampling:
             index = index[self.inside]
         block = max(1, _BLOCK_VALUES // max(len(names), 1))
         for start in range(0, self.rounds, block):
-            rounds = min(block, self.rounds - start)
-            yield _drawn(len(names), rounds, self.seed, start)[:, index].astype(np.float64)
+            drawn = _drawn(len(names), min(block, self.rounds - start), self.seed, start)
+            # What is drawn follows from the patients; how much of it is given at once does not.
+            parts = max(1, math.ceil(len(drawn) * len(index) / _BLOCK_VALUES))
+            for part in np.array_split(drawn, parts):
+                yield part[:, index].astype(np.float64)
 
     def collected(self, figures: Callable[[Array], Rounds]) -> Rounds:
         """Return what `figures` gives for the weights of every round."""

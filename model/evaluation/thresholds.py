@@ -107,9 +107,8 @@ def choose_threshold(
         raise EvaluationFault(f"choose-threshold: {label} needs images with and without it")
     values = np.unique(scores)
     candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
-    judged = scores[np.newaxis, :] >= candidates[:, np.newaxis]
-    sensitivity = judged[:, truth].mean(axis=1)
-    specificity = 1 - judged[:, ~truth].mean(axis=1)
+    sensitivity = _reaching(candidates, scores[truth])
+    specificity = 1 - _reaching(candidates, scores[~truth])
     number = _chosen(rule, sensitivity, specificity)
     return ChosenThreshold(
         label,
@@ -119,6 +118,12 @@ def choose_threshold(
         float(specificity[number]),
         len(scores),
     )
+
+
+def _reaching(candidates: Array, scores: Array) -> Array:
+    """Return the share of scores at or above each candidate; (candidate,)."""
+    below = np.searchsorted(np.sort(scores), candidates, side="left")
+    return np.asarray((len(scores) - below) / len(scores))
 
 
 def _shortened(threshold: float, scores: Array) -> float:

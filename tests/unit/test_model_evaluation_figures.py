@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -149,6 +150,19 @@ def test_images_of_one_patient_are_drawn_together():
     np.testing.assert_array_equal(weights[:, 2], weights[:, 4])
     assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
     assert len(np.unique(weights, axis=0)) > 5
+
+
+def test_many_images_of_few_patients_are_weighed_in_blocks_of_bounded_size():
+    # Given 30 patients with 500 images each,
+    resampling = Resampling(tuple(f"p{n % 30:02}" for n in range(15_000)), seed=3, rounds=2000)
+
+    # when the rounds are drawn, then no block is larger than one of 15,000 patients would be,
+    blocks = list(resampling.weights())
+    assert max(block.size for block in blocks) <= 4_000_000
+
+    # and the rounds are those of the patients, whatever the blocks.
+    drawn = np.random.default_rng([3, 0]).multinomial(30, np.full(30, 1 / 30), size=2000)
+    np.testing.assert_array_equal(np.concatenate([b[:, :60] for b in blocks]), np.tile(drawn, 2))
 
 
 def test_same_seed_draws_the_same_whatever_part_is_looked_at():
@@ -365,6 +379,20 @@ def test_threshold_has_as_many_digits_as_it_needs_to_move_no_image(rule, positiv
     assert digits > 5
     shorter = round(found.threshold, digits - 1)
     assert ((scores >= shorter) != (scores >= found.threshold)).any()
+
+
+def test_threshold_is_chosen_without_holding_every_score_against_every_other():
+    rng = np.random.default_rng(2)
+    scores = rng.random(20_000)
+    truth = rng.random(20_000) < scores
+
+    tracemalloc.start()
+    found = choose_threshold("X", truth, scores, parse_rule("youden"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 20_000 * 200
+    assert found.threshold == pytest.approx(0.5, abs=0.05)
 
 
 def test_threshold_among_scores_that_lie_apart_has_five_digits():
