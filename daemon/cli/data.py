@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MOST_FINDINGS_SHOWN = 5
 """Of each check; ``--json`` lists all."""
 
+SMALLEST_EDGE = 64
+SMALLEST_CLASS = 0.05
+
 app = typer.Typer(help="Check labelled images.", no_args_is_help=True)
 
 DataPath = Annotated[
@@ -26,6 +29,13 @@ DataPath = Annotated[
 Allowed = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="CHECK", help="Pass over a check, by its name; repeatable."),
+]
+
+SmallestEdge = Annotated[
+    int, typer.Option(help="Images with a shorter edge, in pixels, are tiny.", min=1)
+]
+SmallestClass = Annotated[
+    float, typer.Option(help="Smallest share of a class in a split.", min=0.0, max=1.0)
 ]
 
 
@@ -38,12 +48,8 @@ def group() -> None:
 def check(
     data: DataPath,
     allow: Allowed = None,
-    smallest_edge: Annotated[
-        int, typer.Option(help="Images with a shorter edge, in pixels, are tiny.", min=1)
-    ] = 64,
-    smallest_class: Annotated[
-        float, typer.Option(help="Smallest share of a class in a split.", min=0.0, max=1.0)
-    ] = 0.05,
+    smallest_edge: SmallestEdge = SMALLEST_EDGE,
+    smallest_class: SmallestClass = SMALLEST_CLASS,
     as_json: AsJSON = False,
 ) -> None:
     """List what is wrong with labelled images: leaks, copies, label conflicts, broken files."""

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.data import Allowed, DataPath
+from daemon.cli.data import (
+    SMALLEST_CLASS,
+    SMALLEST_EDGE,
+    Allowed,
+    DataPath,
+    SmallestClass,
+    SmallestEdge,
+)
 from daemon.cli.output import (
     AsJSON,
     ConfigPath,
@@ -70,6 +77,8 @@ def evaluate(
     choose_threshold: Rule = None,
     class_: Classes = None,
     allow: Allowed = None,
+    smallest_edge: SmallestEdge = SMALLEST_EDGE,
+    smallest_class: SmallestClass = SMALLEST_CLASS,
     device: Device = None,
     config: ConfigPath = None,
     as_json: AsJSON = False,
@@ -84,7 +93,7 @@ def evaluate(
     from model.evaluation.running import Wishes, run_evaluation
     from model.evaluation.thresholds import parse_rule
     from model.runtimes.opening import open_predictor
-    from model.training.gate import checks_named
+    from model.training.gate import GateLimits, checks_named
     from model.training.sources import open_dataset, split_named
 
     with failures_become_exit_codes():
@@ -92,7 +101,9 @@ def evaluate(
         question = Question(
             split_named(split), seed, rounds, tuple(subgroup or ()), gap_limit, rule
         )
-        wishes = Wishes(checks_named(allow or ()), _renamed(class_ or []), fit_calibration)
+        limits = GateLimits(smallest_edge, smallest_class)
+        allowed, renamed = checks_named(allow or ()), _renamed(class_ or [])
+        wishes = Wishes(allowed, renamed, fit_calibration, limits)
         settings = load_config(config)
         found = _package(package, settings)
         options = runtime_options(settings)

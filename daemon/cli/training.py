@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,12 +90,12 @@ def _command(
     configuration: Path, folder: Path, data: Path | None, epochs: int | None, seed: int | None,
     threads: int,
 ) -> str:  # fmt: skip
-    """Return the command that goes on with a run."""
-    words = ["medimgd train", str(configuration), "--out", str(folder), "--resume"]
+    """Return the command that goes on with a run, as a shell takes it."""
+    words = ["medimgd", "train", str(configuration), "--out", str(folder), "--resume"]
     named = {"--data": data, "--epochs": epochs, "--seed": seed, "--threads": threads or None}
     for option, value in named.items():
         words += [option, str(value)] if value is not None else []
-    return " ".join(words)
+    return shlex.join(words)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from model.evaluation.truth import ClassMap, match_classes
 from model.package import ModelPackage
 from model.runtimes.port import Predictor
 from model.training.dataset import Dataset, LabelledImage, SplitValues
-from model.training.gate import CheckValues, GateReport, check_data
+from model.training.gate import CheckValues, GateLimits, GateReport, check_data
 from model.training.inspection import InspectedImage
 
 REPORT_NAME = "report.json"
@@ -56,6 +56,8 @@ class Wishes:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Label by class, where the names differ."""
     fit_calibration: bool = False
+    limits: GateLimits | None = None
+    """Of the gate; the usual ones when None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def run_evaluation(
     is_fitted_elsewhere = wished.fit_calibration and question.split is not SplitValues.VALIDATION
     others = _images_of(dataset, SplitValues.VALIDATION) if is_fitted_elsewhere else ()
     classes = match_classes(package, images, wished.renamed, others)
-    gate = _checked(dataset, wished.allowed, progress)
+    gate = _checked(dataset, wished, progress)
     predictor.load()
     split = _scored(package, predictor, images, classes, progress)
     fitting = split if wished.fit_calibration else None
@@ -153,9 +155,9 @@ def _images_of(dataset: Dataset, split: SplitValues) -> tuple[LabelledImage, ...
     return images
 
 
-def _checked(dataset: Dataset, allowed: Iterable[CheckValues], progress: Progress) -> GateReport:
+def _checked(dataset: Dataset, wished: Wishes, progress: Progress) -> GateReport:
     with progress("checking the data", len(dataset.images)) as done:
-        gate = check_data(dataset, allowed=allowed, on_image=done)
+        gate = check_data(dataset, limits=wished.limits, allowed=wished.allowed, on_image=done)
     gate.require()
     return gate
 

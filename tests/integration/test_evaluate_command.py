@@ -110,6 +110,25 @@ def test_threshold_and_calibration_come_from_validation_and_json_repeats(package
     assert "calibration.json" in {path.name for path in (tmp_path / "one").iterdir()}
 
 
+def test_limits_of_the_data_are_those_it_was_trained_with(package, tmp_path):
+    # Given small films, of which few show anything,
+    data = tmp_path / "small"
+    for number in range(40):
+        name = "Bright" if number == 0 else "Dull"
+        put_film(data / "test" / name / f"person{number}_virus_1.png", 0.2, number, edge=48)
+
+    # when they are evaluated with the usual limits, then the gate refuses them,
+    asked = ("evaluate", package.folder, data, "--rounds", "100", "--json")
+    refused = medimgd(*asked, check=ExitCode.FAILED)
+    assert "tiny" in refused.stderr
+    assert "balance" in refused.stderr
+
+    # and with limits of their own they pass, with nothing allowed.
+    limits = ("--smallest-edge", "48", "--smallest-class", "0.02")
+    done = medimgd(*asked, *limits, check=ExitCode.OK)
+    assert json.loads(done.stdout)["data"]["gate"]["allowed"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import tensorflow as tf
 from typer.testing import CliRunner, Result
 
 from daemon.cli.application import app
-from daemon.cli.training import _asked_to_stop
+from daemon.cli.training import _asked_to_stop, _command
 from model.errors import TrainingDataFault, TrainingRunFault, TrainingStopped
 from model.package import load_package
 from model.training import run_tensors
@@ -247,6 +248,17 @@ def test_interrupt_is_noted_once_and_the_second_one_ends_at_once():
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_command_that_goes_on_is_one_that_a_shell_takes():
+    config, folder, data = Path("my films.toml"), Path("run $1"), Path("film's.zip")
+
+    command = _command(config, folder, data, 3, None, 0)
+
+    assert shlex.split(command) == [
+        "medimgd", "train", "my films.toml", "--out", "run $1", "--resume", "--data", "film's.zip",
+        "--epochs", "3",
+    ]  # fmt: skip
 
 
 def plan_of(folder: Path, **tables: Any) -> TrainingPlan:
