@@ -6,7 +6,7 @@ over only when somebody names it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -230,27 +230,46 @@ def _patients_in_splits(images: Iterable[LabelledImage]) -> Iterator[GateFinding
 
 
 def _twins(inspected: Sequence[InspectedImage]) -> Iterator[GateFinding]:
-    copies = _grouped(inspected, lambda one: one.content_digest)
-    for group in copies.values():
-        if len(group) > 1:
-            yield _twin_finding(CheckValues.DUPLICATES, "identical files", group)
-    for group in _grouped(inspected, lambda one: one.picture_digest).values():
-        # Byte-identical files show the same picture: they are said once. So are blank ones.
-        if len({one.content_digest for one in group}) > 1 and not group[0].is_blank:
-            yield _twin_finding(CheckValues.SAME_PIXELS, "files with the same pixels", group)
+    for group, shared in _sharing(inspected, _contents):
+        yield _twin_finding(CheckValues.DUPLICATES, "identical {}", group, shared)
+    contents: dict[str, set[str]] = defaultdict(set)
+    for file in (file for one in inspected for file in one.files):
+        contents[file.picture_digest].add(file.content_digest)
+    # Byte-identical files show the same picture: they are said once.
+    unlike = {picture for picture, found in contents.items() if len(found) > 1}
+    for group, shared in _sharing(inspected, lambda one: _pictures(one) & unlike):
+        if _is_across_splits(group) or len({_whole_picture(one) for one in group}) < len(group):
+            what = "{} with the same pixels"
+            yield _twin_finding(CheckValues.SAME_PIXELS, what, group, shared)
 
 
-def _twin_finding(check: CheckValues, what: str, group: Sequence[InspectedImage]) -> GateFinding:
+def _is_across_splits(group: Iterable[InspectedImage]) -> bool:
+    """True where learning and measuring share something.
+
+    Within a split two series may show some of the same slices: a label is of a whole series, and
+    what tells two of them apart may lie in the others.
+    """
+    return len({one.image.split for one in group}) > 1
+
+
+def _twin_finding(
+    check: CheckValues, what: str, group: Sequence[InspectedImage], shared: int
+) -> GateFinding:
     images = [one.image for one in group]
-    splits = sorted({str(image.split) for image in images})
-    return _finding(check, f"{len(group)} {what} in {' and '.join(splits)}", images)
+    splits = " and ".join(sorted({str(image.split) for image in images}))
+    if any(image.is_series for image in images):
+        files = what.format("file" if shared == 1 else "files")
+        return _finding(
+            check, f"{shared} {files} in each of {len(group)} series in {splits}", images
+        )
+    return _finding(check, f"{len(group)} {what.format('files')} in {splits}", images)
 
 
 def _label_conflicts(inspected: Sequence[InspectedImage]) -> Iterator[GateFinding]:
     """Yield what is labelled twice, and differently, under any sign that it is the same image."""
     said: set[frozenset[str]] = set()
-    for what, key in _SAME_IMAGE:
-        for group in _grouped(inspected, key).values():
+    for what, signs in _SAME_IMAGE:
+        for group, _ in _sharing(inspected, signs):
             images = [one.image for one in group]
             names = frozenset(f"{image.name} {sorted(image.labels)}" for image in images)
             if len({image.labels for image in images}) > 1 and names not in said:
@@ -263,22 +282,53 @@ def _label_conflicts(inspected: Sequence[InspectedImage]) -> Iterator[GateFindin
                 )
 
 
+def _sharing(
+    inspected: Sequence[InspectedImage], signs: Callable[[InspectedImage], Iterable[str]]
+) -> list[tuple[list[InspectedImage], int]]:
+    """Return the images that share signs, with the number of signs that all of them share.
+
+    Series need not be equal to share some of their slices.
+    """
+    holders: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(inspected):
+        for sign in signs(one):
+            holders[sign].append(place)
+    groups = Counter(tuple(places) for places in holders.values() if len(places) > 1)
+    return [([inspected[place] for place in places], count) for places, count in groups.items()]
+
+
 def _labels_in_words(image: LabelledImage) -> str:
     return ", ".join(sorted(image.labels)) or "as none of the classes"
 
 
-def _patient_and_name(one: InspectedImage) -> str:
+def _contents(one: InspectedImage) -> set[str]:
+    return {file.content_digest for file in one.files}
+
+
+def _pictures(one: InspectedImage) -> set[str]:
+    return {file.picture_digest for file in one.files} - {""}
+
+
+def _whole_picture(one: InspectedImage) -> str:
+    return "\\".join(sorted(_pictures(one)))
+
+
+def _instances(one: InspectedImage) -> set[str]:
+    return {file.sop_instance_uid for file in one.files} - {""}
+
+
+def _patient_and_name(one: InspectedImage) -> set[str]:
     """Return what the same film of the same patient shares, wherever it was put."""
     image = one.image
     if not image.patient:
-        return ""
-    return f"{image.patient}\\{image.name.rpartition('/')[2]}"
+        return set()
+    return {f"{image.patient}\\{image.name.rpartition('/')[2]}"}
 
 
-_SAME_IMAGE: tuple[tuple[str, Callable[[InspectedImage], str]], ...] = (
-    ("identical files", lambda one: one.content_digest),
-    ("the same pixels", lambda one: "" if one.is_blank else one.picture_digest),
-    ("one SOP Instance UID", lambda one: "\\".join(sorted(one.sop_instance_uids))),
+_SAME_IMAGE: tuple[tuple[str, Callable[[InspectedImage], set[str]]], ...] = (
+    ("identical files", _contents),
+    ("the same pixels", lambda one: {_whole_picture(one)} - {""}),
+    ("one SOP Instance UID", _instances),
     ("one file name of one patient", _patient_and_name),
 )
 

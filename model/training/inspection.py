@@ -21,22 +21,57 @@ OnImage = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedFile:
+    """One file of an image or series and what was found in it."""
+
+    content_digest: str
+    """SHA-256 over its bytes."""
+    picture: Picture | None = None
+    """What it shows; None when it could not be decoded."""
+    sop_instance_uid: str = ""
+    truncation: str = ""
+    """How it is cut short or damaged; empty when it is whole."""
+    fault: str = ""
+    """Why it cannot be decoded; empty when it can."""
+
+    @property
+    def picture_digest(self) -> str:
+        """Over what it shows; empty when it is blank or could not be decoded."""
+        return "" if self.picture is None or self.picture.is_blank else self.picture.digest
+
+
+@dataclass(frozen=True, slots=True)
 class InspectedImage:
     """One image or series and what was found in its files."""
 
     image: LabelledImage
-    content_digest: str
-    """SHA-256 over the bytes of all files, in any order of the files of a series."""
-    picture_digest: str = ""
-    """Over what they show; empty when something could not be decoded."""
-    sop_instance_uids: tuple[str, ...] = ()
-    smallest_edge: int = 0
-    """Rows or columns, whichever are fewer; 0 when nothing could be decoded."""
-    is_blank: bool = False
-    truncation: str = ""
-    """How a file is cut short or damaged; empty when all are whole."""
-    fault: str = ""
-    """Why it cannot be decoded; empty when it can."""
+    files: tuple[InspectedFile, ...]
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 over the bytes of all files, in any order of the files of a series."""
+        return _joined(file.content_digest for file in self.files)
+
+    @property
+    def is_blank(self) -> bool:
+        """True when every file could be decoded and shows nothing."""
+        return all(file.picture is not None and file.picture.is_blank for file in self.files)
+
+    @property
+    def smallest_edge(self) -> int:
+        """Rows or columns, whichever are fewer; 0 when nothing could be decoded."""
+        pictures = [file.picture for file in self.files if file.picture is not None]
+        return min((min(picture.rows, picture.columns) for picture in pictures), default=0)
+
+    @property
+    def truncation(self) -> str:
+        """How a file is cut short or damaged; empty when all are whole."""
+        return next((file.truncation for file in self.files if file.truncation), "")
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot be decoded; empty when it can."""
+        return next((file.fault for file in self.files if file.fault), "")
 
 
 def inspect_images(
@@ -51,35 +86,12 @@ def inspect_images(
     """
     inspected: list[InspectedImage] = []
     for image in images:
-        inspected.append(_inspected(image))
+        inspected.append(
+            InspectedImage(image, tuple(_inspected_file(path) for path in image.files))
+        )
         if on_image is not None:
             on_image(len(inspected))
     return tuple(inspected)
-
-
-@dataclass(frozen=True, slots=True)
-class _InspectedFile:
-    content_digest: str
-    picture: Picture | None = None
-    sop_instance_uid: str = ""
-    truncation: str = ""
-    fault: str = ""
-
-
-def _inspected(image: LabelledImage) -> InspectedImage:
-    files = [_inspected_file(path) for path in image.files]
-    pictures = [file.picture for file in files if file.picture is not None]
-    is_whole = len(pictures) == len(files)
-    return InspectedImage(
-        image=image,
-        content_digest=_joined(file.content_digest for file in files),
-        picture_digest=_joined(picture.digest for picture in pictures) if is_whole else "",
-        sop_instance_uids=tuple(f.sop_instance_uid for f in files if f.sop_instance_uid),
-        smallest_edge=min((min(p.rows, p.columns) for p in pictures), default=0),
-        is_blank=is_whole and all(picture.is_blank for picture in pictures),
-        truncation=next((file.truncation for file in files if file.truncation), ""),
-        fault=next((file.fault for file in files if file.fault), ""),
-    )
 
 
 def _joined(digests: Iterable[str]) -> str:
@@ -90,22 +102,22 @@ def _joined(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(ordered).encode("ascii")).hexdigest()
 
 
-def _inspected_file(path: Path) -> _InspectedFile:
+def _inspected_file(path: Path) -> InspectedFile:
     with machine_faults(path):
         encoded = path.read_bytes()
     digest = hashlib.sha256(encoded).hexdigest()
     kind = file_kind(path)
     cut = truncation(encoded, kind)
     if cut:
-        return _InspectedFile(digest, truncation=cut)
+        return InspectedFile(digest, truncation=cut)
     uid = ""
     try:
         if kind is FileKindValues.DICOM:
             uid = str(read_attributes(path, ["SOPInstanceUID"])["SOPInstanceUID"] or "")
-        return _InspectedFile(digest, picture_of(path, kind), uid)
+        return InspectedFile(digest, picture_of(path, kind), uid)
     except (UnreadableInstance, Refusal) as error:
         # The path stands beside the sentence already.
         sentence = str(error).removeprefix(str(path)).lstrip(": ")
         if "truncated" in sentence:
-            return _InspectedFile(digest, None, uid, truncation=sentence)
-        return _InspectedFile(digest, None, uid, fault=sentence)
+            return InspectedFile(digest, None, uid, truncation=sentence)
+        return InspectedFile(digest, None, uid, fault=sentence)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from model.errors import DataGateFault, TrainingDataFault
@@ -84,6 +85,65 @@ def test_same_picture_in_another_file_format_is_found(data):
     )
 
     assert checks(gate(data)) == ["same-pixels"]
+
+
+@pytest.fixture
+def series(data) -> Path:
+    """The same, with a series of four slices of each class in train and in validation."""
+    for number, name in enumerate(
+        ("train/SICK", "train/WELL", "validation/SICK", "validation/WELL")
+    ):
+        for slice_number in range(4):
+            pixels = grey(0.5, 200 + 4 * number + slice_number)
+            put_dicom(data / name / "series" / f"{slice_number}.dcm", pixels, PatientID="")
+    assert checks(gate(data)) == []
+    return data
+
+
+def test_slices_that_two_series_share_are_found_though_the_series_differ(series):
+    # Given a series of another split and class that holds three of four slices of another one,
+    for number in range(3):
+        name = f"series/{number}.dcm"
+        shutil.copy(series / "train" / "SICK" / name, series / "validation" / "WELL" / name)
+
+    twins, conflict = gate(series).findings
+
+    assert (twins.check, conflict.check) == (CheckValues.DUPLICATES, CheckValues.LABEL_CONFLICTS)
+    assert twins.files == conflict.files == ("train/SICK/series", "validation/WELL/series")
+    assert "3 identical files in each of 2 series in train and validation" in twins.sentence
+
+
+@pytest.mark.parametrize(
+    ("same", "found"), [("pixels", "same-pixels"), ("SOPInstanceUID", "label-conflicts")]
+)
+def test_one_slice_in_two_series_is_found_by_what_it_shows_and_by_its_uid(series, same, found):
+    source = pydicom.dcmread(series / "train" / "SICK" / "series" / "0.dcm")
+    target = series / "validation" / ("SICK" if same == "pixels" else "WELL") / "series" / "9.dcm"
+    pixels = source.pixel_array if same == "pixels" else grey(0.5, 300)
+    uid = {} if same == "pixels" else {"SOPInstanceUID": source.SOPInstanceUID}
+    put_dicom(target, pixels, PatientID="", **uid)
+
+    assert checks(gate(series)) == [found]
+
+
+def test_series_of_one_split_may_show_some_of_the_same_slices_but_not_all(series):
+    # Given a healthy series and a copy, under UIDs of its own, that is ill in one slice,
+    healthy, ill = (series / "train" / name / "series" for name in ("WELL", "SICK"))
+    for path in sorted(healthy.iterdir())[:3]:
+        put_dicom(ill / path.name, pydicom.dcmread(path).pixel_array, PatientID="")
+    assert checks(gate(series)) == []
+
+    # when it is as healthy as the other one, then one of the labels is wrong.
+    put_dicom(ill / "3.dcm", pydicom.dcmread(healthy / "3.dcm").pixel_array, PatientID="")
+    assert checks(gate(series)) == ["same-pixels", "label-conflicts"]
+
+
+def test_blank_slices_make_no_twins_of_series(series):
+    for name in ("train/SICK", "validation/WELL"):
+        blank = np.zeros((EDGE, EDGE), np.uint8)
+        put_dicom(series / name / "series" / "9.dcm", blank, PatientID="")
+
+    assert checks(gate(series)) == []
 
 
 def test_identical_file_with_another_label_is_a_conflict_too(data):
