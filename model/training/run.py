@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import TrainingPlanFault, TrainingRunFault
 from model.training.dataset import SplitValues
@@ -28,7 +29,7 @@ from model.training.run_folder import (
     read_json,
     write_text,
 )
-from model.training.run_images import RunImages, gather_images, require_same, write_distribution
+from model.training.run_images import RunImages, gather_images, write_distribution
 from model.training.run_package import Chosen, choose, write_package
 from model.training.sources import open_dataset
 from model.training.watching import Watch
@@ -89,16 +90,16 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
             watch.say(f"finished already: {finished}")
             return FinishedRun(folder, Path(str(finished)))
         environment = prepare(plan.fit.precision, wishes.threads)
-        folder.write_json(ENVIRONMENT_NAME, environment.as_mapping())
         watch.say(f"training on {environment.device}, {environment.dtype_policy}: {folder.root}")
         with open_dataset(source) as dataset:
-            images = gather_images(dataset, plan, folder, watch)
+            images = gather_images(dataset, plan, folder, watch, known.get("splits_sha256"))
+            folder.write_json(ENVIRONMENT_NAME, environment.as_mapping())
             _note_images(folder, images, plan, known)
             write_distribution(images, plan, folder)
             return _trained(images, plan, folder, environment, watch)
 
 
-def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[str, object]:
+def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[str, Any]:
     """Make the run folder, or check that it is the one to go on with; return what it says."""
     record = folder.path(RUN_NAME)
     if not wishes.resume:
@@ -109,7 +110,7 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
             )
         folder.root.mkdir(parents=True, exist_ok=True)
         write_text(folder.path(CONFIG_NAME), plan.path.read_text(encoding="utf-8"))
-        known: dict[str, object] = {"plan_digest": plan.digest, "epochs": plan.fit.epochs,
+        known: dict[str, Any] = {"plan_digest": plan.digest, "epochs": plan.fit.epochs,
                                     "seed": plan.fit.seed}  # fmt: skip
         folder.write_json(RUN_NAME, known)
         return known
@@ -127,9 +128,6 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
 def _note_images(
     folder: RunFolder, images: RunImages, plan: TrainingPlan, known: Mapping[str, object]
 ) -> None:
-    stated = known.get("splits_sha256")
-    if isinstance(stated, str):
-        require_same(images, stated)
     if not measured_splits(images, plan):
         fault = (
             "folds.over: networks that learned from train and validation between them can be "

@@ -66,48 +66,60 @@ class RunImages:
 
 
 def gather_images(
-    dataset: Dataset, plan: TrainingPlan, folder: RunFolder, watch: Watch
+    dataset: Dataset, plan: TrainingPlan, folder: RunFolder, watch: Watch, stated: str | None = None
 ) -> RunImages:
     """Check the data, write down what was found, and decode what is learned from.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    plan : TrainingPlan
+    folder : RunFolder
+    watch : Watch
+    stated : str, optional
+        The digest of the images that the run began with. Of other ones nothing is written.
 
     Raises
     ------
     DataGateFault
         The data fail checks that the configuration does not allow; the report is in the folder.
     TrainingDataFault
-        They do not fit the configuration, or cannot be read as ``[input]`` says.
+        They do not fit the configuration, cannot be read as ``[input]`` says, or are not those
+        that the run began with.
     """
     dataset = with_patients(dataset, plan.data.patients)
     check_classes(dataset, plan)
-    gate = _passed_gate(dataset, plan, folder, watch)
+    gate = _looked_at(dataset, plan, watch)
     left_out = _left_out(gate)
     kept = [one for one in gate.inspected if one.image.name not in left_out]
-    check_classes(replace(dataset, images=tuple(one.image for one in kept)), plan)
     text = splits_csv(kept)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if stated is not None:
+        require_same(digest, stated)
+    _pass(gate, plan, folder, watch)
+    check_classes(replace(dataset, images=tuple(one.image for one in kept)), plan)
     write_text(folder.path(SPLITS_NAME), text)
     inspected = tuple(one for split in LEARNING for one in kept if one.image.split is split)
     with watch.progress("decoding", len(inspected)) as done:
         values = tensors_of(inspected, plan.recipe, folder.tensors, done)
     images = tuple(one.image for one in inspected)
-    return RunImages(
-        dataset, gate, inspected, values, targets_of(images, plan),
-        hashlib.sha256(text.encode()).hexdigest(),
-    )  # fmt: skip
+    return RunImages(dataset, gate, inspected, values, targets_of(images, plan), digest)
 
 
-def _passed_gate(
-    dataset: Dataset, plan: TrainingPlan, folder: RunFolder, watch: Watch
-) -> GateReport:
+def _looked_at(dataset: Dataset, plan: TrainingPlan, watch: Watch) -> GateReport:
     with watch.progress("checking the data", len(dataset.images)) as done:
-        gate = check_data(
+        return check_data(
             dataset, limits=plan.data.limits, allowed=plan.data.allowed, on_image=done
         )
+
+
+def _pass(gate: GateReport, plan: TrainingPlan, folder: RunFolder, watch: Watch) -> None:
+    """Write down what the gate found; go on only where it is passed."""
     reasons = {str(check): reason for check, reason in plan.data.allowed.items()}
     folder.write_json(GATE_NAME, {**gate.as_mapping(), "reasons": reasons})
     gate.require()
     for check, findings in gate.by_check(gate.findings):
         watch.say(f"allowed: {check} ({len(findings)}): {plan.data.allowed[check]}")
-    return gate
 
 
 def _left_out(gate: GateReport) -> frozenset[str]:
@@ -163,7 +175,7 @@ def write_distribution(images: RunImages, plan: TrainingPlan, folder: RunFolder)
     part.replace(path)
 
 
-def require_same(images: RunImages, stated: str) -> None:
+def require_same(digest: str, stated: str) -> None:
     """Refuse to go on with other images than those a run began with.
 
     Raises
@@ -171,8 +183,8 @@ def require_same(images: RunImages, stated: str) -> None:
     TrainingDataFault
         A name, content, label, split or patient differs.
     """
-    if images.digest != stated:
+    if digest != stated:
         raise TrainingDataFault(
             f"the images are not those that the run began with (the digest of {SPLITS_NAME} was "
-            f"{stated}, is {images.digest}); name the same data, or train into a new folder"
+            f"{stated}, is {digest}); name the same data, or train into a new folder"
         )

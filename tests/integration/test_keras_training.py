@@ -31,8 +31,9 @@ from model.training.device import prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan, read_plan
 from model.training.plan_fit import PrecisionValues
+from model.training.run import RunWishes, run_training
 from model.training.run_folder import RunFolder, held
-from model.training.run_images import RunImages, gather_images, require_same
+from model.training.run_images import RunImages, gather_images
 from model.training.run_package import choose
 from model.training.sources import open_dataset
 from model.training.watching import Progress, Watch, silent
@@ -414,20 +415,35 @@ def test_decoding_that_was_killed_goes_on_where_it_stopped(films, tmp_path, monk
     assert [path.suffix for path in (folder / "tensors").iterdir()] == [".npy"]
 
 
-def test_other_images_than_those_a_run_began_with_are_refused(films, tmp_path):
+def test_other_images_than_those_a_run_began_with_are_refused_and_leave_its_records_alone(
+    films, tmp_path
+):
+    # Given a run that was stopped before its first epoch,
     plan = plan_of(tmp_path)
-    before = gathered(films, plan, tmp_path / "run")
-    changed_films = tmp_path / "films"
-    shutil.copytree(films, changed_films)
-    moved = next((changed_films / "train" / "DARK").iterdir())
-    moved.unlink()
+    stop = Watch(should_stop=lambda: True)
+    with pytest.raises(TrainingStopped):
+        run_training(plan, RunWishes(tmp_path / "run", films), stop)
+    records = contents_of(tmp_path / "run")
+    assert {"splits.csv", "gate.json", "environment.json", "run.json"} <= set(records)
 
-    after = gathered(changed_films, plan, tmp_path / "other")
-
-    require_same(before, before.digest)
+    # when it is to go on with other images, of which some are in two splits,
+    other = tmp_path / "films"
+    shutil.copytree(films, other)
+    film = next((other / "train" / "DARK").iterdir())
+    shutil.copy(film, other / "validation" / "DARK" / "p99_1.png")
     with pytest.raises(TrainingDataFault, match="are not those that the run began with"):
-        require_same(after, before.digest)
-    assert len(after.places(SplitValues.TRAIN)) == len(before.places(SplitValues.TRAIN)) - 1
+        run_training(plan, RunWishes(tmp_path / "run", other, resume=True), Watch())
+
+    # then nothing of it is changed, and it goes on with its own.
+    assert contents_of(tmp_path / "run") == records
+    with pytest.raises(TrainingStopped):
+        run_training(plan, RunWishes(tmp_path / "run", films, resume=True), stop)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by name; a log grows by what is said."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_stop_that_was_asked_for_while_images_were_read_trains_nothing(films, tmp_path):
