@@ -6,7 +6,7 @@ network library, so that every process can read the catalogue; ``model.runtimes`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -289,15 +289,22 @@ def _read_labels(manifest: ManifestTable) -> tuple[tuple[Label, ...], Output]:
     tables = manifest.tables("labels")
     output = _read_output(manifest.table("output"), len(tables))
     labels = tuple(_read_label(table, n, output.size) for n, table in enumerate(tables))
-    for what, values in (
-        ("name", [label.name.casefold() for label in labels]),
-        ("index", [str(label.index) for label in labels]),
-        ("code", [f"{label.code.value} {label.code.scheme}" for label in labels]),
-    ):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            manifest.faults.append(f"labels: {what} must differ, twice is {', '.join(twice)}")
+    _add_repeated(manifest, "index", [str(label.index) for label in labels])
+    add_repeated_labels(manifest, [(label.name, label.code) for label in labels])
     return labels, output
+
+
+def add_repeated_labels(root: ManifestTable, labels: Sequence[tuple[str, Code]]) -> None:
+    """Add a fault where two labels bear one name, whatever its case, or one code."""
+    _add_repeated(root, "name", [name.casefold() for name, _ in labels])
+    _add_repeated(root, "code", [f"{code.value} {code.scheme}" for _, code in labels])
+
+
+def _add_repeated(root: ManifestTable, what: str, values: Sequence[str]) -> None:
+    """Add a fault where two labels have the same."""
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        root.faults.append(f"labels: {what} must differ, twice is {', '.join(twice)}")
 
 
 def _read_output(table: ManifestTable, label_count: int) -> Output:

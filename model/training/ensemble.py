@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 
 from model.errors import TrainingStopped
@@ -129,6 +130,20 @@ def _trained(
     fitted = fit_network(job, lambda: untrained(plan, policy), watch)
     watch.say(f"{division.name}: epoch {fitted.chosen_epoch} is kept")
     return fitted
+
+
+def packaged_networks(plan: TrainingPlan) -> int:
+    """Return how many networks become the package."""
+    is_of_folds = plan.folds is not None and plan.folds.use is FoldUseValues.ENSEMBLE
+    return plan.folds.count if plan.folds is not None and is_of_folds else plan.members
+
+
+def name_layers_anew() -> None:
+    """Let the layers that are made next bear the same names, whatever was made before.
+
+    Keras numbers them through the process; a package may name its layers.
+    """
+    keras.utils.clear_session(free_memory=False)
 
 
 def untrained(plan: TrainingPlan, policy: str = FULL) -> Any:

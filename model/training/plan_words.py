@@ -13,7 +13,14 @@ from pathlib import Path
 from dicom_io.vocabulary import Code
 from model.explanation_plan import read_explanation_plan
 from model.manifest import ManifestTable
-from model.package import NAME_PATTERN, VERSION_PATTERN, Label, read_clause, read_selection
+from model.package import (
+    NAME_PATTERN,
+    VERSION_PATTERN,
+    Label,
+    add_repeated_labels,
+    read_clause,
+    read_selection,
+)
 from model.region_plan import read_region_plan
 
 DEFAULT_PROBES = 2
@@ -102,6 +109,7 @@ def read_labels(root: ManifestTable) -> tuple[LabelPlan, ...]:
     claimed = [name for label in labels for name in label.classes]
     for name in sorted({name for name in claimed if claimed.count(name) > 1}):
         root.faults.append(f"labels: class {name} belongs to several labels; name it once")
+    add_repeated_labels(root, [(label.name, label.code) for label in labels])
     return labels
 
 

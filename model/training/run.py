@@ -7,7 +7,6 @@ calls can be called again: a run that was killed goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from model.training.dataset import SplitValues
 from model.training.device import Environment, prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan
-from model.training.run_evaluation import measured_splits
+from model.training.run_evaluation import require_measurable
 from model.training.run_folder import (
     CONFIG_NAME,
     ENVIRONMENT_NAME,
@@ -30,7 +29,7 @@ from model.training.run_folder import (
     write_text,
 )
 from model.training.run_images import RunImages, gather_images, write_distribution
-from model.training.run_package import Chosen, choose, write_package
+from model.training.run_package import Chosen, choose, try_untrained, write_package
 from model.training.sources import open_dataset
 from model.training.watching import Watch
 
@@ -70,11 +69,11 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
     Raises
     ------
     TrainingPlanFault
-        No data are named.
+        No data are named, or the configuration makes no package that loads and serves.
     TrainingRunFault
         The folder holds another run, or one that nobody asked to go on with.
-    DataGateFault, TrainingDataFault
-        The data are not fit to be learned from.
+    DataGateFault, TrainingDataFault, EvaluationFault
+        The data are not fit to be learned from, or the package could not be measured by them.
     TrainingStopped
         Somebody asked for it; the run can be gone on with.
     """
@@ -91,10 +90,12 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
             return FinishedRun(folder, Path(str(finished)))
         environment = prepare(plan.fit.precision, wishes.threads)
         watch.say(f"training on {environment.device}, {environment.dtype_policy}: {folder.root}")
+        untrained = try_untrained(plan, folder)
         with open_dataset(source) as dataset:
             images = gather_images(dataset, plan, folder, watch, known.get("splits_sha256"))
+            require_measurable(images, untrained, plan)
             folder.write_json(ENVIRONMENT_NAME, environment.as_mapping())
-            _note_images(folder, images, plan, known)
+            folder.write_json(RUN_NAME, {**known, "splits_sha256": images.digest})
             write_distribution(images, plan, folder)
             return _trained(images, plan, folder, environment, watch)
 
@@ -123,18 +124,6 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
             f" or --seed ({known.get('seed')}); go on with those, or train into a new folder"
         )
     return known
-
-
-def _note_images(
-    folder: RunFolder, images: RunImages, plan: TrainingPlan, known: Mapping[str, object]
-) -> None:
-    if not measured_splits(images, plan):
-        fault = (
-            "folds.over: networks that learned from train and validation between them can be "
-            "measured on a test split only; the data have none"
-        )
-        raise TrainingPlanFault(f"training configuration {plan.path.name}", [fault])
-    folder.write_json(RUN_NAME, {**known, "splits_sha256": images.digest})
 
 
 def _trained(

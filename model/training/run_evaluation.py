@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
+from model.errors import TrainingDataFault, TrainingPlanFault
 from model.evaluation.evaluation import evaluate_split
 from model.evaluation.records import Evaluation, Question, ScoredSplit
 from model.evaluation.report import ReportFacts, data_digest
 from model.evaluation.running import LIBRARIES, PAGE_NAME, REPORT_NAME, Finished
 from model.evaluation.scoring import score_images
-from model.evaluation.truth import match_classes
+from model.evaluation.truth import ClassMap, match_classes
 from model.package import ModelPackage
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import Predictor
@@ -36,14 +39,62 @@ class ReportFiles:
 
 def measured_splits(images: RunImages, plan: TrainingPlan) -> tuple[SplitValues, ...]:
     """Return what the package is measured on: validation unless its networks learned from it."""
-    folds = plan.folds
-    has_learned = (
-        folds is not None
-        and folds.over is FoldOverValues.BOTH
-        and folds.use is FoldUseValues.ENSEMBLE
-    )
-    splits = () if has_learned else (SplitValues.VALIDATION,)
+    splits = () if _has_learned_from_validation(plan) else (SplitValues.VALIDATION,)
     return (*splits, *(split for split in images.dataset.splits if split is SplitValues.TEST))
+
+
+def _has_learned_from_validation(plan: TrainingPlan) -> bool:
+    folds = plan.folds
+    is_over_both = folds is not None and folds.over is FoldOverValues.BOTH
+    return is_over_both and folds is not None and folds.use is FoldUseValues.ENSEMBLE
+
+
+def require_measurable(images: RunImages, package: ModelPackage, plan: TrainingPlan) -> None:
+    """Refuse images by which no threshold could be chosen, or the package not be measured.
+
+    Parameters
+    ----------
+    images : RunImages
+    package : ModelPackage
+        With the labels that the finished one will have; its weights play no part.
+    plan : TrainingPlan
+
+    Raises
+    ------
+    TrainingPlanFault
+        Nothing is left to measure on.
+    TrainingDataFault
+        All images that a label's threshold is chosen by have it, or none has.
+    EvaluationFault
+        A label is in no image of a split that is to be measured.
+    """
+    if not measured_splits(images, plan):
+        fault = (
+            "folds.over: networks that learned from train and validation between them can be "
+            "measured on a test split only; the data have none"
+        )
+        raise TrainingPlanFault(f"training configuration {plan.path.name}", [fault])
+    places = images.places(SplitValues.VALIDATION)
+    targets = images.targets if _has_learned_from_validation(plan) else images.targets[places]
+    for label in package.labels:
+        if len(np.unique(targets[:, label.index])) == 1:
+            raise TrainingDataFault(
+                f"{label.name}: its threshold is chosen by images with and without it; of those "
+                f"that it is chosen by {'every one has' if targets[0, label.index] else 'none has'}"
+                f" it"
+            )
+    for split in measured_splits(images, plan):
+        _classes(images, package, plan, split)
+
+
+def _classes(
+    images: RunImages, package: ModelPackage, plan: TrainingPlan, split: SplitValues
+) -> ClassMap:
+    """Return which label each class of a split means."""
+    listed = images.dataset.images_of(split)
+    found = {name for image in listed for name in image.labels}
+    renamed = {c: label.name for label in plan.labels for c in label.classes if c in found}
+    return match_classes(package, listed, renamed)
 
 
 def evaluate_splits(
@@ -77,9 +128,7 @@ def _measured(
     watch: Watch,
 ) -> Finished:
     listed = images.dataset.images_of(split)
-    found = {name for image in listed for name in image.labels}
-    renamed = {c: label.name for label in plan.labels for c in label.classes if c in found}
-    classes = match_classes(package, listed, renamed)
+    classes = _classes(images, package, plan, split)
     with watch.progress(f"scoring {split}", len(listed)) as done:
         scored = ScoredSplit(score_images(package, predictor, listed, done), classes.truth(listed))
     question = Question(split, seed=plan.fit.seed)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model.errors import TrainingPlanFault
 from model.evaluation.thresholds import choose_threshold, parse_rule
 from model.findings import FloatArray
 from model.input_distribution import DISTRIBUTION_NAME
@@ -21,8 +22,15 @@ from model.manifest_writing import toml_text, write_manifest
 from model.package import MANIFEST_FORMAT, ModelPackage, load_package
 from model.package_files import sha256_of
 from model.packing import PackSources, pack
+from model.runtimes.check import try_package
 from model.training.dataset import SplitValues
-from model.training.ensemble import Trained, network_of
+from model.training.ensemble import (
+    Trained,
+    name_layers_anew,
+    network_of,
+    packaged_networks,
+    untrained,
+)
 from model.training.fit_steps import answering
 from model.training.heads import HeadValues
 from model.training.losses import probabilities_of
@@ -39,6 +47,7 @@ from model.training.watching import Watch
 WEIGHTS_NAME = "weights.keras"
 DRAFT_NAME = "draft.toml"
 PROVENANCE_NAME = "training.json"
+UNTRAINED_NAME = "untrained.keras"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ def choose(images: RunImages, trained: Trained, plan: TrainingPlan) -> Chosen:
     EvaluationFault
         A label has no image, or only images, among those it is chosen on.
     """
+    name_layers_anew()
     members = [network_of(plan, fitted) for fitted in trained.members]
     network = mean_of(members)
     places = images.places(SplitValues.VALIDATION)
@@ -138,10 +148,10 @@ def write_package(
         The package does not keep its own word; every fault is named.
     """
     weights = _saved(chosen.network, folder)
-    draft = _draft(plan, chosen)
+    draft = _draft(plan, chosen.labels)
     draft_path = write_text(folder.path(DRAFT_NAME), toml_text(draft))
     distribution = folder.path(DISTRIBUTION_NAME) if plan.has_input_distribution else None
-    trial = _trial(draft, weights, distribution, plan, folder)
+    trial = load_package(_trial(draft, weights, distribution, plan, folder))
     report = evaluate_splits(images, trial, plan, folder, watch)
     probes = write_probe_tensors(folder.path("probes"), images, chosen, plan)
     out = folder.package / plan.words.at_version
@@ -176,7 +186,7 @@ def _saved(network: Any, folder: RunFolder) -> Path:
     return path
 
 
-def _draft(plan: TrainingPlan, chosen: Chosen) -> dict[str, object]:
+def _draft(plan: TrainingPlan, labels: list[dict[str, object]]) -> dict[str, object]:
     """Return the manifest without digests."""
     words = plan.words
     return {
@@ -190,8 +200,42 @@ def _draft(plan: TrainingPlan, chosen: Chosen) -> dict[str, object]:
         "output": {"kind": plan.head.output_kind, "size": plan.outputs},
         "input": plan.values["input"],
         **plan.copied,
-        "labels": chosen.labels,
+        "labels": labels,
     }
+
+
+def try_untrained(plan: TrainingPlan, folder: RunFolder) -> ModelPackage:
+    """Make the package of networks that have learned nothing, and let it compute.
+
+    What the finished package could not keep its word by is known before the first epoch.
+
+    Returns
+    -------
+    ModelPackage
+        As the finished one in all but weights, thresholds and figures; its files are gone.
+
+    Raises
+    ------
+    TrainingPlanFault
+        The configuration makes no package that loads and serves; every fault is named.
+    """
+    truth = np.array([[False] * plan.outputs, [True] * plan.outputs])
+    labels = _labels(plan, truth, np.where(truth, 0.75, 0.25))
+    # The weights are of no interest here: a backbone's file is not read.
+    drawn = replace(plan, network=replace(plan.network, weights=None))
+    name_layers_anew()
+    network = mean_of([untrained(drawn) for _ in range(packaged_networks(plan))])
+    weights = folder.path(UNTRAINED_NAME)
+    network.save(weights)
+    place = _trial(_draft(plan, labels), weights, None, plan, folder)
+    weights.unlink()
+    try:
+        trial = try_package(place)
+        if not trial.passed:
+            raise TrainingPlanFault(f"training configuration {plan.path.name}", trial.faults)
+        return load_package(place)
+    finally:
+        shutil.rmtree(place)
 
 
 def _trial(
@@ -200,8 +244,8 @@ def _trial(
     distribution: Path | None,
     plan: TrainingPlan,
     folder: RunFolder,
-) -> ModelPackage:
-    """Return the package as it will be, without the figures that are yet to be measured."""
+) -> Path:
+    """Write the package as it will be, without the figures that are yet to be measured."""
     place = folder.path("trial") / plan.words.at_version
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, place / WEIGHTS_NAME)
@@ -216,4 +260,4 @@ def _trial(
         table = {"file": DISTRIBUTION_NAME, "sha256": sha256_of(distribution)}
         manifest["input_distribution"] = table
     write_manifest(place, manifest)
-    return load_package(place)
+    return place

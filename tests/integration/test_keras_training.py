@@ -26,7 +26,6 @@ from daemon.cli.training import _asked_to_stop, _command
 from model.errors import TrainingDataFault, TrainingRunFault, TrainingStopped
 from model.package import load_package
 from model.training import run_tensors
-from model.training.dataset import SplitValues
 from model.training.device import prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan, read_plan

@@ -146,6 +146,21 @@ def test_class_of_two_labels_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "bright"}, "labels: name must differ, twice is bright"),
+        ({"code": THREE[2]["code"]}, "labels: code must differ, twice is 2 99T"),
+    ],
+)
+def test_labels_that_could_be_taken_for_each_other_are_refused(tmp_path, changes, words):
+    classes = {"classes": ["DARK", "MIDDLE", "BRIGHT"]}
+    values = {**changed(data=classes, head={"kind": "multi-label"}),
+              "labels": [{**THREE[1], **changes}, THREE[2]]}  # fmt: skip
+
+    assert faults_of(tmp_path, values) == (words,)
+
+
 def test_multi_class_head_answers_for_every_class_and_others_for_every_label(tmp_path):
     classes = {"classes": ["DARK", "MIDDLE", "BRIGHT"]}
     values = {**changed(data=classes, head={"kind": "multi-class"}), "labels": THREE[1:]}

@@ -1,0 +1,102 @@
+"""What cannot end in a package is refused before the first epoch, not after the last one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import EvaluationFault, TrainingDataFault, TrainingPlanFault, TrainingStopped
+from model.package import load_package
+from model.training.plan import TrainingPlan, read_plan
+from model.training.run import RunWishes, run_training
+from model.training.watching import Watch
+from tests.labelled_images import put_film
+from tests.tiny_training import changed, write_config, write_films
+
+# Keras saves the state of a Dropout's generator through an older protocol of NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+STOP = Watch(should_stop=lambda: True)
+"""Ends a run before its first epoch, when everything before it went well."""
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    return write_films(tmp_path_factory.mktemp("films"))
+
+
+def plan_of(folder: Path, **tables: Any) -> TrainingPlan:
+    return read_plan(write_config(folder, changed(**tables)))
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"explanation": {"layers": ["nosuch"]}}, "the network has no layer named nosuch"),
+        ({"network": {"map": True}, "regions": {"threshold": 0.5, "layer": "nosuch"}}, "nosuch"),
+    ],
+)
+def test_layer_that_the_network_lacks_is_refused_before_the_images_are_read(
+    films, tmp_path, tables, words
+):
+    plan = plan_of(tmp_path, **tables)
+
+    with pytest.raises(TrainingPlanFault, match=words):
+        run_training(plan, RunWishes(tmp_path / "run", films), STOP)
+
+    assert not (tmp_path / "run" / "gate.json").exists()
+    assert list((tmp_path / "run").rglob("*.keras")) == []
+
+
+def test_layer_that_the_untrained_network_has_is_in_the_package_whatever_was_trained(
+    films, tmp_path
+):
+    # Given a layer by the name that Keras gives the second separable convolution,
+    plan = plan_of(tmp_path, explanation={"layers": ["separable_conv2d_1"]}, fit={"epochs": 1})
+
+    done = run_training(plan, RunWishes(tmp_path / "run", films), Watch())
+
+    assert load_package(done.package).explanation.layers == ("separable_conv2d_1",)
+
+
+def test_test_split_without_the_label_is_refused_though_balance_is_allowed(films, tmp_path):
+    data = write_films(tmp_path / "films")
+    put_film(data / "test" / "DARK" / "p900_1.png", 0.35, 900)
+    plan = plan_of(tmp_path, data={"allow": {"balance": "The test split is small."}})
+
+    with pytest.raises(EvaluationFault, match="no image has the label Bright"):
+        run_training(plan, RunWishes(tmp_path / "run", data), STOP)
+
+    with pytest.raises(TrainingStopped, match="stopped before seed-0"):
+        run_training(plan, RunWishes(tmp_path / "other", films), STOP)
+
+
+def test_label_that_all_images_have_by_which_its_threshold_is_chosen_is_refused(tmp_path):
+    # Given three classes, of which validation has images with several, and all with one,
+    rows = ["path,labels,split,patient"]
+    for number in range(16):
+        split = "train" if number < 8 else "validation"
+        name = f"{number}.png"
+        put_film(tmp_path / name, 0.4, number)
+        labels = (
+            ["A", "B", "A;B", "B"][number % 4] if split == "train" else ["A;B", "B"][number % 2]
+        )
+        rows.append(f"{name},{labels},{split},{number}")
+    manifest = tmp_path / "films.csv"
+    manifest.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    values = changed(data={"classes": ["A", "B"]}, head={"kind": "multi-label"})
+    values["labels"] = [{"name": n, "class": n, "code": [n, "99T", n]} for n in ("A", "B")]
+    plan = read_plan(write_config(tmp_path, values))
+
+    with pytest.raises(TrainingDataFault, match=r"B: its threshold .* every one has it"):
+        run_training(plan, RunWishes(tmp_path / "run", manifest), STOP)
+
+
+def test_networks_that_learned_from_all_images_need_a_test_split(films, tmp_path):
+    folds = {"count": 2, "over": "train+validation", "use": "ensemble"}
+    plan = plan_of(tmp_path, folds=folds)
+
+    with pytest.raises(TrainingPlanFault, match="can be measured on a test split only"):
+        run_training(plan, RunWishes(tmp_path / "run", films), STOP)
