@@ -78,6 +78,9 @@ def print_gate(report: GateReport) -> None:
         ("split", "images", *classes),
         [(split, *counts.values()) for split, counts in report.counts.items()],
     )
+    if report.without_patient:
+        nobodys = f"{report.without_patient} of {len(report.inspected)} images"
+        say(f"patients: {nobodys} have no known patient; a leak between those is not seen")
     for check_name, findings in report.by_check(report.findings):
         state = "allowed" if check_name in report.allowed else "FAILED"
         say(f"{check_name}: {len(findings)} found, {state}. To do: {ADVICE[check_name]}")

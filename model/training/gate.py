@@ -114,6 +114,21 @@ class GateReport:
         """True when nothing is wrong, or only what was allowed."""
         return not self.failing
 
+    @property
+    def without_patient(self) -> int:
+        """How many images have no known patient: a leak between them is not seen."""
+        return sum(1 for one in self.inspected if not one.image.patient)
+
+    @property
+    def split_in_words(self) -> str:
+        """What the splits of data that pass are known to have apart."""
+        if not self.without_patient:
+            return "by patient; no patient and no identical image is in two splits"
+        return (
+            f"no known patient and no identical image is in two splits; {self.without_patient} of "
+            f"{len(self.inspected)} images have no known patient"
+        )
+
     def require(self) -> None:
         """Refuse the data unless the gate is passed.
 
@@ -143,6 +158,7 @@ class GateReport:
             "passed": self.passed,
             "allowed": sorted(self.allowed),
             "counts": self.counts,
+            "without_patient": self.without_patient,
             "findings": [finding.as_mapping() for finding in self.findings],
         }
 

@@ -161,9 +161,7 @@ def _provenance(
         "configuration_sha256": plan.digest,
         "splits_sha256": images.digest,
         "images": "; ".join(_counted(images, split, plan) for split in images.dataset.splits),
-        "split": "by patient; no patient and no identical image is in two splits"
-        if not allowed
-        else "as the data have it",
+        "split": "as the data have it" if allowed else images.gate.split_in_words,
         **({"allowed": allowed} if allowed else {}),
         "members": len(trained.members),
         "networks": [fitted.name for fitted in trained.members],

@@ -182,11 +182,15 @@ def test_leak_stops_check_and_evaluation_until_it_is_named(package, leaking, tmp
     done = medimgd("data", "check", leaking, check=ExitCode.FAILED)
     assert "patients: 1 found, FAILED. To do: keep all images of a patient" in done.stdout
     assert "duplicates: 1 found, FAILED" in done.stdout
+    assert "have no known patient" not in done.stdout
 
     stopped = medimgd("evaluate", package.folder, leaking, check=ExitCode.FAILED)
     assert "patient person101 is in test and validation" in stopped.stderr
 
     allowed = ("--allow", "duplicates", "--allow", "patients")
+    put_film(leaking / "test" / "Bright" / "film.png", 0.8, 991)
+    said = medimgd("data", "check", leaking, *allowed, check=ExitCode.OK).stdout
+    assert "patients: 1 of " in said
     found = medimgd("data", "check", leaking, *allowed, "--json", check=ExitCode.OK)
     report = json.loads(found.stdout)
     assert (report["passed"], report["allowed"]) == (True, ["duplicates", "patients"])

@@ -81,6 +81,7 @@ def test_package_names_how_it_came_to_be(finished):
     assert package.training["images"] == (
         "train: 24 DARK, 24 BRIGHT; validation: 12 DARK, 12 BRIGHT; test: 6 DARK, 6 BRIGHT"
     )
+    assert package.training["split"].startswith("by patient; no patient and no identical image")
     assert package.training["command"] == "medimgd train train.toml"
     assert package.training["calibration"].startswith("logit * ")
     assert package.metrics["split"].startswith("test: 12 images of 6 patients")

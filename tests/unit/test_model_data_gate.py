@@ -46,6 +46,17 @@ def test_sound_data_pass_with_their_counts(data):
     assert report.counts["train"] == {"images": 4, "SICK": 2, "WELL": 2}
 
 
+def test_split_is_said_to_be_by_patient_only_where_every_patient_is_known(data):
+    assert gate(data).split_in_words.startswith("by patient; no patient and no identical image")
+
+    put_film(data / "train" / "WELL" / "film.png", 0.2, 90)
+    report = gate(data)
+
+    assert report.passed
+    assert report.as_mapping()["without_patient"] == 1
+    assert report.split_in_words.endswith("1 of 9 images have no known patient")
+
+
 def test_patient_in_two_splits_is_found_with_the_files(data):
     put_film(data / "validation" / "SICK" / "person1_virus_2.png", 0.8, 50)
 
