@@ -7,7 +7,6 @@ told by the caller.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.durable import publish
 from model.errors import CatalogueFault, PackageFault
 from model.manifest import MANIFEST_NAME
 from model.package import ModelPackage, load_package
@@ -275,17 +275,6 @@ def _copy_in(source: Path, target: Path) -> None:
         copy = temporary / target.name
         shutil.copytree(source, copy)
         load_package(copy)
-        for path in [*copy.rglob("*"), copy]:
-            _sync(path)
-        copy.rename(target)
-        _sync(target.parent)
+        publish(copy, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

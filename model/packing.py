@@ -22,6 +22,7 @@ from dicom_io.errors import MedimgdError
 from dicom_io.image_files import FileKindValues, file_kind
 from dicom_io.tensors import TensorRecipe, build_tensor, image_values_to_tensor, read_film
 from model.archives import is_archive_name, write_archive
+from model.durable import make_folders, publish
 from model.errors import PackageFault
 from model.evaluation_report import EvaluationReport, read_evaluation_report
 from model.input_distribution import DISTRIBUTION_NAME
@@ -97,7 +98,7 @@ def pack(sources: PackSources, out: Path, *, device: str = "auto") -> Packed:
     faults = _statement_faults(draft)
     if faults:
         raise PackageFault(f"draft {sources.draft.name}", faults)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(out.parent)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=out.parent) as temporary:
         folder = Path(temporary) / f"{draft.get('name', '')}-{draft.get('version', '')}"
         folder.mkdir()
@@ -108,10 +109,11 @@ def pack(sources: PackSources, out: Path, *, device: str = "auto") -> Packed:
         if not trial.passed:
             raise PackageFault(f"model package {package.at_version}", trial.faults)
         size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+        made = folder
         if is_archive_name(out):
-            write_archive(folder, out)
-        else:
-            folder.rename(out)
+            made = Path(temporary) / out.name
+            write_archive(folder, made)
+        publish(made, out)
     return Packed(package, out, trial, size)
 
 

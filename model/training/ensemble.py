@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from model.durable import make_folders
 from model.errors import TrainingStopped
 from model.training.dataset import SplitValues
 from model.training.device import FULL, dtype_policy
@@ -122,7 +123,7 @@ def _trained(
         plan=seeded,
         training=images.part(division.training),
         judging=images.part(division.judging),
-        folder=folder.network(division.name),
+        folder=make_folders(folder.network(division.name)),
         events=folder.tensorboard / division.name,
     )
     if watch.should_stop():

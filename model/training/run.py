@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.durable import make_folders
 from model.errors import TrainingPlanFault, TrainingRunFault
 from model.training.dataset import SplitValues
 from model.training.device import Environment, prepare
@@ -109,7 +110,7 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
                 f"{folder.root}: is there already; go on with it (--resume), name another folder "
                 f"(--out), or remove it"
             )
-        folder.root.mkdir(parents=True, exist_ok=True)
+        make_folders(folder.root)
         write_text(folder.path(CONFIG_NAME), plan.path.read_text(encoding="utf-8"))
         known: dict[str, Any] = {"plan_digest": plan.digest, "epochs": plan.fit.epochs,
                                     "seed": plan.fit.seed}  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.durable import make_folders, sync
 from model.errors import TrainingDataFault, TrainingPlanFault
 from model.evaluation.evaluation import evaluate_split
 from model.evaluation.records import Evaluation, Question, ScoredSplit
@@ -112,8 +113,10 @@ def evaluate_splits(
     files: ReportFiles | None = None
     for split in measured_splits(images, plan):
         done = _measured(images, package, predictor, plan, split, watch)
-        place = folder.evaluation / str(split)
-        done.write(place)
+        place = make_folders(folder.evaluation / str(split))
+        for written in done.write(place):
+            sync(written)
+        sync(place)
         files = ReportFiles(place / REPORT_NAME, place / PAGE_NAME)
         _tell(done.evaluation, split, watch)
     return files

@@ -9,13 +9,13 @@ import fcntl
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from model.durable import make_folders, publish
 from model.errors import TrainingRunFault
 
 CONFIG_NAME = "config.toml"
@@ -112,23 +112,11 @@ def write_text(path: Path, text: str) -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that takes the place of `path` when, and only when, it was written whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    publish(part, path)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.durable import publish
 from model.errors import TrainingDataFault
 from model.input_distribution import DISTRIBUTION_NAME
 from model.input_distribution_fitting import fit_distribution
@@ -172,7 +173,7 @@ def write_distribution(images: RunImages, plan: TrainingPlan, folder: RunFolder)
     )
     part = path.with_name(f"part-{path.name}")
     fitted.write(part)
-    part.replace(path)
+    publish(part, path)
 
 
 def require_same(digest: str, stated: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from model.durable import publish
 from model.errors import TrainingPlanFault
 from model.evaluation.thresholds import choose_threshold, parse_rule
 from model.findings import FloatArray
@@ -182,7 +183,7 @@ def _saved(network: Any, folder: RunFolder) -> Path:
     if not path.exists():
         part = folder.path(f"part-{WEIGHTS_NAME}")
         network.save(part)
-        part.replace(path)
+        publish(part, path)
     return path
 
 

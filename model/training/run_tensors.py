@@ -7,7 +7,6 @@ Owns the file, its key and its being taken up again after a kill. The pixels are
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ import numpy.typing as npt
 
 from dicom_io.errors import OutsideContract, Refusal, UnreadableInstance
 from dicom_io.tensors import TensorRecipe
+from model.durable import make_folders, publish
 from model.errors import TrainingDataFault
 from model.training.inspection import InspectedImage
 from model.training.reading import read_image
-from model.training.run_folder import sync_folder, write_text
+from model.training.run_folder import write_text
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,7 +63,7 @@ def tensors_of(
     InstanceUnavailable
         A file cannot be read now.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     path = folder / f"{_key(inspected, recipe)}.npy"
     if not path.exists():
         _decode(inspected, recipe, path, on_image)
@@ -123,7 +123,7 @@ def _decode(
         raise TrainingDataFault(_listed(faults))
     mapped.flush()
     del mapped
-    _publish(part, path)
+    publish(part, path)
     progress.path.unlink(missing_ok=True)
 
 
@@ -147,16 +147,6 @@ def _of_shape(tensor: FloatArray, shape: tuple[int, ...]) -> FloatArray:
             f"has one shape; state input.slices, or take series of one length"
         )
     return tensor
-
-
-def _publish(part: Path, path: Path) -> None:
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(path)
-    sync_folder(path.parent)
 
 
 def _without_folder(sentence: str, files: Sequence[Path]) -> str:
