@@ -12,11 +12,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dicom_io.tensors import TensorRecipe
 from model.errors import EvaluationFault, TrainingPlanFault
 from model.evaluation.thresholds import parse_rule
 from model.manifest import LARGEST_MANIFEST_BYTES, ManifestTable
+from model.package_files import sha256_of
 from model.training.augmentation_ranges import AugmentationRanges
 from model.training.heads import HeadValues
 from model.training.network_plan import NetworkPlan, read_network_plan
@@ -52,7 +54,7 @@ class TrainingPlan:
     path: Path
     """The file it was read from."""
     values: Mapping[str, object]
-    """As the file gives them."""
+    """As the file gives them, and the command line in their place."""
     words: PackageWords
     data: DataPlan
     recipe: TensorRecipe
@@ -81,16 +83,40 @@ class TrainingPlan:
 
     @property
     def digest(self) -> str:
-        """Over everything that decides about the weights: a run goes on with the same only."""
-        text = json.dumps([self.values, self.fit.as_mapping()], sort_keys=True, default=str)
+        """Over everything that decides about the weights: a run goes on with the same only.
+
+        Where a file lies plays no part; what a backbone's file holds does.
+        """
+        tables = [_decisive(self.values, self.network.weights), self.fit.as_mapping()]
+        text = json.dumps(tables, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_options(self, *, epochs: int | None = None, seed: int | None = None) -> TrainingPlan:
         """Return the plan with what the command line says otherwise."""
-        fit = self.fit
-        fit = fit if epochs is None else replace(fit, epochs=epochs)
-        fit = fit if seed is None else replace(fit, seed=seed)
-        return replace(self, fit=fit)
+        stated = {"epochs": epochs, "seed": seed}
+        options: dict[str, Any] = {key: n for key, n in stated.items() if n is not None}
+        if not options:
+            return self
+        values = {**self.values, "fit": {**table_of(self.values, "fit"), **options}}
+        return replace(self, values=values, fit=replace(self.fit, **options))
+
+
+def _decisive(values: Mapping[str, object], backbone: Path | None) -> dict[str, object]:
+    """Return the tables without what says no more than where a file lies."""
+    decisive = dict(values)
+    decisive["data"] = {k: v for k, v in table_of(values, "data").items() if k != "source"}
+    if "readme" in table_of(values, "package"):
+        package = table_of(values, "package")
+        decisive["package"] = {**package, "readme": Path(str(package["readme"])).name}
+    if backbone is not None:
+        decisive["network"] = {**table_of(values, "network"), "weights": sha256_of(backbone)}
+    return decisive
+
+
+def table_of(values: Mapping[str, object], name: str) -> dict[str, Any]:
+    """Return one table of a configuration; an empty one where it is absent."""
+    table: Any = values.get(name, {})
+    return dict(table)
 
 
 def read_plan(path: Path) -> TrainingPlan:

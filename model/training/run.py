@@ -13,10 +13,12 @@ from typing import Any
 
 from model.durable import make_folders
 from model.errors import TrainingPlanFault, TrainingRunFault
+from model.package_files import sha256_of
 from model.training.dataset import SplitValues
 from model.training.device import Environment, prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan
+from model.training.run_config import write_config
 from model.training.run_evaluation import require_measurable
 from model.training.run_folder import (
     CONFIG_NAME,
@@ -27,7 +29,6 @@ from model.training.run_folder import (
     held,
     logged_to,
     read_json,
-    write_text,
 )
 from model.training.run_images import RunImages, gather_images, write_distribution
 from model.training.run_package import Chosen, choose, try_untrained, write_package
@@ -83,7 +84,7 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
         fault = "data.source: must name a folder, a zip or a CSV manifest, here or with --data"
         raise TrainingPlanFault(f"training configuration {plan.path.name}", [fault])
     folder = RunFolder(wishes.out)
-    known = _opened(folder, plan, wishes)
+    known = _opened(folder, plan, source, wishes)
     with held(folder), logged_to(folder.path(LOG_NAME)):
         finished = known.get("package")
         if finished and Path(str(finished)).is_dir():
@@ -101,7 +102,9 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
             return _trained(images, plan, folder, environment, watch)
 
 
-def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[str, Any]:
+def _opened(
+    folder: RunFolder, plan: TrainingPlan, source: Path, wishes: RunWishes
+) -> dict[str, Any]:
     """Make the run folder, or check that it is the one to go on with; return what it says."""
     record = folder.path(RUN_NAME)
     if not wishes.resume:
@@ -111,7 +114,7 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
                 f"(--out), or remove it"
             )
         make_folders(folder.root)
-        write_text(folder.path(CONFIG_NAME), plan.path.read_text(encoding="utf-8"))
+        write_config(plan, source, folder)
         known: dict[str, Any] = {"plan_digest": plan.digest, "epochs": plan.fit.epochs,
                                     "seed": plan.fit.seed}  # fmt: skip
         folder.write_json(RUN_NAME, known)
@@ -121,8 +124,9 @@ def _opened(folder: RunFolder, plan: TrainingPlan, wishes: RunWishes) -> dict[st
     known = read_json(record)
     if known.get("plan_digest") != plan.digest:
         raise TrainingRunFault(
-            f"{folder.root}: was begun with another configuration, --epochs ({known.get('epochs')})"
-            f" or --seed ({known.get('seed')}); go on with those, or train into a new folder"
+            f"{folder.root}: was begun with another configuration, another backbone's file, "
+            f"--epochs ({known.get('epochs')}) or --seed ({known.get('seed')}); go on with those "
+            f"({CONFIG_NAME} in the folder has them), or train into a new folder"
         )
     return known
 
@@ -154,6 +158,7 @@ def _provenance(
 ) -> dict[str, object]:
     """Return where the weights come from, for the manifest's ``[training]``."""
     allowed = {str(check): reason for check, reason in plan.data.allowed.items()}
+    backbone = plan.network.weights
     courses = [fitted.course for fitted in trained.members]
     return {
         **({"source": plan.words.source} if plan.words.source else {}),
@@ -173,6 +178,7 @@ def _provenance(
         "threshold_rule": _threshold_in_words(plan, trained),
         **({"folds": trained.folds} if trained.folds else {}),
         "network": plan.network.as_mapping(),
+        **({"backbone_sha256": sha256_of(backbone)} if backbone is not None else {}),
         "head": {"kind": str(plan.head.kind), "label_smoothing": plan.head.label_smoothing,
                  "class_weights": plan.head.stated or plan.head.class_weights},
         "fit": plan.fit.as_mapping(),

@@ -17,6 +17,8 @@ from model.training.heads import HeadValues
 from model.training.plan import TrainingPlan, read_plan
 from model.training.plan_data import with_patients
 from model.training.plan_fit import DrawingValues, FoldUseValues
+from model.training.run_config import write_config as write_config_of_run
+from model.training.run_folder import RunFolder
 from tests.tiny_training import CONFIG, changed, write_config
 
 BUNDLED = Path(__file__).resolve().parents[2] / "model" / "training" / "configs"
@@ -69,6 +71,36 @@ def test_every_bundled_package_was_trained_by_the_configuration_that_is_shipped(
 
     assert package.training["configuration_sha256"] == plan.digest
     assert package.at_version == f"{plan.words.name}@{plan.words.version}"
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_configuration_in_a_run_folder_is_the_same_with_options_and_readme(path, tmp_path):
+    plan = read_plan(path).with_options(epochs=3, seed=7)
+
+    write_config_of_run(plan, tmp_path / "films.zip", RunFolder(tmp_path / "run"))
+
+    again = read_plan(tmp_path / "run" / "config.toml")
+    assert again.digest == plan.digest != read_plan(path).digest
+    assert (again.fit, again.network, again.copied) == (plan.fit, plan.network, plan.copied)
+    assert again.data.source == tmp_path / "films.zip"
+    assert again.words.readme is not None
+    assert again.words.readme.parent == tmp_path / "run"
+    assert again.words.readme.read_bytes() == path.with_suffix(".md").read_bytes()
+
+
+def test_file_of_a_backbone_counts_by_what_it_holds_and_not_by_its_place(tmp_path):
+    network = {"kind": "application", "application": "MobileNetV2", "weights": "backbone.h5"}
+    values = {**changed(data={"source": "films"}), "network": network}
+    (tmp_path / "backbone.h5").write_bytes(b"some weights")
+    plan = read_plan(write_config(tmp_path, values))
+    digest = plan.digest
+
+    write_config_of_run(plan, tmp_path / "films", RunFolder(tmp_path / "run"))
+    again = read_plan(tmp_path / "run" / "config.toml")
+    assert (again.digest, again.network.weights) == (digest, tmp_path / "backbone.h5")
+
+    (tmp_path / "backbone.h5").write_bytes(b"other weights")
+    assert again.digest == plan.digest != digest
 
 
 def test_configuration_is_read_without_a_network_library(tmp_path):
