@@ -25,7 +25,7 @@ from dicom_io.intensity import (
 )
 
 Kind = Literal["image", "volume"]
-Fit = Literal["stretch", "pad"]
+Fit = Literal["stretch", "pad", "crop"]
 
 MAX_EDGE = 4096
 """The longest edge a model may ask for; beyond it the number is a mistake."""
@@ -75,7 +75,8 @@ class TensorRecipe:
     intensity: IntensityRange = VOI_FALLBACK
     """Percentiles 0.5 and 99.5 unless said otherwise."""
     fit: Fit = "stretch"
-    """``pad`` keeps the aspect ratio and puts zeros around the centred image."""
+    """``pad`` keeps the aspect ratio and puts zeros around the centred image; ``crop`` keeps it
+    and cuts the centre out of the longer side."""
 
     def __post_init__(self) -> None:
         faults = [fault for holds, fault in self._rules() if not holds]
@@ -92,7 +93,10 @@ class TensorRecipe:
                 f"slices belong to kind volume only: received {self.slices!r}",
             ),
             (self.channels in (1, 3), f"channels must be 1 or 3: received {self.channels!r}"),
-            (self.fit in ("stretch", "pad"), f"fit must be stretch or pad: received {self.fit!r}"),
+            (
+                self.fit in ("stretch", "pad", "crop"),
+                f"fit must be stretch, pad or crop: received {self.fit!r}",
+            ),
             *_intensity_rules(self.intensity),
             (self._is_bounded(), f"the tensor would hold more than {MAX_ELEMENTS} values"),
         ]
@@ -109,8 +113,9 @@ class TensorRecipe:
         ----------
         mapping : mapping
             ``kind``, ``rows`` and ``columns``; optionally ``slices``, ``channels`` (1), ``fit``
-            (``stretch``) and ``intensity``, a table with ``kind`` ``percentile`` (``low`` 0.5,
-            ``high`` 99.5), ``window`` (``centre``, ``width``), ``voi`` or ``full``.
+            (``stretch``; ``pad``, ``crop``) and ``intensity``, a table with ``kind``
+            ``percentile`` (``low`` 0.5, ``high`` 99.5), ``window`` (``centre``, ``width``),
+            ``voi`` or ``full``.
 
         Raises
         ------

@@ -17,12 +17,14 @@ from dicom_io.intensity import Values
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the resampled image lies inside the model's plane."""
+    """Where the resampled image lies in the model's plane."""
 
     rows: int
     columns: int
     top: int
+    """Negative where so many rows of the image are cut off before the plane begins."""
     left: int
+    """The same of columns."""
 
 
 def stretched(rows: int, columns: int) -> Placement:
@@ -44,14 +46,40 @@ def padded(
     spacing_mm : tuple of float, optional
         Distance between rows and between columns; pixels are square when absent.
     """
-    row_mm, column_mm = spacing_mm or (1.0, 1.0)
-    height, width = source[0] * row_mm, source[1] * column_mm
+    height, width = _extent(source, spacing_mm)
     scale = min(rows / height, columns / width)
     fitted_rows = min(max(round(height * scale), 1), rows)
     fitted_columns = min(max(round(width * scale), 1), columns)
     return Placement(
         fitted_rows, fitted_columns, (rows - fitted_rows) // 2, (columns - fitted_columns) // 2
     )
+
+
+def cropped(
+    source: tuple[int, int], rows: int, columns: int, spacing_mm: tuple[float, float] | None
+) -> Placement:
+    """Keep the aspect ratio, as small as fills the plane; what is longer is cut evenly.
+
+    Parameters
+    ----------
+    source, rows, columns, spacing_mm
+        As for ``padded``.
+    """
+    height, width = _extent(source, spacing_mm)
+    scale = max(rows / height, columns / width)
+    fitted_rows = max(round(height * scale), rows)
+    fitted_columns = max(round(width * scale), columns)
+    return Placement(
+        fitted_rows,
+        fitted_columns,
+        -((fitted_rows - rows) // 2),
+        -((fitted_columns - columns) // 2),
+    )
+
+
+def _extent(source: tuple[int, int], spacing_mm: tuple[float, float] | None) -> tuple[float, float]:
+    row_mm, column_mm = spacing_mm or (1.0, 1.0)
+    return source[0] * row_mm, source[1] * column_mm
 
 
 def resized(values: Values, rows: int, columns: int) -> Values:
@@ -72,15 +100,30 @@ def _resized(values: Values, rows: int, columns: int, *, shrinks: bool) -> Value
     )
 
 
-def placed(values: Values, placement: Placement, rows: int, columns: int, fill: float) -> Values:
-    """Return the plane of the model with the resized image in its place and `fill` around it."""
+def fitted(values: Values, placement: Placement, rows: int, columns: int) -> Values:
+    """Return the resized image without what lies outside a plane of (rows, columns)."""
     image = resized(values, placement.rows, placement.columns)
-    if image.shape == (rows, columns):
-        return image
-    plane = np.full((rows, columns), fill, dtype=np.float32)
-    bottom, right = placement.top + placement.rows, placement.left + placement.columns
-    plane[placement.top : bottom, placement.left : right] = image
-    return plane
+    top, left = max(-placement.top, 0), max(-placement.left, 0)
+    return image[top : top + rows, left : left + columns]
+
+
+def framed(stack: Values, placement: Placement, rows: int, columns: int) -> Values:
+    """Return planes of (rows, columns) with fitted images in their place and zeros around them.
+
+    Parameters
+    ----------
+    stack : ndarray
+        (slices, rows, columns) float32, of ``fitted`` images.
+    placement : Placement
+    rows, columns : int
+        The plane.
+    """
+    if stack.shape[1:] == (rows, columns):
+        return stack
+    planes = np.zeros((stack.shape[0], rows, columns), dtype=np.float32)
+    top, left = max(placement.top, 0), max(placement.left, 0)
+    planes[:, top : top + stack.shape[1], left : left + stack.shape[2]] = stack
+    return planes
 
 
 def resampled_slices(stack: Values, slices: int) -> Values:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dicom_io.decoding import StoredImage
+from dicom_io.errors import OutsideContract
 from dicom_io.grayscale import GreyTransform, Rescale
 from dicom_io.intensity import (
     VOI_FALLBACK,
@@ -27,7 +28,11 @@ from dicom_io.intensity import (
     scaled,
 )
 from dicom_io.recipe import TensorRecipe
-from dicom_io.resampling import Placement, padded, stretched
+from dicom_io.resampling import Placement, cropped, padded, stretched
+
+MOST_PARTS = 16
+"""A crop shows at least so large a part of an image: no film is that narrow, and a strip would be
+resampled to a multiple of the plane's size for nothing."""
 
 
 def placement_of(
@@ -38,15 +43,36 @@ def placement_of(
     Parameters
     ----------
     recipe : TensorRecipe
-        Its ``fit`` says whether the source is stretched or keeps its proportions.
+        Its ``fit`` says whether the source is stretched, or keeps its proportions and is padded
+        or cut.
     source : tuple of int
         Rows and columns.
     spacing : tuple of float or None
         Of rows and columns in mm; None, and pixels count as square, when the header has none.
+
+    Raises
+    ------
+    OutsideContract
+        Next to nothing of the source would be left by ``crop``.
     """
     if recipe.fit == "pad":
         return padded(source, recipe.rows, recipe.columns, spacing)
+    if recipe.fit == "crop":
+        return _cropped(recipe, source, spacing)
     return stretched(recipe.rows, recipe.columns)
+
+
+def _cropped(
+    recipe: TensorRecipe, source: tuple[int, int], spacing: tuple[float, float] | None
+) -> Placement:
+    placement = cropped(source, recipe.rows, recipe.columns, spacing)
+    parts = placement.rows * placement.columns / (recipe.rows * recipe.columns)
+    if parts > MOST_PARTS:
+        raise OutsideContract(
+            f"an image of {source[0]} rows and {source[1]} columns is too narrow: fit crop would "
+            f"show a {parts:.0f}th part of it, the {MOST_PARTS}th is the least"
+        )
+    return placement
 
 
 def fixed_scaling(intensity: IntensityRange, transform: GreyTransform) -> Scaling | None:

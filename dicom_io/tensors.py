@@ -31,7 +31,7 @@ from dicom_io.intensity import (
 )
 from dicom_io.reading import machine_faults, quiet_pydicom
 from dicom_io.recipe import TensorRecipe
-from dicom_io.resampling import placed
+from dicom_io.resampling import fitted, framed
 from dicom_io.tensor_steps import (
     described,
     image_notes,
@@ -192,7 +192,12 @@ def _plane_tensor(
         unit = checked_unit(unit_values(frame.values, scaling, transform, frame.padding))
     with timed(timings, "resample"):
         shape = (unit.shape[0], unit.shape[1])
-        plane = placed(unit, placement_of(recipe, shape, spacing), recipe.rows, recipe.columns, 0.0)
+        placement = placement_of(recipe, shape, spacing)
+        part = fitted(unit, placement, recipe.rows, recipe.columns)
+        if recipe.fit == "crop":
+            # What made it no blank image may have been cut off.
+            checked_unit(part)
+        (plane,) = framed(part[np.newaxis], placement, recipe.rows, recipe.columns)
     with timed(timings, "channels"):
         return with_channels(plane, recipe.channels), {"scaling": described(scaling)}
 

@@ -22,7 +22,7 @@ from dicom_io.intensity import (
 )
 from dicom_io.reading import machine_faults
 from dicom_io.recipe import TensorRecipe
-from dicom_io.resampling import Placement, placed, resampled_slices
+from dicom_io.resampling import Placement, fitted, framed, resampled_slices
 from dicom_io.tensor_steps import (
     described,
     fixed_scaling,
@@ -46,7 +46,8 @@ def build_volume_tensor(
 
     Slices are decoded and shrunk one at a time. Fixed ranges (window, VOI of the first slice, full)
     are applied to source pixels before they are resampled; percentiles are taken of the resampled
-    volume, so that no whole series has to be held at its own resolution.
+    volume, so that no whole series has to be held at its own resolution. What ``crop`` cuts off is
+    no part of it.
 
     Returns
     -------
@@ -75,7 +76,9 @@ def _volume_tensor(
             stack = unit_values(stack, scaling, transform, padding)
         checked_unit(stack)
     with timed(timings, "channels"):
-        values = with_channels(_framed(stack, recipe, series), recipe.channels)
+        placement = _volume_placement(series, recipe)
+        planes = framed(stack, placement, recipe.rows, recipe.columns)
+        values = with_channels(planes, recipe.channels)
     return _volume_record(series, recipe, values, scaling)
 
 
@@ -122,32 +125,24 @@ def _resampled_stack(
 ) -> tuple[Values, Mask | None]:
     """Return the fitted slices, not yet framed by padding, and where they are padding pixels."""
     placement = _volume_placement(series, recipe)
-    shape = (len(series.stack.slices), placement.rows, placement.columns)
+    plane_shape = min(placement.rows, recipe.rows), min(placement.columns, recipe.columns)
+    shape = (len(series.stack.slices), *plane_shape)
     stack = np.empty(shape, dtype=np.float32)
     masks: Values | None = None
     for index, grey in iter_slices(series, timings):
         with timed(timings, "range"):
             plane = _stackable(grey, fixed, series.transforms[index])
         with timed(timings, "resample"):
-            stack[index] = _fitted(plane, placement)
+            stack[index] = fitted(plane, placement, recipe.rows, recipe.columns)
             if grey.padding is not None and fixed is None:
                 masks = np.zeros(shape, dtype=np.float32) if masks is None else masks
-                masks[index] = _fitted(grey.padding.astype(np.float32), placement)
+                mask = grey.padding.astype(np.float32)
+                masks[index] = fitted(mask, placement, recipe.rows, recipe.columns)
     with timed(timings, "resample"):
         slices = recipe.slices or shape[0]
         # A voxel is padding when at least half of what it covers is.
         padding = None if masks is None else resampled_slices(masks, slices) >= 0.5
         return resampled_slices(stack, slices), padding
-
-
-def _fitted(plane: Values, placement: Placement) -> Values:
-    return placed(
-        plane,
-        Placement(placement.rows, placement.columns, 0, 0),
-        placement.rows,
-        placement.columns,
-        0,
-    )
 
 
 def _stackable(grey: GreyFrame, fixed: Scaling | None, transform: GreyTransform) -> Values:
@@ -159,16 +154,6 @@ def _stackable(grey: GreyFrame, fixed: Scaling | None, transform: GreyTransform)
     inside = grey.values[~grey.padding]
     dark = inside.max() if transform.is_inverted else inside.min()
     return np.where(grey.padding, dark, grey.values)
-
-
-def _framed(stack: Values, recipe: TensorRecipe, series: OpenSeries) -> Values:
-    placement = _volume_placement(series, recipe)
-    if stack.shape[1:] == (recipe.rows, recipe.columns):
-        return stack
-    framed = np.zeros((stack.shape[0], recipe.rows, recipe.columns), dtype=np.float32)
-    bottom, right = placement.top + placement.rows, placement.left + placement.columns
-    framed[:, placement.top : bottom, placement.left : right] = stack
-    return framed
 
 
 def _volume_placement(series: OpenSeries, recipe: TensorRecipe) -> Placement:

@@ -141,6 +141,17 @@ def test_padding_is_no_part_of_the_image():
     assert box_of(cut) == pytest.approx((40, 0, 50, 10), abs=0.01)
 
 
+def test_region_of_a_crop_lies_where_the_plane_was_cut_out_of_the_image():
+    # The plane is the middle half of the image's columns; a box ends where the plane ends.
+    cropped = image(40, 80, placement=(0.0, -0.5, 1.0, 1.5))
+
+    (inside,) = the_region(found_regions(PLAN, cropped, plane_of(r2c4=4.0))).outlines
+    (at_edge,) = the_region(found_regions(PLAN, cropped, plane_of(r2c0=4.0))).outlines
+
+    assert box_of(inside) == pytest.approx((40, 10, 45, 15), abs=0.01)
+    assert box_of(at_edge) == pytest.approx((20, 10, 25, 15), abs=0.01)
+
+
 def test_a_region_of_a_volume_has_a_box_on_every_slice_it_is_seen_on():
     cells = np.full((6, 8, 8), LOW, np.float32)
     cells[2, 3, 4], cells[3, 3, 4], cells[3, 3, 5] = 1.0, 4.0, 4.0

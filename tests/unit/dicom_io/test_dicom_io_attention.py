@@ -28,6 +28,8 @@ MakeSlice = Callable[..., Path]
 ROWS, COLUMNS = 120, 90
 SQUARE = (slice(72, 90), slice(12, 30))
 """Low and left: a mapping that turns, mirrors or shifts the image puts it elsewhere."""
+INNER = (slice(60, 76), slice(30, 46))
+"""Low and left in what a crop leaves, also of pixels that are twice as tall or as wide."""
 
 
 def squared(rows: int = ROWS, columns: int = COLUMNS, square: Any = SQUARE) -> np.ndarray:
@@ -71,20 +73,21 @@ WRAPPINGS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]] 
 }
 
 
-@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_a_bright_square_lights_up_at_its_place(
     write_image: WriteImage, wrapping: str, fit: Any
 ) -> None:
     wrap, attributes = WRAPPINGS[wrapping]
-    path = write_image(wrap(squared()), **attributes)
+    film = squared(square=INNER if fit == "crop" else SQUARE)
+    path = write_image(wrap(film), **attributes)
 
     tensor = build_tensor([path], TensorRecipe("image", 64, 64, fit=fit))
     aligned = aligned_map(tensor.values[..., 0], region_of(tensor), ROWS, COLUMNS)
 
     assert aligned.shape == (ROWS, COLUMNS)
     assert aligned.dtype == np.float32
-    assert centre_of(aligned) == pytest.approx(centre_of(squared()), abs=0.8)
+    assert centre_of(aligned) == pytest.approx(centre_of(film), abs=0.8)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
@@ -101,6 +104,27 @@ def test_every_shape_of_image_finds_its_way_back(
     aligned = aligned_map(tensor.values[..., 0], region_of(tensor), rows, columns)
 
     assert centre_of(aligned) == pytest.approx(centre_of(film), abs=0.035 * max(shape))
+
+
+@pytest.mark.parametrize("shape", [(120, 90), (90, 120), (30, 200), (200, 31), (7, 5)])
+def test_every_shape_of_image_finds_its_way_back_from_its_centre(
+    write_image: WriteImage, shape: tuple[int, int]
+) -> None:
+    rows, columns = shape
+    side = min(shape) // 3
+    square = (slice(rows // 2, rows // 2 + side), slice(columns // 2 - side, columns // 2))
+    film = squared(rows, columns, square)
+
+    recipe = TensorRecipe("image", 64, 64, fit="crop", intensity=FullRange())
+    tensor = build_tensor([write_image(film)], recipe)
+    aligned = aligned_map(tensor.values[..., 0], region_of(tensor), rows, columns)
+
+    assert centre_of(aligned) == pytest.approx(centre_of(film), abs=0.04 * min(shape))
+    # Beyond the square in the middle, and a pixel around it, the model was shown nothing.
+    cut = np.ones(shape, dtype=bool)
+    left_over = [max((edge - min(shape)) // 2 - 1, 0) for edge in shape]
+    cut[left_over[0] : rows - left_over[0], left_over[1] : columns - left_over[1]] = False
+    assert not aligned[cut].any()
 
 
 def test_a_coarse_map_is_right_to_a_fraction_of_a_cell(write_image: WriteImage) -> None:

@@ -75,6 +75,22 @@ def test_padding_beside_an_image_is_no_part_of_it(write_image: WriteImage) -> No
     assert geometry.outline(0, Box(0, 0, 0.2, 1), 0.9) is None
 
 
+def test_place_in_a_crop_is_found_beside_what_was_cut_off(write_image: WriteImage) -> None:
+    path = write_image(film(), PixelSpacing=[0.5, 0.5])
+
+    geometry = source_geometry(build_tensor([path], recipe(IMAGE, fit="crop")))
+
+    # The middle 20 of 40 columns fill the plane.
+    assert geometry is not None
+    whole = geometry.outline(0, Box(0, 0, 1, 1), 0.9)
+    assert whole is not None
+    assert (whole.points[0], whole.points[2]) == ((10, 0), (30, 20))
+    part = geometry.outline(0, Box(0.5, 0.25, 1, 0.5), 0.9)
+    assert part is not None
+    assert (part.points[0], part.points[2]) == ((15, 10), (20, 20))
+    assert part.long_axis_mm == 5.0
+
+
 def test_slices_are_named_in_the_order_of_the_stack(make_slice: Callable[..., Path]) -> None:
     # Instance numbers run against z.
     paths = [make_slice(number, z=30 - 2.5 * number) for number in (1, 2, 3)]

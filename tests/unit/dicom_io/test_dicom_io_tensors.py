@@ -20,7 +20,14 @@ from dicom_io.errors import (
     Refusal,
     RefusalReason,
 )
-from dicom_io.resampling import area_weights, linear_weights, padded, resampled_slices, resized
+from dicom_io.resampling import (
+    area_weights,
+    cropped,
+    linear_weights,
+    padded,
+    resampled_slices,
+    resized,
+)
 from dicom_io.tensors import (
     FullRange,
     PercentileRange,
@@ -239,7 +246,7 @@ def test_voi_without_window_falls_back_to_percentiles(
     assert np.array_equal(voi.values, build_image_tensor(path, RECIPE).values)
 
 
-@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
 @pytest.mark.parametrize("intensity", [PercentileRange(), WindowRange(-500, 10), FullRange()])
 def test_blank_image_is_refused_for_quality(
     write_image: WriteImage, fit: Any, intensity: Any
@@ -248,6 +255,17 @@ def test_blank_image_is_refused_for_quality(
 
     with pytest.raises(Refusal, match="blank") as caught:
         build_image_tensor(path, TensorRecipe("image", 32, 32, fit=fit, intensity=intensity))
+    assert caught.value.reason is RefusalReason.QUALITY
+
+
+def test_image_of_which_a_crop_leaves_nothing_but_a_blank_is_refused(
+    write_image: WriteImage,
+) -> None:
+    pixels = np.full((40, 10), 77, dtype=np.uint8)
+    pixels[:10] = np.arange(10)
+
+    with pytest.raises(Refusal, match="blank") as caught:
+        build_image_tensor(write_image(pixels), TensorRecipe("image", 8, 8, fit="crop"))
     assert caught.value.reason is RefusalReason.QUALITY
 
 
@@ -298,6 +316,61 @@ def test_pad_takes_pixels_that_are_not_square_into_account() -> None:
     placement = padded((100, 100), 64, 64, (1.0, 0.5))
 
     assert (placement.rows, placement.columns, placement.top, placement.left) == (64, 32, 0, 16)
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_crop_fills_the_plane_and_cuts_the_centre_out_of_the_longer_side(
+    write_image: WriteImage, count: int
+) -> None:
+    # Of rows that are left over in odd number, the last is cut too.
+    pixels = np.arange(100, 100 + 200 * count, 100, dtype=np.uint16).reshape(count, 2)
+    recipe = TensorRecipe("image", 2, 2, intensity=WindowRange(600, 1200), fit="crop")
+
+    tall = build_image_tensor(write_image(pixels), recipe)
+    wide = build_image_tensor(write_image(pixels.T.copy()), recipe)
+
+    assert tall.values[..., 0] == pytest.approx(pixels[1:3] / 1200)
+    assert wide.values[..., 0] == pytest.approx(pixels[1:3].T / 1200)
+    film = image_values_to_tensor(
+        pixels.astype(np.float32),
+        TensorRecipe("image", 2, 2, intensity=PercentileRange(0, 100), fit="crop"),
+    )
+    # What is cut off counts in the range of an image all the same, as the steps have it.
+    assert film[..., 0] == pytest.approx((pixels[1:3] - 100) / (200 * count - 100), abs=1e-6)
+
+
+def test_crop_takes_pixels_that_are_not_square_into_account() -> None:
+    # 100 x 100 pixels, rows twice as far apart as columns: the middle half of the rows is seen.
+    placement = cropped((100, 100), 64, 64, (1.0, 0.5))
+
+    assert (placement.rows, placement.columns, placement.top, placement.left) == (128, 64, -32, 0)
+
+
+@given(
+    st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    st.floats(0.1, 10),
+)
+def test_crop_leaves_no_part_of_the_plane_empty_and_is_centred(
+    source: tuple[int, int], plane: tuple[int, int], row_mm: float
+) -> None:
+    placement = cropped(source, *plane, (row_mm, 1.0))
+
+    for start, extent, edge in (
+        (placement.top, placement.rows, plane[0]),
+        (placement.left, placement.columns, plane[1]),
+    ):
+        cut_before, cut_after = -start, start + extent - edge
+        assert 0 <= cut_before <= cut_after <= cut_before + 1
+
+
+def test_image_of_which_a_crop_would_show_next_to_nothing_is_refused(
+    write_image: WriteImage,
+) -> None:
+    path = write_image(np.arange(600, dtype=np.uint16).reshape(200, 3))
+
+    with pytest.raises(OutsideContract, match=r"fit crop would show a 67th part of it"):
+        build_image_tensor(path, TensorRecipe("image", 8, 8, fit="crop"))
 
 
 def test_shrinking_takes_the_mean_of_the_area() -> None:
@@ -424,6 +497,29 @@ def test_padded_volume_keeps_its_proportions(make_slice: MakeSlice) -> None:
     assert np.all(tensor.values[:, 2:6] > 0)
     assert np.all(tensor.values[:, [0, 1, 6, 7, 8]] == 0)
     assert tensor.spacing_mm == pytest.approx((1, 0.5, 0.5))
+
+
+def test_cropped_volume_shows_its_middle_and_takes_its_range_from_there(
+    make_slice: MakeSlice,
+) -> None:
+    # 4 rows of 0.5 mm and 6 columns of 0.5 mm: the middle four columns are seen; the first is
+    # the brightest, the last is the darkest, and the second is padding.
+    paths = []
+    for number in (1, 2, 3):
+        pixels = np.tile(np.array([900, -2000, 10, 20, 30, -500], np.int16), (4, 1)) + number
+        pixels[:, 1] = -2000
+        attributes = {"PixelSpacing": [0.5, 0.5], "PixelPaddingValue": -2000}
+        paths.append(make_slice(number, z=number, pixels=pixels, **attributes))
+    by_percentile = TensorRecipe("volume", 4, 4, intensity=PercentileRange(0, 100), fit="crop")
+    by_window = TensorRecipe("volume", 4, 4, intensity=WindowRange(25, 50), fit="crop")
+
+    tensor = build_volume_tensor(paths, by_percentile)
+    assert tensor.spacing_mm == pytest.approx((1, 0.5, 0.5))
+    assert tensor.values[1, :, :, 0] == pytest.approx(
+        np.tile([0, 1 / 22, 11 / 22, 21 / 22], (4, 1))
+    )
+    values = build_volume_tensor(paths, by_window).values[0, :, :, 0]
+    assert values == pytest.approx(np.tile([0, 11 / 50, 21 / 50, 31 / 50], (4, 1)))
 
 
 def test_blank_volume_is_refused_for_quality(make_slice: MakeSlice) -> None:

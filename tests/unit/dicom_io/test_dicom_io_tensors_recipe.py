@@ -51,7 +51,7 @@ def test_mappings_are_read_back_as_equal_recipes(table: dict[str, Any], intensit
         ({"rows": True}, "received True"),
         ({"channels": 2}, "channels must be 1 or 3: received 2"),
         ({"slices": 3}, "slices belong to kind volume only"),
-        ({"fit": "crop"}, "fit must be stretch or pad: received 'crop'"),
+        ({"fit": "squash"}, "fit must be stretch, pad or crop: received 'squash'"),
         ({"colour": 1}, "unknown colour"),
         ({"intensity": "window"}, "intensity must be a table with kind"),
         ({"intensity": {"kind": ["voi"]}}, "intensity must be a table with kind"),
@@ -70,7 +70,7 @@ def test_faults_are_named(change: dict[str, Any], message: str) -> None:
 
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(InvalidRecipe, match=r"rows.*channels.*fit"):
-        TensorRecipe.from_mapping({**IMAGE, "rows": 0, "channels": 7, "fit": "crop"})
+        TensorRecipe.from_mapping({**IMAGE, "rows": 0, "channels": 7, "fit": "squash"})
 
 
 def test_missing_fields_are_named() -> None:
@@ -111,6 +111,7 @@ def test_every_field_changes_the_digest() -> None:
         TensorRecipe("volume", 8, 8, 4, intensity=VoiRange()),
         TensorRecipe("volume", 8, 8, 4, intensity=FullRange()),
         TensorRecipe("volume", 8, 8, 4, fit="pad"),
+        TensorRecipe("volume", 8, 8, 4, fit="crop"),
     ]
 
     assert len({recipe.digest for recipe in [base, *variants]}) == len(variants) + 1
