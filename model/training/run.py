@@ -106,19 +106,27 @@ def _opened(
     folder: RunFolder, plan: TrainingPlan, source: Path, wishes: RunWishes
 ) -> dict[str, Any]:
     """Make the run folder, or check that it is the one to go on with; return what it says."""
-    record = folder.path(RUN_NAME)
-    if not wishes.resume:
-        if folder.root.exists() and any(folder.root.iterdir()):
-            raise TrainingRunFault(
-                f"{folder.root}: is there already; go on with it (--resume), name another folder "
-                f"(--out), or remove it"
-            )
-        make_folders(folder.root)
+    known = _gone_on_with(folder, plan) if wishes.resume else _begun(folder, plan)
+    # The record comes first: a folder that has it can be gone on with, whatever else it lacks.
+    if not folder.path(CONFIG_NAME).exists():
         write_config(plan, source, folder)
-        known: dict[str, Any] = {"plan_digest": plan.digest, "epochs": plan.fit.epochs,
-                                    "seed": plan.fit.seed}  # fmt: skip
-        folder.write_json(RUN_NAME, known)
-        return known
+    return known
+
+
+def _begun(folder: RunFolder, plan: TrainingPlan) -> dict[str, Any]:
+    if folder.is_in_use:
+        raise TrainingRunFault(
+            f"{folder.root}: is there already; go on with it (--resume), name another folder "
+            f"(--out), or remove it"
+        )
+    make_folders(folder.root)
+    known = {"plan_digest": plan.digest, "epochs": plan.fit.epochs, "seed": plan.fit.seed}
+    folder.write_json(RUN_NAME, known)
+    return known
+
+
+def _gone_on_with(folder: RunFolder, plan: TrainingPlan) -> dict[str, Any]:
+    record = folder.path(RUN_NAME)
     if not record.is_file():
         raise TrainingRunFault(f"{folder.root}: holds no run to go on with; leave out --resume")
     known = read_json(record)

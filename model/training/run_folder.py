@@ -35,6 +35,12 @@ class RunFolder:
     root: Path
 
     @property
+    def is_in_use(self) -> bool:
+        """True when it holds anything but a record that was never finished."""
+        names = {path.name for path in self.root.iterdir()} if self.root.exists() else set()
+        return bool(names - {part_of(self.path(RUN_NAME)).name})
+
+    @property
     def tensors(self) -> Path:
         """Decoded images; may be removed once the run is finished."""
         return self.root / "tensors"
@@ -109,11 +115,16 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def part_of(path: Path) -> Path:
+    """Return where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that takes the place of `path` when, and only when, it was written whole."""
     make_folders(path.parent)
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     with part.open("wb") as file:
         yield file
     publish(part, path)

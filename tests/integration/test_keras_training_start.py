@@ -9,8 +9,10 @@ import pytest
 
 from model.errors import EvaluationFault, TrainingDataFault, TrainingPlanFault, TrainingStopped
 from model.package import load_package
+from model.training import run
 from model.training.plan import TrainingPlan, read_plan
 from model.training.run import RunWishes, run_training
+from model.training.run_folder import RunFolder
 from model.training.watching import Watch
 from tests.labelled_images import put_film
 from tests.tiny_training import changed, write_config, write_films
@@ -92,6 +94,33 @@ def test_label_that_all_images_have_by_which_its_threshold_is_chosen_is_refused(
 
     with pytest.raises(TrainingDataFault, match=r"B: its threshold .* every one has it"):
         run_training(plan, RunWishes(tmp_path / "run", manifest), STOP)
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+@pytest.mark.parametrize("place", ["write_json", "write_config"])
+def test_run_that_was_killed_while_its_folder_was_made_is_begun_again_or_gone_on_with(
+    films, tmp_path, monkeypatch, place
+):
+    # Given a run that was killed in the midst of its record, or of its configuration,
+    plan = plan_of(tmp_path)
+
+    def die(*_arguments: object) -> None:
+        (tmp_path / "run" / ".run.json.part").write_bytes(b"{")
+        raise Killed
+
+    with monkeypatch.context() as deadly:
+        deadly.setattr(RunFolder if place == "write_json" else run, place, die)
+        with pytest.raises(Killed):
+            run_training(plan, RunWishes(tmp_path / "run", films), STOP)
+
+    # when the record is not there, then it is begun; else it is gone on with.
+    wishes = RunWishes(tmp_path / "run", films, resume=place == "write_config")
+    with pytest.raises(TrainingStopped, match="stopped before seed-0"):
+        run_training(plan, wishes, STOP)
+    assert read_plan(tmp_path / "run" / "config.toml").digest == plan.digest
 
 
 def test_networks_that_learned_from_all_images_need_a_test_split(films, tmp_path):
