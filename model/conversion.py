@@ -18,6 +18,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
+from model.durable import publish
 from model.errors import CannotLocate, ConversionFault
 from model.findings import judge
 from model.manifest import MANIFEST_NAME
@@ -136,7 +137,7 @@ def optimise(
         proof = _proven(source, predictor, draft, tool, tolerance, out)
         write_manifest(draft, {**manifest, "conversion": proof.as_manifest()})
         load_package(draft)
-        draft.rename(out)
+        publish(draft, out)
     return proof
 
 
