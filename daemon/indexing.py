@@ -47,6 +47,7 @@ class IndexWriter:
         self._database = database
         self._slot = slot
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._is_closing = False
         self._is_enough = threading.Event()
         self._untold = 0
         self._thread = threading.Thread(target=self._write_until_closed, name="index-writer")
@@ -67,7 +68,7 @@ class IndexWriter:
             self._untold += 1
             return
         self._reports.put(report)
-        if self._reports.qsize() >= MOST_PER_BATCH:
+        if self._is_full_or_closing:
             self._is_enough.set()
 
     @property
@@ -77,6 +78,7 @@ class IndexWriter:
 
     def close(self) -> None:
         """Write what is queued, then stop."""
+        self._is_closing = True
         self._reports.put(None)
         self._is_enough.set()
         self._thread.join()
@@ -88,10 +90,14 @@ class IndexWriter:
             if batch:
                 self._write_persistently(batch)
 
+    @property
+    def _is_full_or_closing(self) -> bool:
+        return self._is_closing or self._reports.qsize() >= MOST_PER_BATCH
+
     def _next_batch(self) -> tuple[list[Report], bool]:
         """Wait for a report and for what comes soon after; False when no more will come."""
         report = self._reports.get()
-        if report is not None:
+        if report is not None and not self._is_full_or_closing:
             # Away from the queue: there, each report would wake this thread and take the
             # interpreter from the association that receives.
             self._is_enough.wait(LINGER_SECONDS)
@@ -114,11 +120,13 @@ class IndexWriter:
         while not self._written(reports, first_failure=failures == 0):
             failures += 1
             pause.wait(RETRY_SECONDS)
-        if failures or self._untold:
-            untold, self._untold = self._untold, 0
-            _logger.info(
-                "the index goes on; %d refusals were logged and not recorded", untold,
-                extra={ACTION: "index_recovered", COUNT: untold},
+        if failures:
+            _logger.info("the index goes on", extra={ACTION: "index_recovered"})
+        untold, self._untold = self._untold, 0
+        if untold:
+            _logger.warning(
+                "while the index was behind, %d refusals were logged and not recorded", untold,
+                extra={ACTION: "refusals_unrecorded", COUNT: untold},
             )  # fmt: skip
 
     def _written(self, reports: list[Report], *, first_failure: bool) -> bool:

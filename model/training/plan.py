@@ -92,9 +92,11 @@ class TrainingPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_options(self, *, epochs: int | None = None, seed: int | None = None) -> TrainingPlan:
-        """Return the plan with what the command line says otherwise."""
+        """Return the plan with what the command line says otherwise, itself where that is nothing."""
         stated = {"epochs": epochs, "seed": seed}
-        options: dict[str, Any] = {key: n for key, n in stated.items() if n is not None}
+        options: dict[str, Any] = {
+            key: n for key, n in stated.items() if n not in (None, getattr(self.fit, key))
+        }
         if not options:
             return self
         values = {**self.values, "fit": {**table_of(self.values, "fit"), **options}}

@@ -89,6 +89,25 @@ def test_a_full_batch_does_not_wait(hospital: Hospital, monkeypatch: pytest.Monk
     assert written >= 3
 
 
+def test_a_backlog_is_written_without_waiting_between_its_batches(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "LINGER_SECONDS", 60.0)
+    monkeypatch.setattr(indexing, "MOST_PER_BATCH", 3)
+    monkeypatch.setattr(indexing, "RETRY_SECONDS", 0.01)
+    arrivals = [Arrival(hospital.store(number), "a") for number in range(10)]
+    index = IndexWriter(hospital.database, "receiver-1")
+
+    with hospital.database.write():
+        for arrival in arrivals:
+            index.put(arrival)
+        started = time.monotonic()
+    index.close()
+
+    assert count_of(hospital.database) == 10
+    assert time.monotonic() - started < 30
+
+
 def test_senders_wait_while_too_much_is_unwritten(
     hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,9 @@ def test_folds_and_options_are_read(tmp_path):
     other = plan.with_options(epochs=7, seed=8)
     assert (other.fit.epochs, other.fit.seed) == (7, 8)
     assert other.digest != plan.digest == plan.with_options().digest
+    # Saying what the plan says already is no other training.
+    same = plan.with_options(epochs=plan.fit.epochs, seed=plan.fit.seed)
+    assert same.digest == plan.digest
 
 
 def test_file_that_is_no_toml_is_refused(tmp_path):
