@@ -77,10 +77,15 @@ def dcmtk() -> Callable[[str], str]:
     """A function giving a DCMTK tool's full path; the run fails where DCMTK is missing."""
 
     def find(tool: str) -> str:
-        # pynetdicom installs scripts of the same names beside this interpreter.
+        # pynetdicom installs scripts of the same names beside an interpreter: this one, or that of
+        # another environment which is active.
         ours = {Path(sys.executable).parent.resolve(), Path(sys.prefix, "bin").resolve()}
         folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-        elsewhere = [folder for folder in folders if Path(folder).resolve() not in ours]
+        elsewhere = [
+            folder
+            for folder in folders
+            if Path(folder).resolve() not in ours and not Path(folder, "..", "pyvenv.cfg").exists()
+        ]
         found = shutil.which(tool, path=os.pathsep.join(elsewhere))
         if found is None:
             pytest.fail(f"DCMTK's {tool} is not installed: install the package dcmtk")

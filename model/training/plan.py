@@ -92,7 +92,7 @@ class TrainingPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def with_options(self, *, epochs: int | None = None, seed: int | None = None) -> TrainingPlan:
-        """Return the plan with what the command line says otherwise, itself where that is nothing."""
+        """Return the plan with what the command line says otherwise; itself where that is none."""
         stated = {"epochs": epochs, "seed": seed}
         options: dict[str, Any] = {
             key: n for key, n in stated.items() if n not in (None, getattr(self.fit, key))
