@@ -131,8 +131,8 @@ class TLSCall:
 class RenewedContext:
     """The context of an acceptor, made anew when one of its files has changed.
 
-    Call it at each connection. A renewal that cannot be used is logged once, and the last good
-    context stays in force.
+    Call it at each connection. A renewal that cannot be used is logged once, the last good context
+    stays in force, and it is tried again at each look: what failed may have been the time only.
 
     Raises
     ------
@@ -144,7 +144,7 @@ class RenewedContext:
         self._files = files
         self._lock = threading.Lock()
         # Looked at before they are read: a change in between is then seen at the next look.
-        self._seen = self._look()
+        self._seen = self._failed = self._look()
         self._context = server_context(files)
         self._looked_at = time.monotonic()
 
@@ -160,16 +160,18 @@ class RenewedContext:
         seen = self._look()
         if seen == self._seen:
             return
-        self._seen = seen
         try:
             self._context = server_context(self._files)
         except UnusableCertificate as error:
-            LOGGER.error(
-                "a changed TLS file cannot be used, the last certificate stays in force: %s",
-                error,
-                extra={"action": "certificate not renewed"},
-            )
+            if seen != self._failed:
+                LOGGER.error(
+                    "a changed TLS file cannot be used, the last certificate stays in force: %s",
+                    error,
+                    extra={"action": "certificate not renewed"},
+                )
+            self._failed = seen
         else:
+            self._seen = seen
             LOGGER.info(
                 "the TLS certificate was renewed: %s",
                 self._files.certificate_file,
@@ -288,17 +290,20 @@ def _identity_fault(files: TLSFiles, error: ssl.SSLError, has_password: bool) ->
 
 def _is_encrypted(key_file: Path) -> bool:
     # PKCS #8 says so in the first line, the older form in a header.
-    return b"ENCRYPTED" in key_file.read_bytes()
+    try:
+        return b"ENCRYPTED" in key_file.read_bytes()
+    except OSError:
+        return False
 
 
 def _load_trusted(context: ssl.SSLContext, ca_file: Path) -> None:
     read_certificates(ca_file)
     try:
         context.load_verify_locations(ca_file)
-    except ssl.SSLError as error:
+    except OSError as error:
         raise UnusableCertificate(
             f"{ca_file} cannot be used as list of trusted certificates "
-            f"({error.reason or 'unreadable'})"
+            f"({getattr(error, 'reason', None) or error.strerror or 'unreadable'})"
         ) from error
     # A site may trust an intermediate authority, or one device's certificate, and no more.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -13,6 +13,7 @@ from dicom_io.certificates import read_certificates
 from dicom_io.errors import UnusableCertificate
 from dicom_io.tls import RenewedContext, TLSFiles, client_context, server_context
 from tests.certificates import Authority, Identity, openssl
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,26 @@ def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(
     # and once the key has followed, the new one is in force
     replace(files.key_file, second.key)
     assert renewed() is not before
+
+
+def test_a_renewed_certificate_that_is_not_valid_yet_is_taken_up_once_it_is(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    # given a context in force, and a certificate installed before its time
+    monkeypatch.setattr(tls, "LOOK_EVERY_SECONDS", 0.0)
+    files = TLSFiles(tmp_path / "c.pem", tmp_path / "k.pem")
+    install(files, authority.sign("at first"))
+    renewed = RenewedContext(files)
+    before = renewed()
+    install(files, authority.sign("early bird", begins=timedelta(seconds=3)))
+
+    # when it is looked at too early, then the old one stays in force, told once
+    assert renewed() is before
+    assert renewed() is before
+    assert caplog.text.count("not valid before") == 1
+
+    # and it comes into force with nobody touching the files again
+    assert wait_until(lambda: renewed() is not before, 15)
 
 
 def install(files: TLSFiles, identity: Identity) -> None:
