@@ -44,14 +44,16 @@ class Handover:
         self._claim = claim
         self._places = places
         self._is_leaving = False
+        self._is_deaf = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, take: Callable[[socket.socket], None]) -> None:
         """Begin to take what others hand over; `take` is called in a thread of its own."""
-        self.announce(0)
+        # Before anybody is invited: what was sent earlier would come without its sender's user.
         self._claim.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._claim.socket.settimeout(_POLL_SECONDS)
+        self.announce(0)
         self._thread = threading.Thread(
             target=self._take_until_stopped, args=(take,), name="dicom-handover", daemon=True
         )
@@ -72,7 +74,8 @@ class Handover:
     def announce(self, connections: int) -> None:
         """Tell the others how many connections this process serves, and that it is alive."""
         with suppress(OSError):  # Without it they hand over nothing, and all goes on.
-            self._places.announce(self._claim.port, self._work(connections))
+            said = _NO_WORK_PLEASE if self._is_deaf else self._work(connections)
+            self._places.announce(self._claim.port, said)
 
     def give_away(self, connection: socket.socket, connections: int) -> bool:
         """Hand a new connection to another process that serves fewer, if there is one.
@@ -117,6 +120,8 @@ class Handover:
                     error.strerror or error,
                     extra={"action": "handover ended"},
                 )
+                self._is_deaf = True
+                self.announce(0)
                 return
             if connection is not None:
                 take(connection)
@@ -126,24 +131,40 @@ class Handover:
         _, ancillary, _, _ = self._claim.socket.recvmsg(
             1, socket.CMSG_SPACE(_DESCRIPTOR_BYTES) + socket.CMSG_SPACE(_CREDENTIALS.size)
         )
-        sockets, user = [], -1
+        descriptors, user = array("i"), -1
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                whole = len(data) - len(data) % _DESCRIPTOR_BYTES
-                sockets += [socket.socket(fileno=fd) for fd in array("i", data[:whole])]
+                descriptors.frombytes(data[: len(data) - len(data) % _DESCRIPTOR_BYTES])
             elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                 user = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1]
-        # The name of our socket is public: only our own user may hand us anything.
-        if user == os.geteuid() and len(sockets) == 1 and self._is_of_our_port(sockets[0]):
-            return sockets[0]
-        for each in sockets:
-            each.close()
+        # The name of our socket is public: only our own user may hand us anything, and nothing
+        # that others send is even looked at.
+        if user == os.geteuid() and len(descriptors) == 1:
+            return self._connection(descriptors[0])
+        for each in descriptors:
+            _close(each)
+        return None
+
+    def _connection(self, descriptor: int) -> socket.socket | None:
+        try:
+            connection = socket.socket(fileno=descriptor)
+        except OSError:  # It is no socket.
+            _close(descriptor)
+            return None
+        if self._is_of_our_port(connection):
+            return connection
+        connection.close()
         return None
 
     def _is_of_our_port(self, connection: socket.socket) -> bool:
         try:
             connection.getpeername()
+            is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
+            return is_tcp and bool(connection.getsockname()[1] == self._claim.port)
         except OSError:  # A listening one, or the peer is gone.
             return False
-        is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
-        return is_tcp and connection.getsockname()[1] == self._claim.port
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):  # Whatever it is, its fault is not ours.
+        os.close(descriptor)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -16,6 +19,7 @@ from dicom_io.errors import ReceiverNotStarted
 from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.port_claim import PortClaim
 from dicom_io.receiving.shared_places import SharedPlaces
+from tests.waiting import wait_until
 
 HOST = "127.0.0.1"
 
@@ -115,13 +119,16 @@ def test_only_connections_of_the_port_are_taken_over(port: int, tmp_path: Path) 
         address = claim.socket.getsockname()
         ours, other = connected(listening), connected(elsewhere)
         left, right = socket.socketpair()
+        before = open_files()
 
         sender.sendto(b"nothing", address)
-        for wrong in (left, other[1], listening):
-            hand_over(sender, wrong, address)
+        with Path(os.devnull).open() as no_socket:
+            for wrong in (left, other[1], listening, no_socket):
+                hand_over(sender, wrong, address)
         hand_over(sender, ours[1], address)
 
         assert arrived.wait(10)
+        assert open_files() == before + 1
         handover.stop()
         assert [each.getpeername() for each in taken] == [ours[0].getsockname()]
         for each in (*ours, *other, left, right):
@@ -131,12 +138,85 @@ def test_only_connections_of_the_port_are_taken_over(port: int, tmp_path: Path) 
         each.close()
 
 
+def test_nothing_is_taken_over_from_another_user(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[socket.socket] = []
+    places = SharedPlaces(tmp_path / "places")
+    with (
+        PortClaim(HOST, port, "/srv/one") as claim,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.create_server((HOST, port)) as listening,
+        Path(os.devnull).open() as no_socket,
+    ):
+        # The sender's user is ours, so that ours has to look like another one.
+        monkeypatch.setattr(os, "geteuid", partial(int, os.geteuid() + 1))
+        handover = Handover(claim, places)
+        handover.start(taken.append)
+        client, connection = connected(listening)
+        before = open_files()
+
+        for what in (no_socket, connection) * 8:
+            hand_over(sender, what, claim.socket.getsockname())
+
+        handover.stop()
+        assert taken == []
+        assert open_files() == before
+        client.close()
+        connection.close()
+    places.close()
+
+
+def test_a_process_whose_socket_broke_asks_for_no_more_connections(
+    port: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = SharedPlaces(tmp_path / "places"), SharedPlaces(tmp_path / "places")
+    with PortClaim(HOST, port, "/srv/one") as claim:
+        handover = Handover(claim, mine)
+        handover.start(lambda _: None)
+        assert [each.connections for each in other.others_at_work(port, 2)] == [0]
+
+        claim.socket.close()
+
+        assert wait_until(lambda: "no longer taken over" in caplog.text)
+        handover.announce(0)
+        assert [each.connections for each in other.others_at_work(port, 2)] == [0xFFFFFFFF]
+        handover.stop()
+    mine.close()
+    other.close()
+
+
+def test_work_is_announced_only_once_the_senders_user_can_be_told(
+    port: int, tmp_path: Path
+) -> None:
+    tells_user = []
+
+    class WatchedPlaces(SharedPlaces):
+        def announce(self, port: int, connections: int) -> None:
+            tells_user.append(claim.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED))
+            super().announce(port, connections)
+
+    places = WatchedPlaces(tmp_path / "places")
+    with PortClaim(HOST, port, "/srv/one") as claim:
+        handover = Handover(claim, places)
+
+        handover.start(lambda _: None)
+
+        handover.stop()
+    assert tells_user == [1, 1]
+    places.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def connected(server: socket.socket) -> tuple[socket.socket, socket.socket]:
     client = socket.create_connection(server.getsockname())
     return client, server.accept()[0]
 
 
-def hand_over(sender: socket.socket, what: socket.socket, address: bytes) -> None:
+def hand_over(sender: socket.socket, what: socket.socket | TextIO, address: bytes) -> None:
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [what.fileno()]))
     sender.sendmsg([b"\0"], [rights], 0, address)
 
