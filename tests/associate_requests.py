@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Iterator
 
 from pynetdicom import AllStoragePresentationContexts
 
@@ -32,7 +33,7 @@ _STRANGE = [
     "1." + "2" * 62,
 ]
 _IMPOSSIBLE = ["", "1." + "2" * 63, "1.2.\x80", " " * 70]
-_TRANSFER_SYNTAXES = [
+TRANSFER_SYNTAXES = [
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",
     "1.2.840.10008.1.2.2",
@@ -49,7 +50,7 @@ def usual_request(count: int, rng: random.Random) -> bytes:
     """Return a request as senders make it, of `count` contexts with some transfer syntaxes each."""
     classes = [ul.VERIFICATION, *rng.sample(_STORAGE, count - 1)]
     contexts = [
-        _context(2 * number + 1, uid, rng.sample(_TRANSFER_SYNTAXES, rng.randint(1, 6)))
+        _context(2 * number + 1, uid, rng.sample(TRANSFER_SYNTAXES, rng.randint(1, 6)))
         for number, uid in enumerate(classes)
     ]
     return _request([*contexts, _user_information(rng, 0.0)])
@@ -59,7 +60,7 @@ def request_with_role(sop_class_uid: str, scu: int, scp: int) -> bytes:
     """Return a request for one class that proposes these roles for it."""
     role = _item(0x54, _counted(sop_class_uid.encode()) + bytes((scu, scp)))
     user_information = _item(0x50, _item(0x51, b"\0\0\1\0") + _item(0x52, b"1.2.3.4") + role)
-    return _request([_context(1, sop_class_uid, _TRANSFER_SYNTAXES), user_information])
+    return _request([_context(1, sop_class_uid, TRANSFER_SYNTAXES), user_information])
 
 
 def any_request(rng: random.Random) -> bytes:
@@ -88,6 +89,64 @@ def damaged(request: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def request_of(
+    contexts: list[tuple[int, str, list[str]]], *, more: bytes = b"", more_information: bytes = b""
+) -> bytes:
+    """Return a request for contexts of ID, abstract and transfer syntaxes; none for "".
+
+    `more` are items behind them, `more_information` are sub-items of the user information.
+    """
+    items = [_context(*each) for each in contexts]
+    information = _item(0x51, b"\0\0\1\0") + _item(0x52, b"1.2.3.4") + more_information
+    return _request([*items, _item(0x50, information), more])
+
+
+UNKNOWN_ITEM = struct.pack(">BBH", 0x5F, 0, 3) + b"new"
+
+
+def as_the_standard_reads_it(request: bytes) -> bytes:
+    """Return the request without what an acceptor has to pass over, and pynetdicom fails on.
+
+    - Items that the standard does not know, at the top and within the user information: acceptors
+      are required to ignore unrecognised user information sub-items and not to reject an
+      association because of their presence (PS3.8 D.2).
+    - Role selections that propose neither role, which say as little as none (PS3.7 D.3.3.4).
+
+    Where the items do not add up to the request, it is returned as it is.
+    """
+    try:
+        items = [_as_read(kind, item) for kind, item in _items(request[74:]) if kind in _KNOWN]
+    except ValueError:
+        return request
+    return ul.pdu(ul.ASSOCIATE_RQ, request[6:74] + b"".join(items))
+
+
+_KNOWN = frozenset((0x10, 0x20, 0x21, 0x30, 0x40, *range(0x50, 0x5A)))
+
+
+def _as_read(kind: int, item: bytes) -> bytes:
+    if kind != 0x50:
+        return item
+    return _item(
+        kind,
+        b"".join(
+            sub
+            for sub_kind, sub in _items(item[4:])
+            if sub_kind in _KNOWN and not (sub_kind == 0x54 and sub.endswith(b"\0\0"))
+        ),
+    )
+
+
+def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if at + 4 > len(data) or end > len(data):
+            raise ValueError("an item ends beyond what holds it")
+        yield data[at], data[at:end]
+        at = end
+
+
 def _mostly_one(rng: random.Random) -> int:
     return rng.choice((1,) * 18 + (0, 2))
 
@@ -97,7 +156,7 @@ def _any_context(rng: random.Random, number: int, strangeness: float) -> bytes:
     if rng.random() < strangeness:
         context_id = rng.choice((1, 3, 255, 0, 2) if rng.random() < 0.2 else (1, 3, 5, 255))
     count = rng.choice((1, 2, 3, 3, 5, 40))
-    syntaxes = [_any_uid(rng, _TRANSFER_SYNTAXES, strangeness / 10) for _ in range(count)]
+    syntaxes = [_any_uid(rng, TRANSFER_SYNTAXES, strangeness / 10) for _ in range(count)]
     classes = rng.choice((_STORAGE, _STORAGE, _STORAGE, _NO_STORAGE, _STRANGE))
     abstract = _any_uid(rng, classes, strangeness / 10)
     subs = [_item(0x30, abstract), *(_item(0x40, each) for each in syntaxes)]
@@ -124,6 +183,8 @@ def _user_information(rng: random.Random, strangeness: float) -> bytes:
         subs += [rng.choice(kinds)(rng) for _ in range(rng.randrange(9))]
     if rng.random() < strangeness:
         subs.append(_user_identity(rng))
+    if rng.random() < strangeness:
+        subs.insert(rng.randrange(len(subs) + 1), UNKNOWN_ITEM)
     return _item(0x50, b"".join(subs))
 
 
@@ -151,7 +212,7 @@ def _class(rng: random.Random) -> bytes:
 
 
 def _context(context_id: int, abstract_syntax: str, transfer_syntaxes: list[str]) -> bytes:
-    subs = [_item(0x30, abstract_syntax.encode())]
+    subs = [_item(0x30, abstract_syntax.encode())] if abstract_syntax else []
     subs += [_item(0x40, each.encode()) for each in transfer_syntaxes]
     return _item(0x20, bytes((context_id, 0, 0, 0)) + b"".join(subs))
 
@@ -169,3 +230,6 @@ def _item(kind: int, value: bytes) -> bytes:
 
 def _counted(value: bytes) -> bytes:
     return len(value).to_bytes(2, "big") + value
+
+
+ROLE_OF_CT = _item(0x54, _counted(ul.CT_IMAGE_STORAGE.encode()) + b"\1\0")

@@ -2,7 +2,8 @@
 
 Owns the way from the bytes of a request to those of its acceptance. pynetdicom makes, checks and
 copies an object for every UID at each of five steps, 18 ms for 128 presentation contexts; here it
-is asked once for each UID and the answer is remembered. Must not know who is admitted.
+is asked once for each UID and the answer is remembered. Where it fails on a request that the
+standard lets pass, the standard holds. Must not know who is admitted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ _LONGEST_REMEMBERED = 80
 _ASSOCIATE_RQ, _ASSOCIATE_AC = 0x01, 0x02
 _CONTEXT_RQ, _CONTEXT_AC = 0x20, 0x21
 _SYNTAXES = frozenset((0x30, 0x40))
+_USER_INFORMATION, _ROLES = 0x50, 0x54
+_NEITHER_ROLE = b"\0\0"
 _TAKEN = 0x00
+_NO_ABSTRACT_SYNTAX, _NO_TRANSFER_SYNTAX = 0x03, 0x04
+"""A result of a presentation context (PS3.8 Table 9-18): this syntax is not supported."""
+_VERSION = 0x0001
 _ITEM_HEAD = struct.Struct(">BxH")
 _CONTEXT_AC_HEAD = struct.Struct(">BxHBxBx")
 _CONTEXT_ID_AT = 4
@@ -57,13 +63,37 @@ class AssociateRequest(A_ASSOCIATE_RQ):
         """The PDU type, which pynetdicom finds by the exact class."""
         return _ASSOCIATE_RQ
 
+    def decode(self, bytestream: bytes) -> None:
+        """Take over what the bytes of the PDU say; raises whatever they provoke."""
+        super().decode(bytestream)
+        # Bit 0 stands for version 1; the others are not to be tested (PS3.8 Table 9-11).
+        if self.protocol_version & _VERSION:
+            self.protocol_version = _VERSION
+
     def _wrap_generate_items(self, bytestream: bytes) -> list[PDUItem]:
         items: list[PDUItem] = []
         for kind, data in self._generate_items(bytestream):
-            item = _ProposedContext() if kind == _CONTEXT_RQ else PDU_ITEM_TYPES[kind]()
-            item.decode(data)
-            items.append(item)
+            kind_of_item = _REQUEST_ITEMS.get(kind)
+            if kind_of_item is not None:  # A later edition of the standard may know more.
+                item = kind_of_item()
+                item.decode(data)
+                items.append(item)
         return items
+
+
+class _ProposedInformation(UserInformationItem):
+    @property
+    def item_type(self) -> int:
+        return _USER_INFORMATION
+
+    def _wrap_generate_items(self, bytestream: bytes) -> list[Any]:
+        # Unknown sub-items are to be ignored (PS3.8 D.2), and to propose neither role for a class
+        # says as little as to propose none; pynetdicom cannot answer it.
+        return [
+            _item(data)
+            for kind, data in self._generate_items(bytestream)
+            if kind in PDU_ITEM_TYPES and not (kind == _ROLES and data.endswith(_NEITHER_ROLE))
+        ]
 
 
 class _ProposedContext(PresentationContextItemRQ):
@@ -98,6 +128,13 @@ class _ProposedContext(PresentationContextItemRQ):
         return _CheckedContext(
             self.presentation_context_id, abstract_syntax, list(transfer_syntaxes)
         )
+
+
+_REQUEST_ITEMS: dict[int, Any] = {
+    **PDU_ITEM_TYPES,
+    _CONTEXT_RQ: _ProposedContext,
+    _USER_INFORMATION: _ProposedInformation,
+}
 
 
 class _CheckedContext(PresentationContext):
@@ -160,6 +197,9 @@ def negotiate(
 ) -> Outcome:
     """Return what `negotiate_unrestricted` of pynetdicom returns for the same arguments.
 
+    A context that names no abstract syntax or no transfer syntax is refused by itself, where
+    pynetdicom fails.
+
     Parameters
     ----------
     proposed : list of PresentationContext
@@ -169,23 +209,37 @@ def negotiate(
     roles : dict
         SCU and SCP role by SOP class, where the requestor proposes any.
     """
-    if roles:
-        # Few senders propose roles for storage, and each answer depends on all that went before.
-        return negotiate_unrestricted(proposed, supported, cast("Any", roles))
     storage: list[PresentationContext] = []
     others: list[PresentationContext] = []
+    incomplete: list[PresentationContext] = []
     for context in proposed:
-        is_storage = _is_unrestricted(cast("UID", context.abstract_syntax))
-        (storage if is_storage else others).append(context)
-    results, _ = negotiate_as_acceptor(others, supported)
-    results += map(_taken, storage)
+        abstract_syntax = context.abstract_syntax
+        if not abstract_syntax or not context.transfer_syntax:
+            incomplete.append(context)
+        else:
+            (storage if _is_unrestricted(abstract_syntax) else others).append(context)
+    agreed: list[SCP_SCU_RoleSelectionNegotiation] = []
+    if roles:
+        # Few senders propose roles for storage, and each answer depends on all that went before.
+        results, agreed = negotiate_unrestricted(others + storage, supported, cast("Any", roles))
+    else:
+        results, _ = negotiate_as_acceptor(others, supported)
+        results += map(_taken, storage)
+    results += map(_refused, incomplete)
     results.sort(key=lambda context: cast("int", context.context_id))
-    return results, []
+    return results, agreed
 
 
 def _taken(proposed: PresentationContext) -> PresentationContext:
     first = proposed.transfer_syntax[0]
     return _CheckedContext(proposed.context_id, proposed.abstract_syntax, [first], _TAKEN)
+
+
+def _refused(proposed: PresentationContext) -> PresentationContext:
+    result = _NO_TRANSFER_SYNTAX if proposed.abstract_syntax else _NO_ABSTRACT_SYNTAX
+    # The item has to name some transfer syntax; nobody reads that of a refused context.
+    named = proposed.transfer_syntax[:1] or [ImplicitVRLittleEndian]
+    return _CheckedContext(proposed.context_id, proposed.abstract_syntax, named, result)
 
 
 class Negotiation(ACSE):

@@ -18,7 +18,7 @@ from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES, ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from tests import upper_layer as ul
-from tests.associate_requests import request_with_role, usual_request
+from tests.associate_requests import UNKNOWN_ITEM, request_of, request_with_role, usual_request
 from tests.waiting import wait_until
 
 SEED = 20261123
@@ -107,6 +107,21 @@ def test_another_called_title_and_another_protocol_version_are_rejected_alike(po
 
     assert ports.answers(another_title) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\1\7")
     assert ports.answers(another_version) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\2\2")
+
+
+def test_what_the_standard_lets_pass_is_accepted_where_pynetdicoms_own_server_gives_up(ports):
+    contexts = [(1, ul.CT_IMAGE_STORAGE, [ul.IMPLICIT_VR_LITTLE_ENDIAN])]
+    plain = request_of(contexts)
+    another_version_too = plain[:6] + b"\0\3" + plain[8:]
+    with_news = request_of(contexts, more=UNKNOWN_ITEM, more_information=UNKNOWN_ITEM)
+    with_incomplete_context = request_of([*contexts, (3, ul.CT_IMAGE_STORAGE, [])])
+
+    expected = ports.answers(plain)
+
+    assert expected[0] == ul.ASSOCIATE_AC
+    assert _answer(ports.ours, another_version_too) == expected
+    assert _answer(ports.ours, with_news) == expected
+    assert _answer(ports.ours, with_incomplete_context)[0] == ul.ASSOCIATE_AC
 
 
 def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(tmp_path):
