@@ -51,6 +51,8 @@ class AcceptedAssociation(Association):
     is_announced: bool
     """The observer was told that this association is open."""
     on_ended: Callable[[AcceptedAssociation], None]
+    on_turned_away: Callable[[AcceptedAssociation, str], None]
+    """Told why a connection ends before anybody could judge its request."""
     secures: Callable[[AcceptedAssociation], bool]
     """Puts TLS on the connection where that is configured; False when it is to be closed."""
     begin_store: BeginStore | None
@@ -82,7 +84,9 @@ class AcceptedAssociation(Association):
         accepted.dul.__class__ = UpperLayerProvider
         accepted.provider = cast("UpperLayerProvider", accepted.dul)
         # Without the data plane all goes pynetdicom's way, which takes two threads.
-        accepted.provider.prepare(is_threadless=begin_store is not None)
+        accepted.provider.prepare(
+            is_threadless=begin_store is not None, on_fault=accepted.tell_fault
+        )
         return accepted
 
     def run(self) -> None:
@@ -94,6 +98,10 @@ class AcceptedAssociation(Association):
                     # pynetdicom takes this for its thread, and starts none.
                     self._started_dul = True
                 super().run()
+        except Exception as error:  # noqa: BLE001 - the thread's loop: nobody else hears of it
+            self._tell_abort(f"unexpected {type(error).__name__}")
+            self.abort(block=False)
+            self.kill()
         finally:
             # Only this thread announces the end: release, abort, loss and timeout all pass here.
             self.force_end()
@@ -205,6 +213,15 @@ class AcceptedAssociation(Association):
         finally:
             plane.discard()
             stream.give_back()
+
+    def tell_fault(self, fault: str) -> None:
+        """Report what ends this association and is the peer's doing."""
+        if self.is_requested:
+            self._tell_abort(fault)
+        else:
+            self.on_turned_away(
+                self, f"{fault}: find out what calls this port, and how it is set up"
+            )
 
     def _tell_abort(self, reason: str) -> None:
         LOGGER.warning(

@@ -48,11 +48,19 @@ class BoundedDUL(DULServiceProvider):
         """Queue a PDU that has been read as a whole."""
         try:
             decoded, event = self._decoded(pdu)
-        except Exception:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
-            self.event_queue.put(INVALID_PDU)
+        except Exception as error:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
+            self._refuse(f"what it sent cannot be read ({type(error).__name__})")
             return
         self._recv_pdu.put(decoded)
         self.event_queue.put(event)
+
+    def tell_fault(self, fault: str) -> None:
+        """Report what ends the association and is the peer's doing."""
+        raise NotImplementedError
+
+    def _refuse(self, fault: str) -> None:
+        self.event_queue.put(INVALID_PDU)
+        self.tell_fault(fault)
 
     def _decoded(self, pdu: bytes) -> tuple[Any, str]:
         if pdu[0] != _ASSOCIATE_RQ:
@@ -103,7 +111,7 @@ class BoundedDUL(DULServiceProvider):
             if self._may_be(head[0], length):
                 self.receive(head + _exactly(connection, length, deadline))
             else:
-                self.event_queue.put(INVALID_PDU)
+                self._refuse("what it sent is no PDU of DICOM")
             connection.settimeout(patience)
         except OSError:
             self.event_queue.put(CONNECTION_CLOSED)

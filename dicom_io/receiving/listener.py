@@ -91,8 +91,9 @@ class AssociationListener(AssociationServer):
     tls : callable, optional
         Gives the context for one connection; each handshake is made in the thread of its own
         association. None for connections without TLS.
-    on_handshake_failed : callable, optional
-        Told the source address and the reason of each handshake that failed.
+    on_turned_away : callable
+        Told the source address and the reason of each connection that ended before its request
+        could be judged: the handshake failed, or what came is no request.
     reuse_port : bool
         Let several listeners, in this or other processes, share the port (Linux).
     handover : Handover, optional
@@ -126,17 +127,17 @@ class AssociationListener(AssociationServer):
         *,
         reuse_port: bool,
         admits: Callable[[str, int, int], bool],
+        on_turned_away: Callable[[str, str], None],
         on_ended: Callable[[AcceptedAssociation], None],
         begin_store: BeginStore | None,
         silence_seconds: float,
         tls: Callable[[], ssl.SSLContext] | None = None,
-        on_handshake_failed: Callable[[str, str], None] | None = None,
         handover: Handover | None = None,
     ) -> None:
         if ssl_context is not None:
             raise ValueError("ssl_context must be None: give the context through tls")
         self._tls = tls
-        self._on_handshake_failed = on_handshake_failed
+        self._on_turned_away = on_turned_away
         self.begin_store = begin_store
         self.silence_seconds = silence_seconds
         self._reuse_port = reuse_port
@@ -196,6 +197,7 @@ class AssociationListener(AssociationServer):
     def adopt(self, assoc: AcceptedAssociation) -> None:
         """Keep account of an association that is about to start."""
         assoc.on_ended = self._forget
+        assoc.on_turned_away = self._turn_away
         assoc.secures = self._secure
         with self._live_lock:
             self._live.add(assoc)
@@ -278,11 +280,13 @@ class AssociationListener(AssociationServer):
             wrapper.socket = secured
             shake_hands(secured, max(until - time.monotonic(), 0.1))
         except HandshakeFailed as error:
-            if self._on_handshake_failed is not None:
-                self._on_handshake_failed(assoc.address, str(error))
+            self._turn_away(assoc, str(error))
             return False
         secured.settimeout(self.ae.acse_timeout)
         return True
+
+    def _turn_away(self, assoc: AcceptedAssociation, reason: str) -> None:
+        self._on_turned_away(assoc.address, reason)
 
     def _forget(self, assoc: AcceptedAssociation) -> None:
         with self._live_lock:

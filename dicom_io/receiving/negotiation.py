@@ -33,7 +33,13 @@ from pynetdicom.presentation import (
     negotiate_unrestricted,
 )
 
-from dicom_io.receiving.upper_layer import ACCEPTED, AWAITING_ANSWER, ESTABLISHED
+from dicom_io.receiving.upper_layer import (
+    ACCEPTED,
+    AWAITING_ANSWER,
+    AWAITING_CLOSE,
+    ESTABLISHED,
+    REQUESTED,
+)
 
 _REMEMBERED = 4096
 """UIDs of each kind; the standard has some hundreds, and a peer may invent any number."""
@@ -51,6 +57,7 @@ _NO_ABSTRACT_SYNTAX, _NO_TRANSFER_SYNTAX = 0x03, 0x04
 _VERSION = 0x0001
 _ITEM_HEAD = struct.Struct(">BxH")
 _CONTEXT_AC_HEAD = struct.Struct(">BxHBxBx")
+_TITLES_AT, _CALLING_AT, _TITLES_END = 10, 26, 42
 _CONTEXT_ID_AT = 4
 _SUB_ITEMS_AT = 8
 
@@ -65,7 +72,7 @@ class AssociateRequest(A_ASSOCIATE_RQ):
 
     def decode(self, bytestream: bytes) -> None:
         """Take over what the bytes of the PDU say; raises whatever they provoke."""
-        super().decode(bytestream)
+        super().decode(_with_spaces(bytestream))
         # Bit 0 stands for version 1; the others are not to be tested (PS3.8 Table 9-11).
         if self.protocol_version & _VERSION:
             self.protocol_version = _VERSION
@@ -79,6 +86,15 @@ class AssociateRequest(A_ASSOCIATE_RQ):
                 item.decode(data)
                 items.append(item)
         return items
+
+
+def _with_spaces(request: bytes) -> bytes:
+    """Return the request with its AE titles padded as they should be; old devices take NULs."""
+    called, calling = request[_TITLES_AT:_CALLING_AT], request[_CALLING_AT:_TITLES_END]
+    if b"\0" not in called and b"\0" not in calling:
+        return request
+    titles = b"".join(each.strip(b"\0 ").ljust(len(each)) for each in (called, calling))
+    return request[:_TITLES_AT] + titles + request[_TITLES_END:]
 
 
 class _ProposedInformation(UserInformationItem):
@@ -278,6 +294,9 @@ class AcceptingStateMachine(StateMachine):
         """Execute the action of an event (PS3.8 Table 9-10)."""
         if (event, self.current_state) != (ACCEPTED, AWAITING_ANSWER):
             super().do_action(event)
+            if (event, self.current_state) == (REQUESTED, AWAITING_CLOSE):
+                # pynetdicom rejects it by itself, and nobody else would hear of it.
+                cast("Any", self.dul).tell_fault("it asks for another version of the upper layer")
             return
         # AE-7: issue the A-ASSOCIATE-AC (PS3.8 Table 9-7).
         primitive = cast("A_ASSOCIATE", self.dul.to_provider_queue.get(block=False))

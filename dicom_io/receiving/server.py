@@ -235,11 +235,11 @@ class StorageServer:
             reuse_port=self._reuse_port,
             handover=self._handover,
             admits=self._admits_connection,
+            on_turned_away=self._on_turned_away,
             on_ended=self._on_ended,
             begin_store=self._begin_store if self._streams else None,
             silence_seconds=self._limits.network_timeout_seconds,
             tls=self._tls,
-            on_handshake_failed=self._on_handshake_failed,
         )
         return cast("AssociationListener", listener)
 
@@ -257,7 +257,7 @@ class StorageServer:
             self._refusals.add(RefusalReport("", "", address, reason))
         return not reason
 
-    def _on_handshake_failed(self, address: str, reason: str) -> None:
+    def _on_turned_away(self, address: str, reason: str) -> None:
         self._refusals.add(RefusalReport("", "", address, reason))
 
     def _on_requested(self, event: evt.Event) -> None:

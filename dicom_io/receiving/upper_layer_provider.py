@@ -7,20 +7,18 @@ than all it does for a short association. Must not know what is sent or received
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from pynetdicom.pdu import A_ABORT_RQ
 
 from dicom_io.receiving.bounded_reading import BoundedDUL
 from dicom_io.receiving.upper_layer import ARTIM_EXPIRED, ESTABLISHED, IDLE
-
-LOGGER = logging.getLogger(__name__)
 
 _LOOK_UP_SECONDS = 0.25
 """How often whoever serves looks at the timers; everything else wakes it at once."""
@@ -39,13 +37,21 @@ class UpperLayerProvider(BoundedDUL):
     """An eventfd that wakes whoever serves out of its wait for the peer."""
     _bell_lock: threading.Lock
 
-    def prepare(self, *, is_threadless: bool) -> None:
-        """Set up what `__init__` would, on a provider that pynetdicom made."""
+    def prepare(self, *, is_threadless: bool, on_fault: Callable[[str], None]) -> None:
+        """Set up what `__init__` would, on a provider that pynetdicom made.
+
+        `on_fault` is told what ends the association and is the peer's doing.
+        """
         self.is_threadless = is_threadless
+        self._on_fault = on_fault
         self._bell_lock = threading.Lock()
         self._bell = _NO_BELL
         # pynetdicom sleeps this long whenever nothing happened; the wait below takes its place.
         self._run_loop_delay = 0.0
+
+    def tell_fault(self, fault: str) -> None:
+        """Report what ends the association and is the peer's doing."""
+        self._on_fault(fault)
 
     @property
     def is_undisturbed(self) -> bool:
@@ -139,17 +145,13 @@ class UpperLayerProvider(BoundedDUL):
 
     def _give_up(self, error: Exception) -> None:
         """Abort at once, bypassing the state machine, whose action failed."""
-        LOGGER.warning(
-            "a PDU could not be served (%s): the association is aborted",
-            type(error).__name__,
-            extra={"action": "association aborted"},
-        )
         self._send(_provider_abort())
         self.assoc.is_aborted = True
         self.assoc.is_established = False
         self._kill_thread = True
         # Whoever waits for the request or for a message must not wait for its timeout.
         self.to_user_queue.put(cast("Any", None))
+        self.tell_fault(f"what it sent cannot be served ({type(error).__name__})")
 
     def _is_transport_event(self) -> bool:
         if self.event_queue.empty():

@@ -13,7 +13,9 @@ import pytest
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import Verification
 
+from dicom_io.receiving import negotiation
 from dicom_io.receiving.folder_sink import FolderSink
+from dicom_io.receiving.instances import AssociationObserver
 from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES, ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -122,6 +124,83 @@ def test_what_the_standard_lets_pass_is_accepted_where_pynetdicoms_own_server_gi
     assert _answer(ports.ours, another_version_too) == expected
     assert _answer(ports.ours, with_news) == expected
     assert _answer(ports.ours, with_incomplete_context)[0] == ul.ASSOCIATE_AC
+
+
+class Refusals(AssociationObserver):
+    """Writes down from where, and why, requests are refused."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def on_refused(self, calling_ae_title, called_ae_title, address, reason) -> None:
+        self.told.append((address, reason))
+
+
+def _titled(calling: bytes, version: bytes = b"\0\1") -> bytes:
+    plain = usual_request(1, random.Random(SEED))
+    return plain[:6] + version + plain[8:26] + calling.ljust(16) + plain[42:]
+
+
+UNREADABLE = {
+    "no title": (_titled(b""), "cannot be read (ValueError)"),
+    "a title of NULs": (_titled(bytes(16)), "cannot be read (ValueError)"),
+    "a title in Latin-1": (_titled(b"M\xdcLLER"), "cannot be read (ValueError)"),
+    "an even context ID": (
+        request_of([(2, ul.VERIFICATION, [ul.IMPLICIT_VR_LITTLE_ENDIAN])]),
+        "cannot be served (ValueError)",
+    ),
+    "another version": (_titled(b"CT1", b"\0\2"), "version of the upper layer"),
+    "no DICOM": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "is no PDU of DICOM"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_request_that_cannot_be_read_is_reported_with_its_address(tmp_path, caplog, name):
+    request, words = UNREADABLE[name]
+    refusals = Refusals()
+    with StorageServer(FolderSink(tmp_path), port=0, observer=refusals) as server:
+        answer = _answer(server.port, request)
+
+        assert answer[:1] in (bytes([ul.ABORT]), bytes([ul.ASSOCIATE_RJ]))
+        assert wait_until(lambda: refusals.told)
+
+    ((address, reason),) = refusals.told
+    assert address == "127.0.0.1"
+    assert words in reason
+    warnings = [each for each in caplog.records if each.name.startswith("dicom_io")]
+    assert [each.action for each in warnings if each.levelname == "WARNING"] == [
+        "association refused"
+    ]
+
+
+def test_a_message_that_cannot_be_read_is_logged_with_its_peer(tmp_path, caplog):
+    request = usual_request(1, random.Random(SEED))
+    with (
+        StorageServer(FolderSink(tmp_path), port=0) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(request)
+        assert connection.recv(1 << 16)[0] == ul.ASSOCIATE_AC
+        connection.sendall(_titled(b""))
+        assert connection.recv(1 << 16)[0] == ul.ABORT
+
+    (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert "'SENDER' (127.0.0.1)" in warning.getMessage()
+
+
+def test_a_negotiation_that_fails_ends_with_an_abort_and_is_logged(tmp_path, caplog, monkeypatch):
+    def fails(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(negotiation, "negotiate", fails)
+    with StorageServer(FolderSink(tmp_path), port=0) as server:
+        answer = _answer(server.port, usual_request(2, random.Random(SEED)))
+
+        assert answer[0] == ul.ABORT
+        assert wait_until(lambda: server.open_associations == 0)
+    (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert "'SENDER' (127.0.0.1)" in warning.getMessage()
+    assert "unexpected LookupError" in warning.getMessage()
 
 
 def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(tmp_path):

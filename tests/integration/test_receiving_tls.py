@@ -14,6 +14,7 @@ from pdu_client import PduClient
 
 from dicom_io import tls
 from dicom_io.errors import IdentityUnchecked
+from dicom_io.receiving.accepted import AcceptedAssociation
 from dicom_io.receiving.access import Peer
 from dicom_io.receiving.folder_sink import FolderSink
 from dicom_io.receiving.instances import AssociationObserver
@@ -138,7 +139,7 @@ def wait_until(condition, seconds: float = 5.0) -> bool:
 
 
 def association_threads() -> int:
-    return sum(1 for thread in threading.enumerate() if "Acceptor" in thread.name)
+    return sum(isinstance(thread, AcceptedAssociation) for thread in threading.enumerate())
 
 
 def hangs_up(connection: socket.socket) -> bool:

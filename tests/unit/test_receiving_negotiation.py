@@ -236,6 +236,25 @@ def test_items_of_unknown_kinds_are_passed_over():
     assert OURS.outcome(request_of(contexts, more_information=UNKNOWN_ITEM)) == plain
 
 
+@pytest.mark.parametrize("padded", [b"CT1" + bytes(13), b"\0CT1".ljust(16), b"CT1 \0 ".ljust(16)])
+def test_ae_titles_may_be_padded_with_nuls(padded):
+    # Old devices do, though the standard wants spaces (PS3.8 Table 9-11).
+    plain = usual_request(2, random.Random(SEED))
+    as_calling = plain[:26] + padded + plain[42:]
+    as_called = plain[:10] + padded + plain[26:]
+    spaces = b"CT1".ljust(16)
+
+    assert is_answered(OURS.outcome(as_calling))
+    assert OURS.outcome(as_calling) == OURS.outcome(plain[:26] + spaces + plain[42:])
+    assert OURS.outcome(as_called) == OURS.outcome(plain[:10] + spaces + plain[26:])
+
+
+def test_a_nul_within_an_ae_title_is_no_padding():
+    plain = usual_request(2, random.Random(SEED))
+
+    assert OURS.outcome(plain[:26] + b"C\0T1".ljust(16) + plain[42:]) == "reading"
+
+
 @pytest.mark.parametrize(("version", "understood"), [(1, 1), (3, 1), (0xFFFF, 1), (2, 2), (0, 0)])
 def test_of_the_protocol_version_only_the_first_bit_is_tested(version, understood):
     request = bytearray(usual_request(2, random.Random(SEED)))
