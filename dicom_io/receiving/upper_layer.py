@@ -8,6 +8,8 @@ from __future__ import annotations
 
 IDLE = "Sta1"
 """There is no association and no connection."""
+AWAITING_REQUEST = "Sta2"
+"""There is a connection, and nothing was requested yet."""
 AWAITING_ANSWER = "Sta3"
 """An association was requested, and is neither accepted nor rejected yet."""
 ESTABLISHED = "Sta6"

@@ -16,13 +16,51 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.timer import Timer
 
 from dicom_io.receiving.bounded_reading import BoundedDUL
-from dicom_io.receiving.upper_layer import ARTIM_EXPIRED, ESTABLISHED, IDLE
+from dicom_io.receiving.upper_layer import (
+    ARTIM_EXPIRED,
+    AWAITING_ANSWER,
+    AWAITING_REQUEST,
+    ESTABLISHED,
+    IDLE,
+)
 
 _LOOK_UP_SECONDS = 0.25
 """How often whoever serves looks at the timers; everything else wakes it at once."""
 _NO_BELL = -1
+_NOTHING_TO_WAIT_FOR = frozenset((AWAITING_REQUEST, AWAITING_ANSWER, ESTABLISHED))
+"""States that no event leads out of once the association's thread wants its end."""
+
+
+class SteadyTimer(Timer):
+    """A timer on the clock that nobody sets, which a stop ends for good.
+
+    pynetdicom's own takes the wall clock, and one that was stopped late has run out for ever.
+    """
+
+    _runs_out_at: float | None = None
+
+    @property
+    def expired(self) -> bool:
+        """True when the time has run out since the start."""
+        return self._runs_out_at is not None and time.monotonic() > self._runs_out_at
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it runs out, 1 when it never does."""
+        if self._runs_out_at is not None:
+            return self._runs_out_at - time.monotonic()
+        return 1 if self.timeout is None else self.timeout
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._runs_out_at = None if self.timeout is None else time.monotonic() + self.timeout
+
+    def stop(self) -> None:
+        """Never run out, unless it is started again."""
+        self._runs_out_at = None
 
 
 class UpperLayerProvider(BoundedDUL):
@@ -44,6 +82,8 @@ class UpperLayerProvider(BoundedDUL):
         """
         self.is_threadless = is_threadless
         self._on_fault = on_fault
+        self.artim_timer = SteadyTimer(self.artim_timer.timeout)
+        self._idle_timer = SteadyTimer(self._idle_timer.timeout)
         self._bell_lock = threading.Lock()
         self._bell = _NO_BELL
         # pynetdicom sleeps this long whenever nothing happened; the wait below takes its place.
@@ -122,7 +162,8 @@ class UpperLayerProvider(BoundedDUL):
         state = self.state_machine.current_state
         if self._kill_thread or state == IDLE:
             return False
-        return state != ESTABLISHED or bool(self.event_queue.queue or self.to_provider_queue.queue)
+        is_queued = bool(self.event_queue.queue or self.to_provider_queue.queue)
+        return is_queued or state not in _NOTHING_TO_WAIT_FOR
 
     def _serve_until_received(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+import pynetdicom.timer
 import pytest
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.sop_class import Verification
@@ -203,14 +205,49 @@ def test_a_negotiation_that_fails_ends_with_an_abort_and_is_logged(tmp_path, cap
     assert "unexpected LookupError" in warning.getMessage()
 
 
-def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(tmp_path):
+def test_a_request_that_ends_after_the_timeout_is_answered_as_any_other(tmp_path):
+    limits = ReceiverLimits(request_timeout_seconds=2)
+    ours = ul.associate_request([ul.Context(1)])
+    another_title = ul.associate_request([ul.Context(1)], called="SOMEONE")
+    with (
+        StorageServer(FolderSink(tmp_path), port=0, limits=limits) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as admitted,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as refused,
+    ):
+        time.sleep(1.5)
+        admitted.sendall(ours[:100])
+        refused.sendall(another_title[:100])
+        time.sleep(1)
+        admitted.sendall(ours[100:])
+        refused.sendall(another_title[100:])
+
+        assert refused.recv(1 << 16) == ul.pdu(ul.ASSOCIATE_RJ, b"\0\1\1\7")
+        assert admitted.recv(1 << 16)[0] == ul.ASSOCIATE_AC
+        admitted.sendall(ul.RELEASE_REQUEST)
+        assert admitted.recv(1 << 16) == ul.pdu(ul.RELEASE_RP, bytes(4))
+
+
+class StandingClock:
+    """The wall clock, set back again and again: it never gets on."""
+
+    def time(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("is_set_back", [False, True])
+def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(
+    tmp_path, monkeypatch, is_set_back, streams
+):
     limits = ReceiverLimits(request_timeout_seconds=0.5)
-    with StorageServer(FolderSink(tmp_path), port=0, limits=limits) as server:
+    if is_set_back:
+        monkeypatch.setattr(pynetdicom.timer, "time", StandingClock())
+    with StorageServer(FolderSink(tmp_path), port=0, limits=limits, streams=streams) as server:
         # Threads of tests before this one may end meanwhile.
         before = set(threading.enumerate())
 
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            assert wait_until(lambda: len(set(threading.enumerate()) - before) == 1)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            assert wait_until(lambda: set(threading.enumerate()) - before)
             assert connection.recv(1) == b""
 
         assert wait_until(lambda: set(threading.enumerate()) <= before)
