@@ -6,6 +6,7 @@ Must not know who is admitted or what is stored: the server passes that in as ev
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -34,6 +35,7 @@ BACKLOG = 512
 its peer tries again after a whole second; 500 are accepted in about that time."""
 
 _POLL_SECONDS = 0.2
+_OUT_OF_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 _FAREWELL_SECONDS = 1.0
 """Enough for an A-ABORT to leave and a peer to close, not so long that stopping seems hung."""
 
@@ -146,6 +148,7 @@ class AssociationListener(AssociationServer):
         self._on_ended = on_ended
         self._live: set[AcceptedAssociation] = set()
         self._live_lock = threading.Lock()
+        self._lets_wait = False
         shared = _SharedContexts(contexts)
         super().__init__(
             ae, address, ae_title, shared, ssl_context, evt_handlers, _ConnectionHandler
@@ -175,7 +178,8 @@ class AssociationListener(AssociationServer):
     def _hand_over_backlog(self) -> None:
         listening = cast("socket.socket", self.socket)
         listening.setblocking(False)
-        with suppress(BlockingIOError):
+        # However that ends, by want of descriptors too: what is left is closed with the socket.
+        with suppress(OSError):
             while self._handover is not None:
                 connection, _ = listening.accept()
                 if not self._handover.give_away(connection, len(self._live)):
@@ -226,11 +230,28 @@ class AssociationListener(AssociationServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection and set the options pynetdicom leaves alone."""
-        connection, address = super().get_request()
+        try:
+            connection, address = super().get_request()
+        except OSError as error:
+            if error.errno in _OUT_OF_DESCRIPTORS:
+                self._let_wait(error)
+            raise
+        self._lets_wait = False
         if self._handover is not None and self._handover.give_away(connection, len(self._live)):
             raise _HandedOver
         self._set_options(connection)
         return connection, address
+
+    def _let_wait(self, error: OSError) -> None:
+        """Leave the next connection with the kernel for a while, which has it ready at once."""
+        if not self._lets_wait:
+            self._lets_wait = True
+            LOGGER.error(
+                "connections have to wait: %s. Raise the limit of open files (LimitNOFILE)",
+                error.strerror,
+                extra={"action": "connections wait"},
+            )
+        time.sleep(_POLL_SECONDS)
 
     def take(self, connection: socket.socket) -> None:
         """Serve a connection that another listener of this port accepted."""
