@@ -58,6 +58,8 @@ class AcceptedAssociation(Association):
     begin_store: BeginStore | None
     """None leaves C-STORE to pynetdicom as well."""
     silence_seconds: float
+    stream: PeerStream | None
+    """The connection while it is served."""
     provider: UpperLayerProvider
     """What pynetdicom calls `dul`."""
 
@@ -78,6 +80,7 @@ class AcceptedAssociation(Association):
         accepted.address = address
         accepted.is_requested = accepted.is_admitted = accepted.is_announced = False
         accepted.begin_store = begin_store
+        accepted.stream = None
         accepted.silence_seconds = silence_seconds
         accepted.acse = Negotiation(accepted)
         accepted.dul.state_machine = AcceptingStateMachine(accepted.dul)
@@ -157,7 +160,12 @@ class AcceptedAssociation(Association):
         context_id, message = self.dimse.get_msg(block=False)
         if message:
             self._serve_request(message, cast("int", context_id))
-            self.provider.send_pending()
+            self._send_pending()
+
+    def _send_pending(self) -> None:
+        if self.provider.to_provider_queue.queue and self.stream is not None:
+            with self.stream.sending():
+                self.provider.send_pending()
 
     def _run_reactor(self) -> None:
         if self.provider.is_threadless:
@@ -186,7 +194,7 @@ class AcceptedAssociation(Association):
             return
         # Whoever wants to send a request of its own may do so: this thread steals no answers.
         self._is_paused = True
-        stream = PeerStream(wrapper.socket, self.silence_seconds, self._goes_on)
+        self.stream = stream = PeerStream(wrapper.socket, self.silence_seconds, self._goes_on)
         plane = DataPlane(
             stream,
             context_ids=self._accepted_cx,
@@ -213,6 +221,8 @@ class AcceptedAssociation(Association):
         finally:
             plane.discard()
             stream.give_back()
+            # pynetdicom leaves the closing to whoever holds the socket last: that must not be we.
+            self.stream = None
 
     def tell_fault(self, fault: str) -> None:
         """Report what ends this association and is the peer's doing."""
@@ -242,7 +252,7 @@ class AcceptedAssociation(Association):
     def _goes_on(self) -> bool:
         if self._kill:
             return False
-        self.provider.send_pending()
+        self._send_pending()
         return self.provider.is_undisturbed
 
     def _begin_store(self, command: StoreCommand, context_id: int) -> StoreInProgress:

@@ -9,7 +9,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 _LOOK_UP_SECONDS = 0.25
 """How often a waiting thread looks whether it should still wait."""
@@ -92,14 +93,23 @@ class PeerStream:
         PeerGone
             The peer is gone, or did not read for as long as it may be silent.
         """
-        if not self._is_plain:
-            self._connection.settimeout(self._silence_seconds)
+        with self.sending():
+            try:
+                self._connection.sendall(data)
+            except OSError as error:
+                raise PeerGone from error
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Let the peer take its time to read what is sent on the connection within this block."""
+        if self._is_plain:  # The kernel keeps a time for each direction.
+            yield
+            return
+        self._connection.settimeout(self._silence_seconds)
         try:
-            self._connection.sendall(data)
-        except OSError as error:
-            raise PeerGone from error
+            yield
         finally:
-            if not self._is_plain:
+            with suppress(OSError):  # Closed within the block.
                 self._connection.settimeout(_LOOK_UP_SECONDS)
 
     def _read_some(self, view: memoryview) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     BasicFilmSession,
     StorageCommitmentPushModel,
@@ -25,9 +28,13 @@ from dicom_io.commitment import (
 )
 from dicom_io.committing import NO_ANSWER, NOT_ACCEPTED, send_report
 from dicom_io.errors import AssociationFailed, InstanceUnavailable
+from dicom_io.receiving.accepted import AcceptedAssociation
 from dicom_io.receiving.commitment import CommitmentSCP, ReportChannel
 from dicom_io.receiving.server import StorageServer
 from dicom_io.statuses import FailureReasonValues
+from dicom_io.tls import TLSFiles, client_context, server_context
+from tests import upper_layer as ul
+from tests.certificates import Authority
 from tests.commitment_requester import CT, REFERENCES, Requester, ask, information, wait_for
 from tests.sinks import GatheringSink
 
@@ -195,6 +202,66 @@ def test_a_requester_that_ignores_its_report_holds_no_thread_and_no_association(
 
     wait_for(lambda: server.open_associations == 0)
     assert not keeper.channels[0].is_open
+
+
+def test_a_requester_may_pause_in_the_middle_of_a_report_through_tls(keeper, tmp_path) -> None:
+    authority = Authority(tmp_path)
+    mine = authority.sign("receiver")
+    report = CommitmentReport("1.2.3", REFERENCES * 2000, ())
+    trusting = client_context(authority.certificate)
+    with (
+        StorageServer(
+            GatheringSink(),
+            port=0,
+            commitment=CommitmentSCP(keeper),
+            ssl_context=server_context(TLSFiles(mine.certificate, mine.key)),
+        ) as server,
+        _asked_through_tls(server.port, trusting) as connection,
+    ):
+        (assoc,) = (t for t in threading.enumerate() if isinstance(t, AcceptedAssociation))
+        # Smaller than the report by far, whatever this machine's are.
+        assoc.dul.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        wait_for(lambda: keeper.channels)
+
+        assert keeper.channels[0].send(report, lambda _: None)
+        time.sleep(1)
+        connection.sendall(ul.RELEASE_REQUEST)
+
+        received = b""
+        while piece := connection.recv(1 << 16):
+            received += piece
+    pdus, rest = ul.split_pdus(received)
+    assert rest == b""
+    assert sum(map(len, pdus)) > 300_000
+    assert pdus[-1] == ul.pdu(ul.RELEASE_RP, bytes(4))
+
+
+@contextmanager
+def _asked_through_tls(port: int, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+    """Open an association and ask for commitment; what it answers has been read."""
+    command = ul.command_set(
+        [
+            (0x0003, ul.padded_uid(StorageCommitmentPushModel)),
+            (0x0100, ul.us(0x0130)),
+            (0x0110, ul.us(1)),
+            (0x0800, ul.us(1)),
+            (0x1001, ul.padded_uid(STORAGE_COMMITMENT_INSTANCE_UID)),
+            (0x1008, ul.us(1)),
+        ]
+    )
+    data_set = encode(information(), True, True) or b""
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        plain.connect(("127.0.0.1", port))
+        plain.settimeout(10)
+        with context.wrap_socket(plain) as connection:
+            proposed = [ul.Context(1, StorageCommitmentPushModel)]
+            connection.sendall(ul.associate_request(proposed))
+            assert connection.recv(1 << 16)[0] == ul.ASSOCIATE_AC
+            for value in ul.message(1, command, data_set):
+                connection.sendall(ul.p_data(value))
+            assert ul.status_of(ul.commands_of([connection.recv(1 << 16)])[0]) == 0
+            yield connection
 
 
 def test_without_the_service_its_presentation_context_is_not_accepted(requester) -> None:
