@@ -38,6 +38,8 @@ _LIFE_AT = 1
 """The first of `MOST_PROCESSES` bytes: each is locked as long as its process lives, and is 1 when
 a process has taken that region."""
 
+_CLOSED = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -101,17 +103,21 @@ class SharedPlaces:
     @contextmanager
     def exclusively(self) -> Iterator[None]:
         """Keep the other processes from taking and giving back places while the block runs."""
+        if self._file == _CLOSED:
+            yield
+            return
         _lock(self._file, _MUTEX_AT, fcntl.F_WRLCK, wait=True)
         try:
             yield
         finally:
-            _lock(self._file, _MUTEX_AT, fcntl.F_UNLCK, wait=False)
+            if self._file != _CLOSED:  # Closing it has given the lock back.
+                _lock(self._file, _MUTEX_AT, fcntl.F_UNLCK, wait=False)
 
     def tally_of_others(self, holder: Holder) -> Tally:
         """Count what the other living processes hold; call it within `exclusively`."""
         in_all = from_address = by_rule = 0
         address, rule = _key("address", holder.address), _key("rule", holder.rule)
-        for number in self._others():
+        for number in self._others(forgets=True):
             keys = self._keys_of(number)
             in_all += len(keys) // (2 * _KEY_BYTES)
             # Keys are digests: one that appears across the border of two others does not occur.
@@ -121,6 +127,8 @@ class SharedPlaces:
 
     def publish(self, holders: Iterable[Holder]) -> None:
         """Tell the others what this process holds now; call it within `exclusively`."""
+        if self._file == _CLOSED:
+            return
         some = islice(holders, MOST_PLACES)
         keys = b"".join(_key("address", each.address) + _key("rule", each.rule) for each in some)
         count = len(keys) // (2 * _KEY_BYTES)
@@ -128,6 +136,8 @@ class SharedPlaces:
 
     def announce(self, port: int, connections: int) -> None:
         """Tell the others how many connections this process serves on a port."""
+        if self._file == _CLOSED:
+            return
         said = _WORK.pack(os.getpid(), port, connections, time.monotonic())
         _write_all(self._file, said, _region_at(self._number))
 
@@ -135,7 +145,7 @@ class SharedPlaces:
         """Return the living processes that announced work on a port not long ago."""
         found = []
         oldest = time.monotonic() - within_seconds
-        for number in self._others():
+        for number in self._others(forgets=False):
             said = os.pread(self._file, _WORK.size, _region_at(number))
             pid, their_port, connections, at = _WORK.unpack(said)
             if their_port == port and at >= oldest:
@@ -143,8 +153,10 @@ class SharedPlaces:
         return found
 
     def close(self) -> None:
-        """Give back every place of this process."""
-        os.close(self._file)
+        """Give back every place of this process, which is alone from now on."""
+        descriptor, self._file = self._file, _CLOSED
+        if descriptor != _CLOSED:
+            os.close(descriptor)
 
     def _claim_region(self, path: Path) -> int:
         with self.exclusively():
@@ -161,14 +173,20 @@ class SharedPlaces:
             "run fewer, or give this one another data folder"
         )
 
-    def _others(self) -> Iterator[int]:
+    def _others(self, *, forgets: bool) -> Iterator[int]:
+        """Yield the regions of the others that live.
+
+        `forgets` the dead, which only they may who keep others from taking a region meanwhile.
+        """
+        if self._file == _CLOSED:
+            return
         taken = os.pread(self._file, MOST_PROCESSES, _LIFE_AT)
         for number, is_taken in enumerate(taken):
             if not is_taken or number == self._number:
                 continue
             if _is_locked(self._file, _LIFE_AT + number):
                 yield number
-            else:
+            elif forgets:
                 _write_all(self._file, b"\0", _LIFE_AT + number)
 
     def _keys_of(self, number: int) -> bytes:

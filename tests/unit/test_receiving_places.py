@@ -184,6 +184,59 @@ def test_a_broken_file_does_not_turn_peers_away(
     assert [record.action for record in caplog.records] == ["places not shared"]
 
 
+def test_a_receiver_that_starts_while_another_looks_round_is_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given the region of a receiver that ended, and another that looks at it
+    one, ended = SharedPlaces(path), SharedPlaces(path)
+    ended.close()
+    is_locked, successors = shared_places._is_locked, []
+
+    def successor_starts_meanwhile(descriptor: int, at: int) -> bool:
+        was_locked = is_locked(descriptor, at)
+        if not was_locked and not successors:
+            successors.append(SharedPlaces(path))
+        return was_locked
+
+    # when its successor takes the region between the look and what follows from it
+    monkeypatch.setattr(shared_places, "_is_locked", successor_starts_meanwhile)
+    assert one.others_at_work(11112, 2) == []
+
+    # then the successor counts
+    (successor,) = successors
+    assert OpenAssociations(FOUR, successor).enter("a", "10.0.0.1") == ""
+    successor.announce(11112, 1)
+    assert [each.connections for each in one.others_at_work(11112, 2)] == [1]
+    with one.exclusively():
+        assert one.tally_of_others(Holder("10.0.0.1")).in_all == 1
+    one.close()
+    successor.close()
+
+
+def test_nothing_is_written_once_the_places_are_given_back(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    share, other = SharedPlaces(path), SharedPlaces(path)
+    places = OpenAssociations(FOUR, share)
+    assert places.enter("a", "10.0.0.1") == ""
+    descriptor = share._file
+
+    share.close()
+    with (tmp_path / "an instance").open("w+b") as instance:
+        # The number was free, so that the next file has it.
+        assert instance.fileno() == descriptor
+        places.leave("a")
+        share.announce(11112, 1)
+        assert places.enter("b", "10.0.0.1") == ""
+        share.close()
+
+        assert instance.read() == b""
+    assert share.others_at_work(11112, 2) == []
+    assert other.others_at_work(11112, 2) == []
+    assert caplog.records == []
+    other.close()
+
+
 def test_taking_a_place_is_quick_beside_busy_receivers(path: Path) -> None:
     limits = ReceiverLimits(maximum_associations=1000, maximum_associations_per_address=1000)
     shares = [SharedPlaces(path) for _ in range(4)]
