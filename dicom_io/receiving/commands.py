@@ -52,8 +52,9 @@ class StoreCommand:
 def read_store_command(command: bytes | bytearray) -> StoreCommand | None:
     """Return the request this command set makes; None when it is no plain C-STORE-RQ.
 
-    None covers every other command as well as a C-STORE-RQ that lacks a required element, carries
-    one in a form of its own, or announces no data set. Such messages need a full DIMSE service.
+    None covers every other command as well as a C-STORE-RQ that lacks an element which is needed
+    here, carries one in a form of its own, or announces no data set. Such messages need a full
+    DIMSE service. A priority is not needed: instances are stored as they come.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def read_store_command(command: bytes | bytearray) -> StoreCommand | None:
     elements = command_elements(command)
     if elements is None or elements.get(_COMMAND_FIELD) != _US.pack(_C_STORE_RQ):
         return None
-    message_id, priority = elements.get(_MESSAGE_ID, b""), elements.get(_PRIORITY, b"")
+    message_id, priority = elements.get(_MESSAGE_ID, b""), elements.get(_PRIORITY, _MEDIUM)
     sop_class = _uid(elements.get(_AFFECTED_SOP_CLASS_UID, b""))
     sop_instance = _uid(elements.get(_AFFECTED_SOP_INSTANCE_UID, b""))
     data_set_type = elements.get(_DATA_SET_TYPE, b"")
@@ -78,6 +79,7 @@ def read_store_command(command: bytes | bytearray) -> StoreCommand | None:
     return StoreCommand(_US.unpack(message_id)[0], sop_class, sop_instance)
 
 
+_MEDIUM = _US.pack(0)
 _PRIORITIES = frozenset(_US.pack(priority) for priority in (0, 1, 2))
 
 
@@ -106,16 +108,25 @@ _ECHO_ELEMENTS_AND_LENGTH = {_GROUP_LENGTH, *_ECHO_ELEMENTS}
 
 
 def announces_data_set(command: bytes | bytearray) -> bool:
-    """Tell whether a data set follows this command; False when the command cannot be read."""
-    elements = command_elements(command)
+    """Tell whether a data set follows this command; False when the command cannot be read.
+
+    Elements in another order than the standard's are read all the same, as a full DIMSE service
+    does.
+    """
+    elements = command_elements(command, in_order=False)
     return elements is not None and elements.get(_DATA_SET_TYPE) not in (
         None,
         _US.pack(NO_DATA_SET),
     )
 
 
-def command_elements(command: bytes | bytearray) -> dict[int, bytes] | None:
-    """Return group 0000 as element number to value; None when it is damaged or disordered."""
+def command_elements(
+    command: bytes | bytearray, *, in_order: bool = True
+) -> dict[int, bytes] | None:
+    """Return group 0000 as element number to value; None when it is damaged.
+
+    `in_order` takes a disordered one for damaged too.
+    """
     found: dict[int, bytes] = {}
     offset, end, last = 0, len(command), -1
     while offset < end:
@@ -123,7 +134,7 @@ def command_elements(command: bytes | bytearray) -> dict[int, bytes] | None:
             return None
         group, element, length = _ELEMENT.unpack_from(command, offset)
         offset += _ELEMENT.size
-        if group != 0 or element <= last or length > end - offset:
+        if group != 0 or (in_order and element <= last) or length > end - offset:
             return None
         found[element] = bytes(command[offset : offset + length])
         offset += length

@@ -292,6 +292,24 @@ def test_what_the_standard_allows_is_answered_alike(both, name):
     assert replayed.left == b""
 
 
+def _with_elements(elements: list[tuple[int, bytes]]) -> Session:
+    return opened(said(*ul.message(1, ul.command_set(elements), b"data")), stored("1.2.4", b"x"))
+
+
+ELEMENTS = [each for each in ul.elements_of(ul.store_request("1.2.3")).items() if each[0]]
+TOLERATED = {
+    "a request without priority": _with_elements([e for e in ELEMENTS if e[0] != 0x0700]),
+    "a request whose elements are out of order": _with_elements(ELEMENTS[::-1]),
+}
+
+
+@pytest.mark.parametrize("name", TOLERATED)
+def test_what_both_put_up_with_is_stored_alike(both, name):
+    _, files = both.assert_alike(TOLERATED[name])
+
+    assert sorted(files) == ["1.2.3.dcm", "1.2.4.dcm"]
+
+
 @pytest.mark.parametrize("maximum", [0, 7, 16, 50, 300])
 def test_answers_are_cut_alike_for_peers_that_take_short_pdus(both, maximum):
     session = opened(

@@ -128,7 +128,7 @@ def test_what_we_take_as_a_request_pynetdicom_takes_as_a_valid_one_too(elements)
     theirs = decode(BytesIO(command), True, True)
 
     # then we serve exactly those that are complete C-STORE requests with a data set
-    is_request = theirs.get("CommandField") == 1 and theirs.get("Priority") in (0, 1, 2)
+    is_request = theirs.get("CommandField") == 1 and theirs.get("Priority") in (None, 0, 1, 2)
     is_complete = {
         "AffectedSOPClassUID", "MessageID", "CommandDataSetType", "AffectedSOPInstanceUID",
     } <= set(theirs.dir())  # fmt: skip
@@ -190,6 +190,24 @@ def test_a_request_in_a_form_of_its_own_is_left_to_the_full_service(replaced, by
     elements[replaced] = by
 
     assert read_store_command(ul.command_set(sorted(elements.items()))) is None
+
+
+def test_a_request_without_priority_is_taken_for_it_means_nothing_to_us():
+    elements = ul.elements_of(ul.store_request())
+    del elements[0], elements[0x0700]
+
+    read = read_store_command(ul.command_set(sorted(elements.items())))
+
+    assert read == StoreCommand(7, ul.CT_IMAGE_STORAGE, "1.2.3")
+
+
+@pytest.mark.parametrize("has_data_set", [True, False])
+def test_a_data_set_is_announced_in_whatever_order_the_elements_come(has_data_set):
+    elements = ul.elements_of(ul.store_request(has_data_set=has_data_set))
+    backwards = ul.command_set(reversed([each for each in elements.items() if each[0]]))
+
+    assert read_store_command(backwards) is None
+    assert announces_data_set(backwards) == has_data_set
 
 
 @pytest.mark.parametrize("padding", [b"", b"\0", b" ", b"\0\0\0", b" \0"])
