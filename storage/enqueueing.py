@@ -257,7 +257,7 @@ def _is_done_and_replaced(connection: Connection, job: JobRecord, enqueued_at: d
 
 
 def _take_identity(connection: Connection, job: JobRecord, model: ModelIdentity) -> None:
-    """Note the model's weights as they are now; a result repeats what its job says of them."""
+    """Note the model's weights as they are now; a result of before keeps the ones it came from."""
     if model != job.model:
         _update(connection, job, model_identity=identity_to_json(model))
 

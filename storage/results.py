@@ -109,6 +109,7 @@ class ResultRecord:
     series_instance_uid: str
     """Empty when no series could be chosen."""
     model: ModelIdentity
+    """With the weights that said it, whatever its job has waited for since."""
     sop_instance_uids: tuple[str, ...]
     """The instances analysed, in slice order."""
     instance_set_digest: str
@@ -169,6 +170,7 @@ def new_result_values(
         "run": new.run,
         "study_instance_uid": new.study_instance_uid,
         "model_name": new.model.name,
+        "model_identity": identity_to_json(new.model),
         "kind": new.kind,
         "findings": findings,
         "detection": detection_to_json(new.detection),
@@ -205,7 +207,6 @@ def _query() -> Select[Any]:
     return select(
         result,
         job.c.series_instance_uid,
-        job.c.model_identity,
         job.c.sop_instance_uids,
         job.c.instance_set_digest,
         job.c.preprocessing_digest,

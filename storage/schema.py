@@ -254,6 +254,9 @@ result = Table(
     Column("run", Integer, nullable=False),
     study_key(),
     Column("model_name", String(128), nullable=False),
+    # Of the weights that said it: its job may wait again for others. Never NULL, but SQLite adds
+    # no column that says so.
+    Column("model_identity", JSON(none_as_null=True)),
     Column("kind", String(16), nullable=False),
     Column("findings", JSON, nullable=False),
     # Regions and what is said of them; NULL where the model tells no places.

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, insert, text
-from storage_hospital import NOON
+from storage_hospital import CXR, NOON, STUDY
 
 from storage import connections, schema
 from storage.database import migrate, open_database
@@ -35,6 +35,7 @@ from storage.errors import (
 from storage.installation import read_installation
 from storage.migrations.upgrade import alembic_config
 from storage.overview import read_overview
+from storage.results import latest_results
 from storage.revisions import CURRENT_REVISION
 from storage.studies import get_study
 
@@ -82,6 +83,23 @@ def test_the_first_schema_is_brought_up_with_what_it_holds(database_path: Path) 
     assert (study.state, study.instance_count, study.last_instance_at) == ("routed", 7, NOON)
     assert (study.patient_mismatch_count, study.purged_instance_count) == (0, None)
     assert (removed.purged_at, removed.purged_instance_count) == (NOON, 5)
+
+
+def test_a_result_of_before_is_brought_up_with_the_weights_its_job_names(
+    hospital, database_path: Path
+) -> None:
+    hospital.analyse()
+    with hospital.database.write() as connection:
+        connection.execute(text("ALTER TABLE result DROP COLUMN model_identity"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0006'"))
+    hospital.database.close()
+
+    migrate(database_path)
+
+    database = open_database(database_path)
+    (result,) = latest_results(database, [STUDY])[STUDY]
+    database.close()
+    assert result.model == CXR
 
 
 def test_migrating_twice_keeps_the_installation(database_path: Path) -> None:

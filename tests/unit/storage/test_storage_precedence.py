@@ -269,3 +269,14 @@ def test_what_two_series_said_is_not_analysed_again_for_the_one_that_spoke_first
             retry_study(hospital.database, STUDY, LATER, prepare_again=True)
 
     assert hospital.claim(now=LATER) == ()
+
+
+def test_back_at_a_replaced_version_what_was_said_keeps_the_weights_that_said_it(hospital) -> None:
+    hospital.analyse()
+    speak(hospital, NEWER)
+    replaced = replace(CXR, weights_sha256="ef" * 32)
+
+    speak(hospital, replaced, ABSENT, NEXT_DAY)
+
+    results = read_dossier(hospital.database, STUDY).results
+    assert [each.model for each in results] == [CXR, NEWER, replaced]
