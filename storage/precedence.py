@@ -53,7 +53,8 @@ def overtaken_within(
         table.c.study_instance_uid == job.study_instance_uid,
         table.c.model_name == job.model.name,
         table.c.enqueued_at > job.enqueued_at,
-        exists().where(result.c.job_id == table.c.id),
+        # A job that waits again keeps what it said before, and has not spoken since.
+        exists().where(result.c.job_id == table.c.id, result.c.run == table.c.run),
     )
     if before is not None:
         later = later.where(table.c.enqueued_at < before)

@@ -280,3 +280,34 @@ def test_back_at_a_replaced_version_what_was_said_keeps_the_weights_that_said_it
 
     results = read_dossier(hospital.database, STUDY).results
     assert [each.model for each in results] == [CXR, NEWER, replaced]
+
+
+def prepare_again(hospital, model: ModelIdentity, now=LATER) -> int:
+    """Let a version be asked about the study again; return its job's id."""
+    retry_study(hospital.database, STUDY, now, prepare_again=True)
+    return hospital.prepare(now, models=(model,)).job_ids[0]
+
+
+def test_a_version_wanted_and_not_heard_again_lets_what_was_said_since_stand(hospital) -> None:
+    hospital.analyse()
+    speak(hospital, NEWER)
+    prepare_again(hospital, CXR)
+
+    job_id = prepare_again(hospital, NEWER)
+
+    assert get_job(hospital.database, job_id).state is JobState.DONE
+    assert said(hospital) == [("1.0.0", "finding"), ("2.0.0", "finding")]
+
+
+def test_what_a_version_said_before_it_was_wanted_again_overtakes_nothing(hospital) -> None:
+    newest = replace(NEWER, version="3.0.0")
+    hospital.analyse()
+    speak(hospital, NEWER)
+    prepare_again(hospital, newest)
+    between = take(hospital, newest)
+    prepare_again(hospital, CXR)
+
+    states = [end(hospital, each) for each in (between, take(hospital, CXR))]
+
+    assert states == [JobState.DONE, JobState.DONE]
+    assert [each[0] for each in said(hospital)] == ["1.0.0", "2.0.0", "3.0.0", "1.0.0"]
