@@ -38,6 +38,9 @@ from storage.precedence import overtaken_within
 from storage.results import ResultKind, write_result
 from storage.states import Actor, JobState
 
+_UNSAID = (JobState.WAITING, JobState.SUPERSEDED, JobState.FAILED)
+_SAID = (JobState.DONE, JobState.REFUSED)
+
 _NOT_WANTED = "a later preparation of the study is analysed instead"
 
 
@@ -121,8 +124,8 @@ def refuse_within(
 ) -> int:
     """Record a refusal as a job that never waited, with its result; return the job's id.
 
-    A job of the same key that runs, is done, or was refused before says nothing new; it belongs to
-    this preparation all the same, as in ``enqueue_within``.
+    A job of the same key that runs, is done, or was refused before says nothing new, unless another
+    version has spoken since; it belongs to this preparation all the same, as in ``enqueue_within``.
     """
     key = _key(
         study_instance_uid,
@@ -143,7 +146,7 @@ def refuse_within(
             enqueued_at=enqueued_at,
         )
         known = require_job(connection, job_id)
-    elif known.state in (JobState.WAITING, JobState.SUPERSEDED, JobState.FAILED):
+    elif known.state in _UNSAID or _is_replaced(connection, known, enqueued_at):
         # As in _revive, a failed one is here by a retry. A new run: in the one before it may have
         # said something.
         actor = Actor.OPERATOR if known.state is JobState.FAILED else Actor.PREPARER
@@ -241,7 +244,7 @@ def _revive(
     if job.state in (JobState.REFUSED, JobState.FAILED):
         # Only a retry brings a study with such a job back to its preparer.
         actor = Actor.OPERATOR
-    elif job.state is JobState.SUPERSEDED or _is_done_and_replaced(connection, job, enqueued_at):
+    elif job.state is JobState.SUPERSEDED or _is_replaced(connection, job, enqueued_at):
         actor = Actor.PREPARER
     else:
         return
@@ -251,9 +254,9 @@ def _revive(
     wait_again(connection, job, actor, now)
 
 
-def _is_done_and_replaced(connection: Connection, job: JobRecord, enqueued_at: datetime) -> bool:
+def _is_replaced(connection: Connection, job: JobRecord, enqueued_at: datetime) -> bool:
     """True when what it said holds no more, though this preparation wants it: it is said again."""
-    return job.state is JobState.DONE and overtaken_within(connection, job, before=enqueued_at)
+    return job.state in _SAID and overtaken_within(connection, job, before=enqueued_at)
 
 
 def _take_identity(connection: Connection, job: JobRecord, model: ModelIdentity) -> None:

@@ -194,6 +194,8 @@ JOB_MOVES: Moves[JobState] = _moves(
         (_J.SUPERSEDED, _J.REFUSED): {Actor.PREPARER},
         # The older version serves again, and another one spoke in between.
         (_J.DONE, _J.WAITING): {Actor.PREPARER},
+        (_J.DONE, _J.REFUSED): {Actor.PREPARER},
+        (_J.REFUSED, _J.REFUSED): {Actor.PREPARER},
         (_J.FAILED, _J.WAITING): {Actor.OPERATOR},
         # Prepared again by a retry, and refused now.
         (_J.FAILED, _J.REFUSED): {Actor.OPERATOR},

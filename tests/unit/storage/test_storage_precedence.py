@@ -15,7 +15,7 @@ from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job, refuse_job
 from storage.enqueueing import NewRefusal
 from storage.jobs import ClaimedJob, get_job
-from storage.preparation import Preparation, finish_preparation
+from storage.preparation import Preparation, PreparationTask, finish_preparation
 from storage.results import latest_results
 from storage.retry import retry_study
 from storage.standings import (
@@ -202,17 +202,20 @@ def test_what_was_refused_before_a_later_preparation_spoke_waits_for_nobody(hosp
     assert stuck_studies(hospital.database, WaitsForPerson.REFUSED) == ()
 
 
-def refuse_again(hospital, failed: ClaimedJob) -> None:
-    """Let the preparer refuse what a job failed at, in the newest preparation."""
+def refusal_of(task: PreparationTask, job: ClaimedJob) -> Preparation:
+    """Return the preparer's refusal of what a job was about."""
+    refusal = NewRefusal(
+        CXR, job.series_instance_uid, task.instance_set_digest, RefusalReason.GEOMETRY,
+        "slices are missing", preprocessing_digest=job.tensor.preprocessing_digest,
+    )  # fmt: skip
+    return Preparation(StudyState.REFUSED, "", refusals=[refusal])
+
+
+def refuse_again(hospital, job: ClaimedJob) -> None:
+    """Let the preparer refuse what a job was about, in the newest preparation."""
     retry_study(hospital.database, STUDY, NEXT_DAY, prepare_again=True)
     task = hospital.claim_study(NEXT_DAY)
-    refusal = NewRefusal(
-        CXR, failed.series_instance_uid, task.instance_set_digest, RefusalReason.GEOMETRY,
-        "slices are missing", preprocessing_digest=failed.tensor.preprocessing_digest,
-    )  # fmt: skip
-    finish_preparation(
-        hospital.database, task, Preparation(StudyState.REFUSED, "", refusals=[refusal]), NEXT_DAY
-    )
+    finish_preparation(hospital.database, task, refusal_of(task, job), NEXT_DAY)
 
 
 def test_back_at_an_earlier_version_it_may_refuse_what_it_failed_at(hospital) -> None:
@@ -311,3 +314,45 @@ def test_what_a_version_said_before_it_was_wanted_again_overtakes_nothing(hospit
 
     assert states == [JobState.DONE, JobState.DONE]
     assert [each[0] for each in said(hospital)] == ["1.0.0", "2.0.0", "3.0.0", "1.0.0"]
+
+
+def test_a_refusal_is_said_again_after_another_version_spoke_while_it_was_prepared(
+    hospital,
+) -> None:
+    hospital.enqueue()
+    refused = take(hospital, CXR)
+    _refuses(hospital, refused)
+    prepare_again(hospital, NEWER)
+    between = take(hospital, NEWER)
+    retry_study(hospital.database, STUDY, NEXT_DAY, prepare_again=True)
+    task = hospital.claim_study(NEXT_DAY)
+    end(hospital, between, now=NEXT_DAY)
+
+    finish_preparation(hospital.database, task, refusal_of(task, refused), NEXT_DAY)
+
+    assert get_job(hospital.database, refused.id).reason == "slices are missing"
+    assert said(hospital)[-2:] == [("2.0.0", "finding"), ("1.0.0", "refusal")]
+
+
+def test_a_refusal_takes_the_place_of_what_another_version_said_since_it_was_analysed(
+    hospital,
+) -> None:
+    hospital.enqueue()
+    done = take(hospital, CXR)
+    end(hospital, done)
+    speak(hospital, NEWER)
+
+    refuse_again(hospital, done)
+
+    assert get_job(hospital.database, done.id).state is JobState.REFUSED
+    assert said(hospital)[-2:] == [("2.0.0", "finding"), ("1.0.0", "refusal")]
+
+
+def test_what_is_refused_again_and_was_not_replaced_says_nothing_new(hospital) -> None:
+    hospital.enqueue()
+    refused = take(hospital, CXR)
+    _refuses(hospital, refused)
+
+    refuse_again(hospital, refused)
+
+    assert said(hospital) == [("1.0.0", "refusal")]

@@ -63,10 +63,12 @@ _MACHINES = {
         superseded  waiting     preparer
         superseded  refused     preparer
         done        waiting     preparer
+        done        refused     preparer
         failed      waiting     operator
         failed      refused     operator
         failed      superseded  operator
         refused     waiting     operator
+        refused     refused     preparer
         refused     superseded  operator
         """,
     ),
