@@ -21,8 +21,6 @@ from storage.deliveries import (
 from storage.results import insert_deliveries_within
 from storage.states import NO_LONGER_CONFIGURED, Actor, DeliveryState, ResultState
 
-_UNDELIVERED = (DeliveryState.PENDING, DeliveryState.REJECTED, DeliveryState.DEAD)
-
 
 def resend_within(
     connection: Connection, study_instance_uid: str, destinations: Sequence[str], now: datetime
@@ -41,7 +39,7 @@ def resend_within(
     revived: list[int] = []
     for each in deliveries_of_study_within(connection, study_instance_uid):
         if destinations and each.destination not in destinations:
-            if each.state in _UNDELIVERED:
+            if each.state is DeliveryState.PENDING or each.is_stuck:
                 end_delivery_within(connection, each, NO_LONGER_CONFIGURED, now)
         elif each.is_stuck and each.document_id in present:
             retry_delivery_within(connection, each, now)

@@ -217,12 +217,13 @@ DELIVERY_MOVES: Moves[DeliveryState] = _moves(
     {
         (_D.PENDING, _D.SENT): {Actor.COURIER},
         (_D.PENDING, _D.REJECTED): {Actor.COURIER},
-        # The operator gives up what a destination that is no longer configured was to get.
+        # The operator gives up what a destination that is no longer configured was to get, or has
+        # lost.
         (_D.PENDING, _D.DEAD): {Actor.COURIER, Actor.OPERATOR},
         (_D.REJECTED, _D.DEAD): {Actor.OPERATOR},
         (_D.SENT, _D.CONFIRMED): {Actor.COURIER},
         (_D.SENT, _D.REJECTED): {Actor.COURIER},
-        (_D.SENT, _D.DEAD): {Actor.COURIER},
+        (_D.SENT, _D.DEAD): {Actor.COURIER, Actor.OPERATOR},
         (_D.REJECTED, _D.PENDING): {Actor.OPERATOR},
         (_D.DEAD, _D.PENDING): {Actor.OPERATOR},
         # Accepted once and not found since: sent again.

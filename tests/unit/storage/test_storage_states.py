@@ -93,7 +93,7 @@ _MACHINES = {
         rejected  dead       operator
         sent      confirmed  courier
         sent      rejected   courier
-        sent      dead       courier
+        sent      dead       courier operator
         rejected  pending    operator
         dead      pending    operator
         sent      pending    operator

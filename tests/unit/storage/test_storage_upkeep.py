@@ -601,6 +601,20 @@ def test_what_no_retry_can_send_is_not_counted_as_undelivered(hospital, database
     assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
 
 
+def test_what_a_destination_lost_that_is_no_longer_configured_is_given_up_by_a_retry(
+    hospital, database_path
+) -> None:
+    _lost(hospital)
+    before = read_overview(database_path, NOON)
+
+    retry_study(hospital.database, STUDY, NOON, destinations=["archive"])
+
+    after = read_overview(database_path, NOON)
+    assert (before.stuck_count, after.stuck_count) == (1, 0)
+    assert after.deliveries[DeliveryState.DEAD] == 1
+    assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
+
+
 def test_what_retention_removed_of_a_replaced_report_is_not_counted_as_undelivered(
     hospital, database_path
 ) -> None:
