@@ -23,7 +23,11 @@ from storage.claims import expired_leases, reclaim_expired
 from storage.completion import CompletionRules, DeadlineAction, complete_due_studies
 from storage.database import Database
 from storage.preparation import reclaim_preparations
-from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.retention import (
+    forget_kept_documents,
+    forget_old_traffic,
+    purge_finished_studies,
+)
 from storage.shadows import reclaim_runs
 from storage.spool import Spool
 from storage.standings import refuse_jobs_of_retired
@@ -148,11 +152,12 @@ class Scheduler:
         return frozenset(job for job, owner in leases.items() if job in notes[owner])
 
     def keep_retention(self) -> None:
-        """Remove the pixels of studies that ended long ago."""
+        """Remove the pixels of studies that ended long ago, and the reports that outlived them."""
         days = self._config.retention.days
         purged = purge_finished_studies(
             self._database, self._spool, now_utc(), older_than_days=days, limit=MOST_PURGED_AT_ONCE
         )
+        forget_kept_documents(self._database, now_utc(), older_than_days=days)
         forget_old_traffic(self._database, now_utc(), older_than_days=days)
         if purged:
             _logger.info(

@@ -1,7 +1,7 @@
 """Retention: the pixels of finished studies go after a time; what was said about them stays.
 
-Removes files of the spool, the rows that point to them and the bytes of documents that arrived
-where they were to go, never of a study with work pending.
+Removes files of the spool, the rows that point to them and the bytes of documents that nobody has
+to get any more, never of a study with work pending.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, delete, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from storage import audit, schema
 from storage.clock import after
@@ -33,8 +44,6 @@ from storage.states import (
 
 _FINISHED = (StudyState.ROUTED, StudyState.UNMATCHED, StudyState.REFUSED)
 """A held study waits for a person, who will want its pixels."""
-
-_ARRIVED = (DeliveryState.SENT, DeliveryState.CONFIRMED)
 
 _SECONDS_PER_DAY = 86400.0
 
@@ -157,31 +166,81 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
     return paths
 
 
-def _forget_documents(connection: Connection, uid: str) -> int:
-    """Drop the bytes of documents that have arrived; their rows still tell our own objects.
+def forget_kept_documents(
+    database: Database, now: datetime, *, older_than_days: float, limit: int = 200
+) -> int:
+    """Drop the bytes of reports that outlived their images, once nobody has to get them any more.
 
-    A study is purged only when none of its deliveries is pending. The latest report of a model
-    is kept when it arrived nowhere, or not everywhere: a retry still sends it.
+    The time is counted anew from the last thing that happened to a delivery of the study, so that
+    a report that is not found where it arrived can still be sent again.
+
+    Returns
+    -------
+    int
+        Documents, of at most `limit` studies.
+    """
+    query = _settled_since_purge(after(now, -older_than_days * _SECONDS_PER_DAY)).limit(limit)
+    with database.read() as connection:
+        if connection.execute(query).first() is None:
+            return 0
+    total = 0
+    with database.write() as connection:
+        for uid in connection.scalars(query).all():
+            dropped = _forget_documents(connection, uid)
+            total += dropped
+            audit.append(
+                connection, now, Actor.SCHEDULER, "documents removed", uid, documents=dropped
+            )
+    return total
+
+
+def _settled_since_purge(before: datetime) -> Select[Any]:
+    study, result, document = schema.study, schema.result, schema.document
+    delivery, sent = schema.delivery.alias(), result.alias()
+    uid = study.c.study_instance_uid
+    moved = exists().where(
+        sent.c.study_instance_uid == uid,
+        delivery.c.result_id == sent.c.id,
+        or_(delivery.c.state == DeliveryState.PENDING, delivery.c.state_since >= before),
+    )
+    return (
+        select(uid)
+        .distinct()
+        .join(result, result.c.study_instance_uid == uid)
+        .join(document, document.c.result_id == result.c.id)
+        .where(study.c.purged_at < before, ~moved, _is_settled(), func.length(document.c.data) > 0)
+    )
+
+
+def _forget_documents(connection: Connection, uid: str) -> int:
+    """Drop the bytes of documents that are settled; their rows still tell our own objects.
+
+    Asked only while none of the study's deliveries is pending.
+    """
+    result, document = schema.result, schema.document
+    settled = select(result.c.id).where(result.c.study_instance_uid == uid, _is_settled())
+    dropped = connection.execute(
+        update(document)
+        .where(document.c.result_id.in_(settled), func.length(document.c.data) > 0)
+        .values(data=b"")
+    )
+    return dropped.rowcount
+
+
+def _is_settled() -> ColumnElement[bool]:
+    """Of a row of ``result``: nobody waits for its documents, none of them being pending.
+
+    The latest report of a model is kept when it was for nobody yet, or did not arrive everywhere:
+    a retry still sends it.
     """
     result, later, delivery = schema.result, schema.result.alias(), schema.delivery
-    document = schema.document
     of_result = delivery.c.result_id == result.c.id
-    arrived = exists().where(of_result, delivery.c.state.in_(_ARRIVED))
-    undelivered = exists().where(of_result, UNDELIVERED)
     overtaken = exists().where(
         later.c.study_instance_uid == result.c.study_instance_uid,
         later.c.model_name == result.c.model_name,
         later.c.version_number > result.c.version_number,
     )
-    done = select(result.c.id).where(
-        result.c.study_instance_uid == uid, (arrived & ~undelivered) | overtaken
-    )
-    dropped = connection.execute(
-        update(document)
-        .where(document.c.result_id.in_(done), func.length(document.c.data) > 0)
-        .values(data=b"")
-    )
-    return dropped.rowcount
+    return (exists().where(of_result) & ~exists().where(of_result, UNDELIVERED)) | overtaken
 
 
 def forget_old_traffic(database: Database, now: datetime, *, older_than_days: float) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +14,16 @@ from daemon import scheduler as scheduling
 from daemon.config import Config, SiteSection
 from daemon.in_hand import InHand, note_path
 from daemon.scheduler import Scheduler
-from storage.database import migrate, open_database
+from storage.backoff import DeliveryPolicy
+from storage.database import Database, migrate, open_database
+from storage.destinations import DeliveryOutcome
 from storage.dossier import read_dossier
+from storage.outbox import due_deliveries, record_outcomes
+from storage.results import results_awaiting_composition, store_documents
+from storage.retry import retry_study
 from storage.spool import Spool
 from storage.states import JobState
-from tests.storage_hospital import Hospital
+from tests.storage_hospital import NOON, STUDY, Hospital
 
 
 @pytest.fixture
@@ -84,3 +91,41 @@ def test_what_a_silent_worker_had_only_read_ahead_is_not_blamed(tmp_path: Path) 
         assert (second.state, second.attempts, second.crashes) == (JobState.WAITING, 0, 0)
         for each in (in_hand, others):
             each.close_note()
+
+
+def test_a_report_that_outlived_its_images_goes_once_it_has_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(site=SiteSection(data_folder=tmp_path))
+    migrate(config.database_path)
+    with closing(open_database(config.database_path)) as database:
+        spool = Spool(config.spool_folder, 0)
+        scheduler = Scheduler(config, database, spool)
+        Hospital(database, spool).analyse()
+        (result,) = results_awaiting_composition(database)
+        report = SimpleNamespace(
+            role="SR", sop_class_uid="1.2", sop_instance_uid="2.25.1",
+            series_instance_uid="2.25.9", data=b"bytes",
+        )  # fmt: skip
+        store_documents(database, result.id, [report], ["pacs"], NOON)
+        _answer(database, None, NOON, DeliveryPolicy(max_age_seconds=0))
+
+        here = []
+        for day in (31, 62):
+            now = NOON + timedelta(days=day)
+            monkeypatch.setattr(scheduling, "now_utc", lambda now=now: now)
+            scheduler.keep_retention()
+            (document,) = read_dossier(database, STUDY).documents
+            here.append(document.is_here)
+            if day == 31:
+                retry_study(database, STUDY, now, destinations=["pacs"])
+                _answer(database, 0, now, DeliveryPolicy())
+
+    assert here == [True, False]
+
+
+def _answer(database: Database, status: int | None, now: datetime, policy: DeliveryPolicy) -> None:
+    (group,) = due_deliveries(database, now)
+    (delivery,) = group.deliveries
+    outcome = DeliveryOutcome(delivery.id, status)
+    record_outcomes(database, group.destination, [outcome], now, policy)

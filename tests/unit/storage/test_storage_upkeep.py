@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ from storage.completion import (
     complete_now,
 )
 from storage.confirmation import record_confirmation_miss
-from storage.deliveries import MISSES_UNTIL_STUCK
+from storage.deliveries import (
+    MISSES_UNTIL_STUCK,
+    deliveries_of_study_within,
+    end_delivery_within,
+)
 from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
@@ -43,9 +48,9 @@ from storage.results import (
     store_documents,
     withhold_result,
 )
-from storage.retention import forget_old_traffic, purge_finished_studies
+from storage.retention import forget_kept_documents, forget_old_traffic, purge_finished_studies
 from storage.retry import retry_study
-from storage.states import DeliveryState, JobState, ResultState, StudyState
+from storage.states import NO_LONGER_CONFIGURED, DeliveryState, JobState, ResultState, StudyState
 from storage.stuck_studies import WaitsForPerson, stuck_studies
 from storage.studies import get_study
 
@@ -301,10 +306,16 @@ def test_a_study_is_not_purged_while_it_is_sent_again(hospital) -> None:
 
 def _delivered(hospital) -> int:
     result_id = _finished(hospital, "pacs")
-    (group,) = due_deliveries(hospital.database, NOON)
-    answers = [DeliveryOutcome(each.id, 0) for each in group.deliveries]
-    record_outcomes(hospital.database, "pacs", answers, NOON, DeliveryPolicy())
+    _send(hospital, "pacs", NOON)
     return result_id
+
+
+def _send(hospital, destination: str, now: datetime) -> None:
+    """Let a destination accept what is due."""
+    (group,) = due_deliveries(hospital.database, now)
+    assert group.destination == destination
+    answers = [DeliveryOutcome(each.id, 0) for each in group.deliveries]
+    record_outcomes(hospital.database, destination, answers, now, DeliveryPolicy())
 
 
 def _lose(hospital) -> None:
@@ -390,6 +401,62 @@ def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None
     with pytest.raises(NotFound):
         read_document(hospital.database, first.id)
     assert read_document(hospital.database, second.id) == b"bytes"
+
+
+def _later(days: float) -> datetime:
+    return MUCH_LATER + seconds(days * DAY)
+
+
+def _forget(hospital, now: datetime) -> int:
+    return forget_kept_documents(hospital.database, now, older_than_days=30)
+
+
+def test_a_report_that_was_kept_goes_its_time_after_it_arrived(hospital) -> None:
+    _rejected(hospital)
+    _purge(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+    assert _forget(hospital, _later(40)) == 0
+    retry_study(hospital.database, STUDY, _later(40), destinations=["pacs"])
+    assert _forget(hospital, _later(80)) == 0
+    _send(hospital, "pacs", _later(80))
+
+    assert _forget(hospital, _later(109)) == 0
+    assert _forget(hospital, _later(111)) == 1
+
+    with pytest.raises(NotFound, match="removed by retention"):
+        read_document(hospital.database, document.id)
+    trail = read_dossier(hospital.database, STUDY).audit
+    assert (trail[-1].action, trail[-1].detail) == ("documents removed", {"documents": 1})
+    assert _forget(hospital, _later(111)) == 0
+
+
+@pytest.mark.parametrize("reach", [_rejected, _given_up, _lost])
+def test_a_report_that_was_kept_goes_when_nobody_is_to_get_it_any_more(hospital, reach) -> None:
+    reach(hospital)
+    _purge(hospital)
+    retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["archive"])
+    _send(hospital, "archive", MUCH_LATER)
+
+    assert _forget(hospital, _later(31)) == 1
+
+
+def test_a_report_that_was_given_up_everywhere_goes_with_the_pixels(hospital) -> None:
+    _rejected(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+    with hospital.database.write() as connection:
+        for each in deliveries_of_study_within(connection, STUDY):
+            end_delivery_within(connection, each, NO_LONGER_CONFIGURED, NOON)
+
+    _purge(hospital)
+
+    with pytest.raises(NotFound, match="removed by retention"):
+        read_document(hospital.database, document.id)
+
+
+def test_the_documents_of_studies_that_still_have_images_wait_for_the_purge(hospital) -> None:
+    _delivered(hospital)
+
+    assert _forget(hospital, _later(400)) == 0
 
 
 def test_delivered_documents_go_with_the_pixels_and_are_still_known_as_ours(hospital) -> None:
