@@ -313,6 +313,7 @@ def complete_within(
                 (row.sop_instance_uid, row.sha256) for row in pairs
             ),
             attempts=0,
+            put_off_since=None,
             lease_owner=None,
             lease_until=None,
         )

@@ -351,8 +351,8 @@ def put_off_preparation(
 ) -> StudyState:
     """End an attempt that may succeed later: the study is free again after a pause.
 
-    The attempt is not counted, for it says nothing of the study, until the study has waited
-    longer than patience lasts; from then on it is held after too many.
+    The attempt is not counted, for it says nothing of the study, until patience with it is over;
+    from then on it is held after too many.
 
     Parameters
     ----------
@@ -361,7 +361,8 @@ def put_off_preparation(
     pause_seconds : float
         Until the next attempt.
     patience_seconds : float
-        Since the study was complete, while no attempt is counted.
+        Since it was put off for the first time, while no attempt is counted: before that nobody
+        may have tried, however long it was complete.
 
     Returns
     -------
@@ -370,7 +371,8 @@ def put_off_preparation(
     """
     with database.write() as connection:
         study = _require_leased(connection, task)
-        counted = (now - study.state_since).total_seconds() >= patience_seconds
+        since = study.put_off_since or now
+        counted = (now - since).total_seconds() >= patience_seconds
         if counted and study.attempts >= max_attempts:
             said = f"preparation failed again and again, the last time: {reason}"
             _free_or_hold(connection, study, hold=True, now=now, reason=said)
@@ -380,6 +382,7 @@ def put_off_preparation(
             .where(schema.study.c.study_instance_uid == study.study_instance_uid)
             .values(
                 attempts=study.attempts if counted else study.attempts - 1,
+                put_off_since=since,
                 reason=f"preparation waits: {reason}",
                 lease_owner=None,
                 lease_until=after(now, pause_seconds),

@@ -118,6 +118,7 @@ study = Table(
     instant("purged_at"),
     count("patient_mismatch_count"),
     Column("purged_instance_count", Integer),
+    instant("put_off_since"),
     Index("ix_study_state", "state", "state_since"),
     Index("ix_study_last_instance_at", "last_instance_at"),
     Index("ix_study_accession_number", "accession_number"),

@@ -55,6 +55,8 @@ class StudyRecord:
     """Instances that name another patient than the study's first ones."""
     purged_instance_count: int | None = None
     """Instances it had when retention removed them; None when it never did."""
+    put_off_since: datetime | None = None
+    """When its preparation was first put off since it was complete; None when it never was."""
 
 
 @dataclass(frozen=True, slots=True)

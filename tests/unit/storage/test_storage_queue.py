@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -167,23 +168,51 @@ def test_a_preparation_given_back_is_no_attempt(hospital) -> None:
         assert give_back_preparations(hospital.database, "preparer-0") == 1
 
 
-def test_a_preparation_that_is_put_off_counts_only_when_patience_is_over(hospital) -> None:
+@pytest.mark.parametrize("backlog_days", [0, 3])
+def test_a_preparation_that_is_put_off_counts_only_when_patience_is_over(
+    hospital, backlog_days: int
+) -> None:
     hospital.arrive(1)
     complete_now(hospital.database, STUDY, NOON)
+    first = NOON + seconds(86400 * backlog_days)
 
-    def put_off(now) -> StudyState:
-        task = hospital.claim_study(now)
-        return put_off_preparation(
-            hospital.database, task, "disk away", now, 60, patience_seconds=3600
-        )
-
-    early = [put_off(NOON + seconds(60 * minute)) for minute in range(5)]
-    assert claim_study_for_preparation(hospital.database, "p", NOON + seconds(299), 60) is None
-    late = [put_off(NOON + seconds(3600 + 60 * minute)) for minute in range(3)]
+    early = [_put_off(hospital, first + seconds(60 * minute)) for minute in range(5)]
+    soon = first + seconds(299)
+    assert claim_study_for_preparation(hospital.database, "p", soon, 60) is None
+    late = [_put_off(hospital, first + seconds(3600 + 60 * minute)) for minute in range(3)]
 
     assert set(early) == {StudyState.COMPLETE}
     assert late == [StudyState.COMPLETE, StudyState.COMPLETE, StudyState.HELD]
     assert "disk away" in get_study(hospital.database, STUDY).reason
+
+
+def _put_off(hospital, now: datetime) -> StudyState:
+    task = hospital.claim_study(now)
+    return put_off_preparation(hospital.database, task, "disk away", now, 60, patience_seconds=3600)
+
+
+def _retried(hospital, now: datetime) -> None:
+    for minute in range(3):
+        _put_off(hospital, now + seconds(60 * minute))
+    retry_study(hospital.database, STUDY, now + seconds(180))
+
+
+def _late_instance(hospital, now: datetime) -> None:
+    hospital.arrive(2, now=now)
+    complete_now(hospital.database, STUDY, now)
+
+
+@pytest.mark.parametrize("anew", [_retried, _late_instance])
+def test_patience_begins_anew_with_a_study_that_is_complete_again(hospital, anew) -> None:
+    hospital.arrive(1)
+    complete_now(hospital.database, STUDY, NOON)
+    _put_off(hospital, NOON)
+    later = NOON + seconds(2 * 3600)
+    anew(hospital, later)
+
+    states = [_put_off(hospital, later + seconds(600 + 60 * minute)) for minute in range(4)]
+
+    assert set(states) == {StudyState.COMPLETE}
 
 
 def test_a_preparation_that_keeps_failing_is_held(hospital) -> None:
