@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from daemon.composing import Composer
@@ -181,10 +182,6 @@ class Courier:
         except AssociationFailed as error:
             self._record(group, _all(group, str(error)))
             return False
-        except CannotCompose as error:
-            # Refused in the class we have, and the source of another class is gone.
-            self._record(group, _all(group, str(error), context_refused=True))
-            return True
         self._record(group, outcomes)
         return any(outcome.status is not None or outcome.context_refused for outcome in outcomes)
 
@@ -198,12 +195,21 @@ class Courier:
         """Use the SR class this destination was found to accept, without asking again."""
         learned = destination_state(self._database, group.destination).sr_sop_class_uid
         return tuple(
-            self._in_class(delivery, SRClassValues(learned))
+            self._in_class_or_as_kept(delivery, SRClassValues(learned))
             if learned and delivery.role in _REPORTS
             and delivery.sop_class_uid != learned
             else delivery
             for delivery in group.deliveries
         )  # fmt: skip
+
+    def _in_class_or_as_kept(
+        self, delivery: DeliveryRecord, sr_class: SRClassValues
+    ) -> DeliveryRecord:
+        """Return a report in this class, or as it is where nothing is left to compose it from."""
+        try:
+            return self._in_class(delivery, sr_class)
+        except CannotCompose:
+            return delivery
 
     def _with_fallback(
         self,
@@ -227,7 +233,12 @@ class Courier:
         for sr_class in SR_CLASS_PREFERENCE:
             if sr_class is first_refused:
                 continue
-            lesser = self._in_class(delivery, sr_class)
+            try:
+                lesser = self._in_class(delivery, sr_class)
+            except CannotCompose as error:
+                # Refused in the class we have, and the source of another class is gone; that says
+                # nothing of what the destination accepts.
+                return replace(outcome, comment=str(error))
             try:
                 (outcome,) = send(peer_of(section, self._config), [self._outgoing(lesser)])
             except AssociationFailed as error:
@@ -318,13 +329,8 @@ def _policy(config: Config) -> DeliveryPolicy:
     )
 
 
-def _all(
-    group: DeliveryGroup, comment: str, *, context_refused: bool = False
-) -> list[DeliveryOutcome]:
-    return [
-        DeliveryOutcome(delivery.id, None, comment, context_refused)
-        for delivery in group.deliveries
-    ]
+def _all(group: DeliveryGroup, comment: str) -> list[DeliveryOutcome]:
+    return [DeliveryOutcome(delivery.id, None, comment) for delivery in group.deliveries]
 
 
 def _matched(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,16 @@ from model.errors import CannotExplain, CannotLocate
 from model.findings import judge
 from model.package import load_package
 from model.regions import undetected
+from storage.backoff import DeliveryPolicy
 from storage.claims import claim_batch
+from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
 from storage.dossier import read_dossier
 from storage.endings import Analysed
 from storage.installation import read_installation
-from storage.outbox import replace_document
+from storage.outbox import due_deliveries, record_outcomes, replace_document
 from storage.results import ResultRecord, is_own_sop_instance_uid, store_documents
+from storage.retention import purge_finished_studies
+from storage.retry import retry_study
 from storage.states import DeliveryState
 from tests.integration.test_daemon_explaining import Seer, Site, opened_site
 from tests.results_judges import judge_together
@@ -485,3 +490,45 @@ def test_both_reports_step_down_to_the_class_an_archive_takes(
     assert is_own_sop_instance_uid(site.database, str(regions.SOPInstanceUID))
     processing = regions.ContributingEquipmentSequence[-1]
     assert processing.Manufacturer == MANUFACTURER
+
+
+@pytest.mark.parametrize(
+    ("archive", "reports"),
+    [
+        ([CAPTURE, *SRClassValues], DeliveryState.SENT),
+        ([CAPTURE, SRClassValues.ENHANCED], DeliveryState.PENDING),
+    ],
+    indirect=["archive"],
+)
+def test_what_cannot_be_composed_in_another_class_any_more_is_sent_as_it_was_kept(
+    site: MarkedSite, archive: tuple[list[pydicom.Dataset], int], reports: DeliveryState
+) -> None:
+    received, port = archive
+    site.receive()
+    result = site.analyse()
+    destination = DestinationSection(name="old", host="127.0.0.1", port=port, ae_title="ARCHIVE")
+    config = site.config.model_copy(update={"destinations": (destination,)})
+    documents = site.documents(result)
+    store_documents(site.database, result.id, list(documents.values()), ["old"], now_utc())
+    _reject(site)
+    later = now_utc() + timedelta(days=31)
+    assert purge_finished_studies(site.database, site.spool, later, older_than_days=30)
+    learn_sr_sop_class(site.database, "old", SRClassValues.ENHANCED)
+    retry_study(site.database, STUDY, now_utc(), destinations=["old"])
+
+    Courier(config, site.database, site.composer()).work()
+
+    deliveries = read_dossier(site.database, STUDY).deliveries
+    assert {each.role: each.state for each in deliveries} == {
+        "SC": DeliveryState.SENT, "SR-ROI": reports, "SR": reports,
+    }  # fmt: skip
+    sent = [each for each in deliveries if each.state is DeliveryState.SENT]
+    assert {each.SOPInstanceUID for each in received} == {each.sop_instance_uid for each in sent}
+    assert destination_state(site.database, "old").sr_sop_class_uid == SRClassValues.ENHANCED
+
+
+def _reject(site: MarkedSite) -> None:
+    policy = DeliveryPolicy(rejected_after=1)
+    (group,) = due_deliveries(site.database, now_utc())
+    outcomes = [DeliveryOutcome(each.id, 0xC000) for each in group.deliveries]
+    record_outcomes(site.database, "old", outcomes, now_utc(), policy)
