@@ -40,9 +40,19 @@ def slow_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow")
     write_package(
         folder / "slow-1.0.0", name="slow", kind="volume", slices=16, rows=96, columns=96,
-        labels=(BRIGHT,), where={"attribute": "Modality", "equals": "CT"}, busy_layers=5,
+        labels=(BRIGHT,), where={"attribute": "Modality", "equals": "CT"}, busy_layers=18,
     )  # fmt: skip
     return folder
+
+
+def slow_site(
+    installation: Callable[..., Installation], slow_package: Path, archive: tuple
+) -> Installation:
+    site = installation([archive[1]], models=slow_package)
+    # The model is warmed with every size of batch that there may be: once is slow enough.
+    text = site.config_path.read_text()
+    site.config_path.write_text(text.replace("[worker]\n", "[worker]\nmaximum_batch = 1\n"))
+    return site
 
 
 @pytest.fixture
@@ -155,7 +165,7 @@ def leased_study(site: Installation) -> bool:
 def test_worker_killed_while_it_computes_then_infers_again_and_reports_once(
     installation: Callable[..., Installation], slow_package: Path, archive
 ) -> None:
-    site = installation([archive[1]], models=slow_package)
+    site = slow_site(installation, slow_package, archive)
     site.start(*ROLES)
     site.send(CT)
     site.wait(lambda: job_states(site) == [JobState.RUNNING], "the job to run")
@@ -171,7 +181,7 @@ def test_worker_killed_while_it_computes_then_infers_again_and_reports_once(
 def test_study_that_kills_its_worker_twice_is_dead_lettered_and_named(
     installation: Callable[..., Installation], slow_package: Path, archive
 ) -> None:
-    site = installation([archive[1]], models=slow_package)
+    site = slow_site(installation, slow_package, archive)
     site.start(*ROLES)
     site.send(CT)
     for crashes in range(2):
