@@ -11,7 +11,9 @@ from datetime import datetime
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    RowMapping,
     and_,
+    bindparam,
     or_,
     select,
     update,
@@ -20,15 +22,57 @@ from sqlalchemy import (
 from storage import schema
 from storage.clock import after
 from storage.database import Database
-from storage.encoding import (
-    tensor_from_columns,
-)
+from storage.encoding import identity_from_text, tensor_from_columns, uids_from_text
 from storage.endings import dead_letter, held_job
 from storage.jobs import ClaimedJob, JobRecord, job_from_row, move_job, require_job
+from storage.prepared import among, as_list, as_stored, tensor_as_stored
 from storage.states import JOB_MOVES, Actor, JobState, check_move
 
 CRASHES_BEFORE_DEAD_LETTER = 2
 """The second worker that a job takes down is the last one."""
+
+
+_JOB, _TENSOR = schema.job, schema.tensor
+
+# Built once, for SQLAlchemy would take longer over building them anew for each batch than SQLite
+# takes over answering; JSON that is the same in every row of a batch is left to `storage.encoding`.
+_CLAIMABLE = (
+    select(
+        _JOB.c.id,
+        _JOB.c.run,
+        _JOB.c.study_instance_uid,
+        _JOB.c.series_instance_uid,
+        as_stored(_JOB.c.model_identity),
+        as_stored(_JOB.c.sop_instance_uids),
+        _JOB.c.preprocessing_digest,
+        _JOB.c.attempts,
+        _JOB.c.crashes,
+        _JOB.c.enqueued_at,
+    )
+    .where(
+        _JOB.c.model_name == bindparam("name"),
+        _JOB.c.model_version == bindparam("version"),
+        _JOB.c.state == JobState.WAITING,
+        _JOB.c.available_at <= bindparam("now"),
+    )
+    .order_by(_JOB.c.priority.desc(), _JOB.c.id)
+    .limit(bindparam("most"))
+)
+_CLAIM = (
+    update(_JOB)
+    .where(among(_JOB.c.id, "ids"))
+    .values(
+        state=JobState.RUNNING,
+        state_since=bindparam("now"),
+        claimed_at=bindparam("now"),
+        attempts=_JOB.c.attempts + 1,
+        lease_owner=bindparam("owner"),
+        lease_until=bindparam("until"),
+    )
+)
+_TENSORS = select(_TENSOR.c.job_id, *tensor_as_stored(_TENSOR)).where(
+    among(_TENSOR.c.job_id, "ids")
+)
 
 
 def claim_batch(
@@ -44,70 +88,43 @@ def claim_batch(
 
     A job that a worker died over is claimed alone, so that the next death names the killer.
     """
-    table = schema.job
-    query = (
-        select(table)
-        .where(
-            table.c.model_name == model_name,
-            table.c.model_version == model_version,
-            table.c.state == JobState.WAITING,
-            table.c.available_at <= now,
-        )
-        .order_by(table.c.priority.desc(), table.c.id)
-        .limit(limit)
-    )
+    wanted = {"name": model_name, "version": model_version, "now": now}
     with database.read() as connection:
-        if connection.execute(query.limit(1)).first() is None:
+        if connection.execute(_CLAIMABLE, {**wanted, "most": 1}).first() is None:
             return ()  # an idle worker takes no write lock
+    check_move(JOB_MOVES, "a waiting job", JobState.WAITING, JobState.RUNNING, Actor.WORKER)
     with database.write() as connection:
-        waiting = [job_from_row(row) for row in connection.execute(query).mappings()]
+        waiting = connection.execute(_CLAIMABLE, {**wanted, "most": limit}).mappings().all()
         chosen = _batch(waiting)
-        for job in chosen:
-            check_move(JOB_MOVES, f"job {job.id}", job.state, JobState.RUNNING, Actor.WORKER)
-        connection.execute(
-            update(table)
-            .where(table.c.id.in_([job.id for job in chosen]))
-            .values(
-                state=JobState.RUNNING,
-                state_since=now,
-                claimed_at=now,
-                attempts=table.c.attempts + 1,
-                lease_owner=owner,
-                lease_until=after(now, lease_seconds),
-            )
-        )
-    return _with_tensors(database, chosen, owner)
-
-
-def _batch(waiting: Sequence[JobRecord]) -> Sequence[JobRecord]:
-    if waiting and waiting[0].crashes:
-        return waiting[:1]
-    return [job for job in waiting if not job.crashes]
-
-
-def _with_tensors(
-    database: Database, jobs: Sequence[JobRecord], owner: str
-) -> tuple[ClaimedJob, ...]:
-    table = schema.tensor
-    query = select(table).where(table.c.job_id.in_([job.id for job in jobs]))
+        ids = as_list(row["id"] for row in chosen)
+        until = after(now, lease_seconds)
+        connection.execute(_CLAIM, {"ids": ids, "owner": owner, "now": now, "until": until})
     with database.read() as connection:
-        rows = {row["job_id"]: row for row in connection.execute(query).mappings()}
-    return tuple(
-        ClaimedJob(
-            id=job.id,
-            run=job.run,
-            owner=owner,
-            study_instance_uid=job.study_instance_uid,
-            series_instance_uid=job.series_instance_uid,
-            model=job.model,
-            tensor=tensor_from_columns(
-                rows[job.id], job.sop_instance_uids, job.preprocessing_digest
-            ),
-            attempts=job.attempts + 1,
-            crashes=job.crashes,
-            enqueued_at=job.enqueued_at,
-        )
-        for job in jobs
+        tensors = connection.execute(_TENSORS, {"ids": ids}).mappings()
+        by_job = {row["job_id"]: row for row in tensors}
+    return tuple(_claimed(row, by_job[row["id"]], owner) for row in chosen)
+
+
+def _batch(waiting: Sequence[RowMapping]) -> Sequence[RowMapping]:
+    if waiting and waiting[0]["crashes"]:
+        return waiting[:1]
+    return [row for row in waiting if not row["crashes"]]
+
+
+def _claimed(job: RowMapping, tensor: RowMapping, owner: str) -> ClaimedJob:
+    return ClaimedJob(
+        id=job["id"],
+        run=job["run"],
+        owner=owner,
+        study_instance_uid=job["study_instance_uid"],
+        series_instance_uid=job["series_instance_uid"],
+        model=identity_from_text(job["model_identity"]),
+        tensor=tensor_from_columns(
+            tensor, uids_from_text(job["sop_instance_uids"]), job["preprocessing_digest"]
+        ),
+        attempts=job["attempts"] + 1,
+        crashes=job["crashes"],
+        enqueued_at=job["enqueued_at"],
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def identity_from_json(stored: Mapping[str, Any]) -> ModelIdentity:
     return ModelIdentity(**stored)
 
 
+@lru_cache(maxsize=64)
+def identity_from_text(stored: str) -> ModelIdentity:
+    """Return the identity that is stored as this JSON text."""
+    return identity_from_json(json.loads(stored))
+
+
+def uids_from_text(stored: str) -> tuple[str, ...]:
+    """Return the UIDs that are stored as this JSON text."""
+    return tuple(json.loads(stored))
+
+
 def tensor_to_columns(tensor: ImageTensor) -> dict[str, Any]:
     """Return a tensor as the columns of table ``tensor``: float32, little-endian, C order."""
     values = np.ascontiguousarray(tensor.values, dtype="<f4")
@@ -123,15 +135,35 @@ def tensor_to_columns(tensor: ImageTensor) -> dict[str, Any]:
 def tensor_from_columns(
     row: RowMapping, sop_instance_uids: Sequence[str], preprocessing_digest: str
 ) -> ImageTensor:
-    """Return the tensor that ``tensor_to_columns`` stored; its array is read-only."""
-    spacing = row["spacing_mm"]
+    """Return the tensor that ``tensor_to_columns`` stored; its array is read-only.
+
+    Parameters
+    ----------
+    row : mapping
+        The columns as ``storage.prepared.tensor_as_stored`` selects them.
+    sop_instance_uids : sequence of str
+    preprocessing_digest : str
+    """
+    shape, axes, spacing_mm = _layout(row["shape"], row["axes"], row["spacing_mm"])
     return ImageTensor(
-        values=np.frombuffer(row["data"], dtype=row["dtype"]).reshape(row["shape"]),
-        axes=tuple(row["axes"]),
-        spacing_mm=None if spacing is None else tuple(spacing),
+        values=np.frombuffer(row["data"], dtype=row["dtype"]).reshape(shape),
+        axes=axes,
+        spacing_mm=spacing_mm,
         sop_instance_uids=tuple(sop_instance_uids),
         preprocessing_digest=preprocessing_digest,
-        notes=row["notes"],
+        notes=json.loads(row["notes"]),
+    )
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    shape: str, axes: str, spacing_mm: str
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...] | None]:
+    spacing = json.loads(spacing_mm)
+    return (
+        tuple(json.loads(shape)),
+        tuple(json.loads(axes)),
+        None if spacing is None else tuple(spacing),
     )
 
 

@@ -10,15 +10,42 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
 from dicom_io.vocabulary import Detection, Explanation, Finding
 from storage import schema
 from storage.explanations import write_explanations
 from storage.jobs import ClaimedJob
+from storage.prepared import among, as_list
 from storage.results import NewResult, ResultKind, new_result_values
 from storage.standings import withdrawal_within
 from storage.states import JOB_MOVES, Actor, JobState, check_move
+
+_JOB, _TENSOR, _RESULT = schema.job, schema.tensor, schema.result
+
+_HELD = select(
+    _JOB.c.id,
+    _JOB.c.state,
+    _JOB.c.lease_owner,
+    _JOB.c.run,
+    _JOB.c.study_instance_uid,
+    _JOB.c.instance_set_digest,
+    _JOB.c.preprocessing_digest,
+).where(among(_JOB.c.id, "ids"))
+_SPOKEN_FOR = select(_RESULT.c.study_instance_uid, _RESULT.c.model_name).where(
+    among(_RESULT.c.study_instance_uid, "studies")
+)
+_END = (
+    update(_JOB)
+    .where(among(_JOB.c.id, "ids"))
+    .values(
+        state=JobState.DONE, state_since=bindparam("now"), finished_at=bindparam("now"),
+        reason="", lease_owner=None, lease_until=None,
+    )
+)  # fmt: skip
+_DROP_TENSORS = delete(_TENSOR).where(among(_TENSOR.c.job_id, "ids"))
+_RECORD = insert(_RESULT)
+_RECORDED = select(_RESULT.c.job_id, _RESULT.c.id).where(among(_RESULT.c.job_id, "ids"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +88,13 @@ def plain_ones(
 
 
 def _records(connection: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
-    table = schema.job
-    query = select(
-        table.c.id,
-        table.c.state,
-        table.c.lease_owner,
-        table.c.run,
-        table.c.study_instance_uid,
-        table.c.instance_set_digest,
-        table.c.preprocessing_digest,
-    )
-    rows = connection.execute(query.where(table.c.id.in_(ids))).mappings()
+    rows = connection.execute(_HELD, {"ids": as_list(ids)}).mappings()
     return {row["id"]: row for row in rows}
 
 
 def _studies_with_results(connection: Connection, studies: Iterable[str]) -> set[tuple[str, str]]:
     """Return studies, with the model's name, that have a result: theirs are a chain to join."""
-    table = schema.result
-    query = select(table.c.study_instance_uid, table.c.model_name)
-    rows = connection.execute(query.where(table.c.study_instance_uid.in_(list(studies))))
+    rows = connection.execute(_SPOKEN_FOR, {"studies": as_list(studies)})
     return {(study, name) for study, name in rows}
 
 
@@ -94,25 +109,16 @@ def finish_plain_ones(
     """Record findings: jobs ``done``, their tensors gone, and a first result for each."""
     if not plain:
         return
-    ids = [row["id"] for _, row in plain]
-    for number in ids:
-        check_move(JOB_MOVES, f"job {number}", JobState.RUNNING, JobState.DONE, Actor.WORKER)
-    table, result = schema.job, schema.result
-    connection.execute(
-        update(table)
-        .where(table.c.id.in_(ids))
-        .values(
-            state=JobState.DONE, state_since=now, finished_at=now, reason="",
-            lease_owner=None, lease_until=None,
-        )
-    )  # fmt: skip
-    connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(ids)))
+    ids = as_list(row["id"] for _, row in plain)
+    check_move(JOB_MOVES, "a running job", JobState.RUNNING, JobState.DONE, Actor.WORKER)
+    connection.execute(_END, {"ids": ids, "now": now})
+    connection.execute(_DROP_TENSORS, {"ids": ids})
     news = [_new_result(each, row) for each, row in plain]
-    connection.execute(insert(result), [new_result_values(new, None, now) for new in news])
+    connection.execute(_RECORD, [new_result_values(new, None, now) for new in news])
     explained = {each.job.id: each.explanations for each, _ in plain if each.explanations}
     if explained:
-        query = select(result.c.job_id, result.c.id).where(result.c.job_id.in_(explained))
-        for job_id, result_id in connection.execute(query).all():
+        recorded = connection.execute(_RECORDED, {"ids": as_list(explained)})
+        for job_id, result_id in recorded.all():
             write_explanations(connection, result_id, explained[job_id])
 
 

@@ -17,6 +17,7 @@ from storage import schema
 from storage.clock import after
 from storage.database import Database
 from storage.encoding import findings_to_json, tensor_from_columns
+from storage.prepared import tensor_as_stored
 from storage.shadow_runs import (
     ShadowRun,
     end_within,
@@ -87,7 +88,8 @@ def claim_runs(
             )  # fmt: skip
         claimed = [require_run(connection, run.id) for run in fresh]
         which = _TENSOR.c.run_id.in_([run.id for run in claimed])
-        rows = connection.execute(select(_TENSOR).where(which)).mappings().all()
+        query = select(_TENSOR.c.run_id, *tensor_as_stored(_TENSOR)).where(which)
+        rows = connection.execute(query).mappings().all()
     tensors = {row["run_id"]: row for row in rows}
     return tuple(
         ClaimedRun(

@@ -11,7 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from dicom_io.errors import RefusalReason
 from storage import audit, schema
@@ -23,6 +33,11 @@ from storage.shadow_runs import drop_runs_within
 from storage.states import MODEL_MOVES, Actor, JobState, ModelState, check_move
 
 _TABLE = schema.model_standing
+_RETIRED = select(_TABLE).where(
+    _TABLE.c.name == bindparam("of"),
+    _TABLE.c.version == bindparam("at"),
+    _TABLE.c.state == ModelState.RETIRED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +217,7 @@ def refuse_jobs_of_retired(database: Database, now: datetime) -> tuple[int, ...]
 
 def withdrawal_within(connection: Connection, name: str, version: str) -> str:
     """Return why a version must not speak any more, as a sentence; empty when it may."""
-    query = select(_TABLE).where(_is(name, version), _TABLE.c.state == ModelState.RETIRED)
-    row = connection.execute(query).mappings().one_or_none()
+    row = connection.execute(_RETIRED, {"of": name, "at": version}).mappings().one_or_none()
     return "" if row is None else _withdrawn(_standing(row))
 
 

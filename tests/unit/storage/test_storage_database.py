@@ -17,7 +17,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import create_engine, insert, select, text
 from storage_hospital import CXR, NOON, STUDY
 
 from storage import connections, schema
@@ -35,6 +35,7 @@ from storage.errors import (
 from storage.installation import read_installation
 from storage.migrations.upgrade import alembic_config
 from storage.overview import read_overview
+from storage.prepared import among, as_list
 from storage.results import latest_results
 from storage.revisions import CURRENT_REVISION
 from storage.studies import get_study
@@ -341,3 +342,16 @@ def test_reading_leaves_no_trace_in_the_folder_when_the_daemon_is_down(database_
         "medimgd.db-shm",
         "medimgd.db-wal",
     }
+
+
+def test_list_of_any_length_is_one_bound_value(hospital) -> None:
+    number = hospital.enqueue()
+    by_id = select(schema.job.c.id).where(among(schema.job.c.id, "ids"))
+    by_study = select(schema.job.c.id).where(among(schema.job.c.study_instance_uid, "studies"))
+
+    with hospital.database.read() as connection:
+        found = connection.scalars(by_id, {"ids": as_list(range(number, 100_000))}).all()
+        named = connection.scalars(by_study, {"studies": as_list([STUDY, "1.2'3"])}).all()
+        none = connection.scalars(by_id, {"ids": as_list([])}).all()
+
+    assert (found, named, none) == ([number], [number], [])
