@@ -34,6 +34,9 @@ CLAIMED_AT_ONCE = 32
 AHEAD_BYTES = 256 * MEBIBYTE
 """Tensors read ahead; one is always, however large."""
 IDLE_SECONDS = 0.1
+LOOK_SECONDS = 0.25
+"""How long what waits is known, while every claim finds as much as it asked for: looking takes the
+longer, the more waits."""
 STREAM_SECONDS = 1.0
 """Analyses that follow each other this closely are a stream, in which a batch may wait for more."""
 _LOOKS_WHILE_FILLING = 4
@@ -93,6 +96,8 @@ class ReadAhead:
         self._last_taken = 0.0
         self._largest_bytes: dict[str, int] = {}
         self._wanted = ""
+        self._waiting: Sequence[WaitingModel] = ()
+        self._looked_at = -LOOK_SECONDS
         self._thread: threading.Thread | None = None
         self.oldest_waiting: datetime | None = None
         """When the oldest analysis that waits was enqueued, as last seen."""
@@ -238,8 +243,7 @@ class ReadAhead:
         A model that is not loaded is loaded by `load`; without it, it is noted as wanted.
         """
         now = now_utc()
-        waiting = waiting_models(self._database, now)
-        self.oldest_waiting = min((each.oldest_at for each in waiting), default=None)
+        waiting = self._look(now)
         jobs: tuple[ClaimedJob, ...] = ()
         is_urgent = False
         for each in self._turns.order(waiting, self._models.is_loaded, now):
@@ -248,7 +252,18 @@ class ReadAhead:
                 is_urgent = each.priority > 0
                 break
         self._note_unserved(waiting)
+        if len(jobs) < limit:
+            self._looked_at = -LOOK_SECONDS
         return jobs, is_urgent
+
+    def _look(self, now: datetime) -> Sequence[WaitingModel]:
+        """Return what waits for each model, as it was at most ``LOOK_SECONDS`` ago."""
+        moment = time.monotonic()
+        if moment - self._looked_at >= LOOK_SECONDS:
+            self._waiting = waiting_models(self._database, now)
+            self._looked_at = moment
+            self.oldest_waiting = min((each.oldest_at for each in self._waiting), default=None)
+        return self._waiting
 
     def _claim_of(
         self, waiting: WaitingModel, limit: int, load: Callable[[str], object] | None

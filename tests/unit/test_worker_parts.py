@@ -557,6 +557,30 @@ def test_job_that_a_worker_died_over_shares_its_batch_with_nobody(clinic) -> Non
     assert [each.id for each in ahead._ready[0].jobs] == [9]
 
 
+def test_what_waits_is_looked_at_again_once_a_claim_finds_less_than_it_asked_for(
+    clinic, monkeypatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "LOOK_SECONDS", 60.0)
+    whole, looks = read_ahead.waiting_models, []
+
+    def counted(*arguments: object) -> object:
+        looks.append(arguments)
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(read_ahead, "waiting_models", counted)
+    ahead = ahead_of(clinic)
+    for _ in range(9):
+        clinic.receive()
+
+    taken = [len(ahead.take()) for _ in range(3)]
+
+    assert (taken, len(looks)) == ([4, 4, 1], 1)
+    assert ahead.take() == ()
+    clinic.receive()
+    assert len(ahead.take()) == 1
+    assert len(looks) == 3
+
+
 def test_claiming_survives_a_database_that_is_away_for_a_while(clinic, monkeypatch) -> None:
     monkeypatch.setattr(read_ahead, "ERROR_PAUSE_SECONDS", 0.05)
     worker = clinic.worker()

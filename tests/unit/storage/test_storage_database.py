@@ -93,6 +93,8 @@ def test_a_result_of_before_is_brought_up_with_the_weights_its_job_names(
     with hospital.database.write() as connection:
         connection.execute(text("ALTER TABLE result DROP COLUMN model_identity"))
         connection.execute(text("ALTER TABLE study DROP COLUMN put_off_since"))
+        connection.execute(text("DROP INDEX ix_job_queue"))
+        connection.execute(text("CREATE INDEX ix_job_state ON job (state)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0006'"))
     hospital.database.close()
 

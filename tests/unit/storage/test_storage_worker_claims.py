@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from storage_hospital import NOON, PNEUMONIA, STUDY, Hospital, seconds
 
+from storage import claims
 from storage.claims import give_back, reclaim_expired
 from storage.completion import complete_now
 from storage.database import migrate, open_database
@@ -145,3 +146,13 @@ def test_models_that_wait_say_how_urgent_their_most_urgent_analysis_is(hospital)
     (found,) = waiting_models(hospital.database, NOON + seconds(6))
 
     assert (found.jobs, found.oldest_at, found.priority) == (2, NOON, 7)
+
+
+def test_claim_reads_no_more_of_a_long_queue_than_it_takes(hospital) -> None:
+    with hospital.database.read() as connection:
+        query = claims._CLAIMABLE.compile(connection)
+        unbound = (None,) * len(query.positiontup or ())
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", unbound).all()
+
+    (step,) = [row.detail for row in plan]  # a second one would be a sort of all that waits
+    assert "ix_job_queue (state=? AND model_name=? AND model_version=?)" in step
