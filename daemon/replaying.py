@@ -30,11 +30,12 @@ from model.findings import judge
 from model.package import ModelPackage
 from model.regions import detect, was_looked_for
 from model.runtimes.port import Predictor
+from storage.contents import algorithm_of, content_digest
 from storage.database import Database
 from storage.dossier import read_dossier
 from storage.explanations import read_explanations, stored_values
 from storage.results import ResultKind, ResultRecord, get_result
-from storage.spool import Spool, content_digest
+from storage.spool import Spool
 from storage.studies import require_images
 
 PROBABILITY_TOLERANCE = 1e-3
@@ -203,23 +204,23 @@ def analysed_files(database: Database, spool: Spool, result: ResultRecord) -> tu
                 f"result {result.id}: instance {uid} is no longer stored; send the study again"
             )
         path = spool.absolute(known[uid].path)
-        _require_content(result, uid, path, known[uid].sha256)
+        _require_content(result, uid, path, known[uid].content_digest)
         paths.append(path)
     return tuple(paths)
 
 
-def _require_content(result: ResultRecord, uid: str, path: Path, sha256: str) -> None:
+def _require_content(result: ResultRecord, uid: str, path: Path, recorded: str) -> None:
     try:
-        found = content_digest(path)
+        found = content_digest(path, algorithm_of(recorded))
     except (OSError, MedimgdError) as error:
         raise CannotReplay(
             f"result {result.id}: the file of instance {uid} cannot be read "
             f"({type(error).__name__}); 'medimgd doctor' checks the disk"
         ) from error
-    if found != sha256:
+    if found != recorded:
         raise CannotReplay(
             f"result {result.id}: the file of instance {uid} was changed since it was received: "
-            f"its digest is {found}, {sha256} was stored"
+            f"its digest is {found}, {recorded} was stored"
         )
 
 

@@ -32,7 +32,7 @@ class Stored:
     """The same below the spool's folder, as the index keeps it."""
     header: InstanceHeader
     outcome: StoreOutcome
-    sha256: str
+    content_digest: str
     """Over transfer syntax and encoded data set; group 2 says who sent it and is left out."""
     size: int
     """Bytes of the file."""

@@ -25,6 +25,8 @@ from sqlalchemy import (
 UID = String(64)
 STATE = String(16)
 SHA256 = String(64)
+CONTENT_DIGEST = String(80)
+"""``storage.contents`` writes up to 71 characters: the name of the algorithm and the digits."""
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -295,7 +295,7 @@ def complete_within(
         audit.append(connection, now, actor, "hold overridden", study_instance_uid, reason=against)
     table = schema.instance
     pairs = connection.execute(
-        select(table.c.sop_instance_uid, table.c.sha256).where(
+        select(table.c.sop_instance_uid, table.c.content_digest).where(
             table.c.study_instance_uid == study_instance_uid
         )
     )
@@ -310,7 +310,7 @@ def complete_within(
             prepared_at=None,
             completion_evidence=dict(evidence),
             instance_set_digest=instance_set_digest(
-                (row.sop_instance_uid, row.sha256) for row in pairs
+                (row.sop_instance_uid, row.content_digest) for row in pairs
             ),
             attempts=0,
             put_off_since=None,

@@ -12,7 +12,6 @@ flushes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from dicom_io.header import read_header
 from dicom_io.header_scan import scan_header
 from dicom_io.vocabulary import InstanceHeader
 from storage.arrivals import Stored, StoreOutcome
+from storage.contents import ContentDigest
 from storage.durable import start_writing
 from storage.errors import translated_file_error
 
@@ -45,7 +45,7 @@ class FilingPlace(Protocol):
         """Raise ``SpoolFull`` when the watermark is reached."""
         ...
 
-    def file(self, part: str, header: InstanceHeader, sha256: str, size: int) -> Stored:
+    def file(self, part: str, header: InstanceHeader, digest: str, size: int) -> Stored:
         """Give a synced temporary file its final name, and that name its durability."""
         ...
 
@@ -80,7 +80,7 @@ class IncomingFile:
         self._prefix_size = len(prefix)
         self._data_set_size = 0
         self._unsynced = self._unstarted = 0
-        self._digest = hashlib.sha256(f"{transfer_syntax_uid}\0".encode())
+        self._digest = ContentDigest(transfer_syntax_uid)
         try:
             self._descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError as error:
@@ -136,7 +136,7 @@ class IncomingFile:
             os.fdatasync(self._descriptor)
             self._close()
             size = self._prefix_size + self._data_set_size
-            stored = self._place.file(self._part, header, self._digest.hexdigest(), size)
+            stored = self._place.file(self._part, header, self._digest.text(), size)
             self._is_temporary = stored.outcome is not StoreOutcome.NEW
             return stored
         except OSError as error:

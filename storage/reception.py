@@ -15,6 +15,7 @@ from storage.associations import close_within, open_within
 from storage.database import Database
 from storage.door import refuse_within
 from storage.recording import Recorded, record_within
+from storage.redigesting import redigested
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def record_reports(
     ended brought its instances before, and one that brings some is open.
     """
     opened = [each for each in reports if isinstance(each, Opened)]
-    arrivals = [each for each in reports if isinstance(each, Arrival)]
+    arrivals = redigested(database, [each for each in reports if isinstance(each, Arrival)])
     closed = [each.association_id for each in reports if isinstance(each, Closed)]
     refused = [each for each in reports if isinstance(each, Refused)]
     with database.write() as connection:

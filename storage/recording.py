@@ -16,7 +16,9 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 from dicom_io.vocabulary import InstanceHeader
 from storage import audit, schema
 from storage.arrivals import Arrival, StoreOutcome
+from storage.contents import DigestAlgorithm
 from storage.database import Database
+from storage.redigesting import redigested
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
 
 
@@ -38,12 +40,13 @@ def record_instances(database: Database, arrivals: Sequence[Arrival], now: datet
     to ``receiving``. The same content again changes nothing; other content under a known UID
     flags the study.
     """
+    arrivals = redigested(database, arrivals)
     with database.write() as connection:
         return record_within(connection, arrivals, now)
 
 
 def record_within(connection: Connection, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
-    """Do what ``record_instances`` does within the caller's transaction."""
+    """Record arrivals that are ``redigested`` already, within the caller's transaction."""
     by_study: dict[str, list[Arrival]] = defaultdict(list)
     for arrival in arrivals:
         by_study[arrival.stored.header.study_instance_uid].append(arrival)
@@ -58,7 +61,9 @@ def record_within(connection: Connection, arrivals: Sequence[Arrival], now: date
 
 # Built once: making and compiling them anew costs more than SQLite takes to execute them.
 _STUDY = select(schema.study).where(schema.study.c.study_instance_uid == bindparam("uid"))
-_KNOWN_INSTANCES = select(schema.instance.c.sop_instance_uid, schema.instance.c.sha256).where(
+_KNOWN_INSTANCES = select(
+    schema.instance.c.sop_instance_uid, schema.instance.c.content_digest
+).where(
     schema.instance.c.study_instance_uid == bindparam("uid"),
     schema.instance.c.sop_instance_uid.in_(bindparam("sop_instance_uids", expanding=True)),
 )
@@ -114,6 +119,7 @@ def _insert_study(connection: Connection, arrival: Arrival, now: datetime) -> Ro
             state_since=now,
             first_instance_at=now,
             last_instance_at=now,
+            content_algorithm=DigestAlgorithm.BLAKE3,
             **_study_attributes(header),
         )
     )
@@ -152,7 +158,7 @@ def _sorted_out(
     for chunk in _chunks(sop_uids):
         values = {"uid": uid, "sop_instance_uids": chunk}
         rows = connection.execute(_KNOWN_INSTANCES, values)
-        known.update((row.sop_instance_uid, row.sha256) for row in rows)
+        known.update((row.sop_instance_uid, row.content_digest) for row in rows)
     new, conflicting = [], []
     for arrival in arrivals:
         stored = arrival.stored
@@ -162,9 +168,9 @@ def _sorted_out(
         elif sop_uid not in known:
             if stored.outcome is StoreOutcome.IDENTICAL and not stored.path.exists():
                 continue  # Retention took the study away between the answer and this row.
-            known[sop_uid] = stored.sha256
+            known[sop_uid] = stored.content_digest
             new.append(arrival)
-        elif known[sop_uid] != stored.sha256:
+        elif known[sop_uid] != stored.content_digest:
             # The spool keeps files by series; the same UID in another series meets here only.
             conflicting.append(arrival)
     return new, conflicting
@@ -214,7 +220,7 @@ def _instance_values(arrival: Arrival, now: datetime) -> dict[str, Any]:
         "rows": header.rows,
         "columns": header.columns,
         "path": stored.relative_path,
-        "sha256": stored.sha256,
+        "content_digest": stored.content_digest,
         "size": stored.size,
         "received_at": now,
     }
@@ -226,14 +232,14 @@ def _insert_conflicts(
     if not arrivals:
         return 0
     table = schema.instance_conflict
-    query = select(table.c.sop_instance_uid, table.c.sha256).where(
+    query = select(table.c.sop_instance_uid, table.c.content_digest).where(
         table.c.study_instance_uid == uid
     )
-    known = {(row.sop_instance_uid, row.sha256) for row in connection.execute(query)}
+    known = {(row.sop_instance_uid, row.content_digest) for row in connection.execute(query)}
     inserted = 0
     for arrival in arrivals:
         stored = arrival.stored
-        key = (stored.header.sop_instance_uid, stored.sha256)
+        key = (stored.header.sop_instance_uid, stored.content_digest)
         if key in known:
             continue
         known.add(key)
@@ -242,7 +248,7 @@ def _insert_conflicts(
             insert(table).values(
                 study_instance_uid=uid,
                 sop_instance_uid=key[0],
-                sha256=key[1],
+                content_digest=key[1],
                 path=stored.relative_path,
                 size=stored.size,
                 received_at=now,

@@ -15,10 +15,11 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from storage import schema
+from storage.contents import content_digest
 from storage.database import Database
 from storage.durable import make_folders, sync_folder
 from storage.errors import translated_file_error
-from storage.spool import Spool, content_digest
+from storage.spool import Spool
 
 
 def set_aside(spool: Spool, relative_paths: Iterable[str]) -> None:

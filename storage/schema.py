@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from storage.columns import (
+    CONTENT_DIGEST,
     SHA256,
     STATE,
     UID,
@@ -119,6 +120,8 @@ study = Table(
     count("patient_mismatch_count"),
     Column("purged_instance_count", Integer),
     instant("put_off_since"),
+    # For life: by what its instances' contents are digested. Versions up to 0.1.0 did not say.
+    Column("content_algorithm", String(16), nullable=False, server_default="sha256"),
     Index("ix_study_state", "state", "state_since"),
     Index("ix_study_last_instance_at", "last_instance_at"),
     Index("ix_study_accession_number", "accession_number"),
@@ -150,7 +153,7 @@ instance = Table(
     Column("rows", Integer, nullable=False),
     Column("columns", Integer, nullable=False),
     Column("path", Text, nullable=False),
-    Column("sha256", SHA256, nullable=False),
+    Column("content_digest", CONTENT_DIGEST, nullable=False),
     Column("size", Integer, nullable=False),
     instant("received_at", required=True),
     ForeignKeyConstraint(
@@ -168,11 +171,17 @@ instance_conflict = Table(
     Column("id", Integer, primary_key=True),
     study_key(),
     Column("sop_instance_uid", UID, nullable=False),
-    Column("sha256", SHA256, nullable=False),
+    Column("content_digest", CONTENT_DIGEST, nullable=False),
     Column("path", Text, nullable=False),
     Column("size", Integer, nullable=False),
     instant("received_at", required=True),
-    UniqueConstraint("study_instance_uid", "sop_instance_uid", "sha256"),
+    # Named, because its columns' names are longer together than a name may be elsewhere.
+    UniqueConstraint(
+        "study_instance_uid",
+        "sop_instance_uid",
+        "content_digest",
+        name="uq_instance_conflict_content",
+    ),
 )
 
 refused_instance = Table(

@@ -6,7 +6,6 @@ nothing of the database: the files alone are enough to index everything again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -21,6 +20,14 @@ from dicom_io.errors import InvalidUID, UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.vocabulary import InstanceHeader, checked_uid
 from storage.arrivals import Stored, StoreOutcome
+from storage.contents import (
+    FILE_META_START,
+    DigestAlgorithm,
+    content_digest,
+    holds,
+    short_form,
+    stated_transfer_syntax,
+)
 from storage.durable import make_folders, move_without_replacing, sync_folder, sync_way_to
 from storage.errors import SpoolFailure, SpoolFull, translated_file_error
 from storage.incoming import IncomingFile
@@ -29,7 +36,6 @@ DEFAULT_MIN_FREE_BYTES = 2 * 1024**3
 """Below this much free disk nothing more is accepted: the database needs room to finish."""
 
 _STUDIES = "studies"
-_CHUNK_BYTES = 1024 * 1024
 _MOVE_ATTEMPTS = 8
 """Retention may remove an empty folder between its making and the move into it."""
 _MOST_REMEMBERED = 4096
@@ -44,9 +50,6 @@ _PART_PATTERN = re.compile(
 )
 _ABANDONED_SECONDS = 86400.0
 """No instance takes a day to write: older temporary files of hosts that are gone are swept."""
-
-_GROUP_LENGTH_END = 144
-"""Preamble 128, DICM 4, File Meta Information Group Length element 12 (PS3.10 7.1)."""
 
 
 class Spool:
@@ -129,8 +132,8 @@ class Spool:
         validate: Callable[[InstanceHeader], None] | None = None,
     ) -> Stored:
         """Store an instance that is here as a whole; arguments and errors as of its steps."""
-        group = prefix[_GROUP_LENGTH_END:]
-        incoming = self.begin(prefix, _transfer_syntax(group, self.folder))
+        group = prefix[FILE_META_START:]
+        incoming = self.begin(prefix, stated_transfer_syntax(group, self.folder))
         try:
             incoming.write(memoryview(data_set).cast("B"))
             return incoming.finish(validate)
@@ -145,7 +148,7 @@ class Spool:
                 f"{self.folder}: free space, or shorten the retention time"
             )
 
-    def file(self, part: str, header: InstanceHeader, sha256: str, size: int) -> Stored:
+    def file(self, part: str, header: InstanceHeader, digest: str, size: int) -> Stored:
         """Give a synced temporary file its final name, and that name its durability.
 
         Raises
@@ -163,20 +166,30 @@ class Spool:
         name = f"{instance}.dcm"
         if self._move(part, folder, name):
             outcome = StoreOutcome.NEW
-        elif _holds(self.folder / folder / name, sha256):
+        elif holds(self.folder / folder / name, digest):
             # Its writer may not have come to sync the folder yet, and we answer Success first.
             self._sync(f"{self.folder}/{folder}")
             outcome = StoreOutcome.IDENTICAL
         else:
-            name = f"{instance}.conflict-{sha256[:12]}.dcm"
-            if not self._move(part, folder, name):
-                self._confirm_conflict(self.folder / folder / name, sha256)
+            name = self._keep_beside(part, folder, instance, digest)
             outcome = StoreOutcome.CONFLICT
         relative = f"{folder}/{name}"
-        return Stored(self.folder / relative, relative, header, outcome, sha256, size)
+        return Stored(self.folder / relative, relative, header, outcome, digest, size)
 
-    def _confirm_conflict(self, path: Path, sha256: str) -> None:
-        if not _holds(path, sha256):
+    def _keep_beside(self, part: str, folder: str, instance: str, digest: str) -> str:
+        """Keep a content whose UID is taken, unless it is kept already; return its name."""
+        name, series = _conflict_name(instance, digest), self.folder / folder
+        if not (series / name).exists():
+            earlier = _earlier_conflict_name(instance, Path(part))
+            if earlier and (series / earlier).exists() and holds(series / earlier, digest):
+                self._sync(str(series))
+                return earlier
+        if not self._move(part, folder, name):
+            self._confirm_conflict(series / name, digest)
+        return name
+
+    def _confirm_conflict(self, path: Path, digest: str) -> None:
+        if not holds(path, digest):
             raise SpoolFailure(f"{path} is damaged: move it away, then it can be received again")
         self._sync(str(path.parent))
 
@@ -301,6 +314,22 @@ class Spool:
         return path
 
 
+def _conflict_name(instance: str, digest: str) -> str:
+    return f"{instance}.conflict-{short_form(digest)}.dcm"
+
+
+def _earlier_conflict_name(instance: str, part: Path) -> str:
+    """Return how versions up to 0.1.0 named this content; empty when the disk damaged it already.
+
+    The name is made and not searched for: a sender of many contents under one UID would have each
+    compared with all.
+    """
+    try:
+        return _conflict_name(instance, content_digest(part, DigestAlgorithm.SHA256))
+    except UnreadableInstance:
+        return ""
+
+
 def is_conflict(path: Path) -> bool:
     """True for a file kept beside another of the same UID."""
     return bool(conflicting_uid(path.name))
@@ -310,52 +339,6 @@ def conflicting_uid(name: str) -> str:
     """Return the SOP Instance UID of a file kept beside another; empty for every other name."""
     match = _FILE_PATTERN.fullmatch(name)
     return match["uid"] if match is not None and match["digest"] is not None else ""
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    """True when a stored file has this content; one that its disk damaged has no content."""
-    try:
-        return content_digest(path) == sha256
-    except UnreadableInstance:
-        return False
-
-
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 over transfer syntax and data set of a stored Part 10 file.
-
-    Group 2 is left out: it names the sender, and the same instance may come from two.
-
-    Raises
-    ------
-    UnreadableInstance
-        The file does not begin as Part 10 files do (PS3.10 7.1).
-    """
-    with path.open("rb") as file:
-        head = file.read(_GROUP_LENGTH_END)
-        group_length = int.from_bytes(head[-4:], "little")
-        group = file.read(group_length)
-        if head[128:138] != b"DICM\x02\x00\x00\x00UL" or len(group) != group_length:
-            raise UnreadableInstance(f"{path} does not begin with a whole File Meta Information")
-        digest = hashlib.sha256(f"{_transfer_syntax(group, path)}\0".encode())
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _transfer_syntax(group: bytes, path: Path) -> str:
-    """Find Transfer Syntax UID (0002,0010) among explicit little-endian elements."""
-    at = 0
-    while at + 8 <= len(group):
-        tag, vr = group[at : at + 4], group[at + 4 : at + 6]
-        long_form = vr in (b"OB", b"UN", b"UT", b"UC", b"UR", b"SQ")
-        start = at + (12 if long_form else 8)
-        length = int.from_bytes(
-            group[at + 8 : start] if long_form else group[at + 6 : start], "little"
-        )
-        if tag == b"\x02\x00\x10\x00":
-            return group[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
-        at = start + length
-    raise UnreadableInstance(f"{path} names no TransferSyntaxUID (0002,0010)")
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -72,7 +72,8 @@ class InstanceRecord:
     columns: int
     path: str
     """Below the spool's folder."""
-    sha256: str
+    content_digest: str
+    """As ``storage.contents`` writes it, by the algorithm of its study."""
     size: int
     received_at: datetime
 
@@ -94,15 +95,19 @@ class ConflictRecord:
     """Other content that came under a known SOP Instance UID."""
 
     sop_instance_uid: str
-    sha256: str
+    content_digest: str
+    """As ``storage.contents`` writes it, by the algorithm of its study."""
     path: str
     size: int
     received_at: datetime
 
 
 def instance_set_digest(instances: Iterable[tuple[str, str]]) -> str:
-    """Return the SHA-256 over (SOP Instance UID, content SHA-256) pairs, in any order."""
-    lines = sorted(f"{uid} {sha256}\n" for uid, sha256 in instances)
+    """Return the SHA-256 over (SOP Instance UID, recorded content digest) pairs, in any order.
+
+    The recorded text decides: what an earlier version recorded gives the digest of then.
+    """
+    lines = sorted(f"{uid} {content}\n" for uid, content in instances)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -111,6 +116,7 @@ def study_from_row(row: RowMapping) -> StudyRecord:
     values: dict[str, Any] = dict(row)
     values["modalities"] = tuple(row["modalities"])
     values["state"] = StudyState(row["state"])
+    del values["content_algorithm"]
     return StudyRecord(**values)
 
 
@@ -239,7 +245,9 @@ def read_conflicts(connection: Connection, study_instance_uid: str) -> tuple[Con
     table = schema.instance_conflict
     query = select(table).where(table.c.study_instance_uid == study_instance_uid)
     return tuple(
-        ConflictRecord(row.sop_instance_uid, row.sha256, row.path, row.size, row.received_at)
+        ConflictRecord(
+            row.sop_instance_uid, row.content_digest, row.path, row.size, row.received_at
+        )
         for row in connection.execute(query.order_by(table.c.id))
     )
 

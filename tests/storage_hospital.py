@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+from sqlalchemy import Connection, event
 
 from dicom_io.vocabulary import Code, Finding, ImageTensor, ModelIdentity, PresenceValues
 from storage.arrivals import Arrival, Stored
@@ -105,6 +106,18 @@ def make_tensor(digest: str = "cd" * 32, sops: tuple[str, ...] = (f"{STUDY}.1.1"
     return ImageTensor(
         values, ("rows", "columns", "channels"), (0.5, 0.5), sops, digest, {"low": np.float32(2)}
     )
+
+
+def watch_writes(database: Database) -> list[Connection]:
+    """Return a list that grows with every transaction that wrote; to read costs no sync."""
+    writes: list[Connection] = []
+
+    def committed(connection: Connection) -> None:
+        if connection.get_execution_options().get("medimgd_writes"):
+            writes.append(connection)
+
+    event.listen(database._engine, "commit", committed)
+    return writes
 
 
 @dataclass

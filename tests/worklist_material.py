@@ -158,7 +158,8 @@ class Ward:
         stored = Stored(
             Path(f"/spool/{sop}"), f"studies/{uid}/{uid}.1/{sop}.dcm",
             replace(header, sop_instance_uid=sop, instance_number=n),
-            StoreOutcome.NEW if content == "aa" else StoreOutcome.CONFLICT, content * 32, 2048,
+            StoreOutcome.NEW if content == "aa" else StoreOutcome.CONFLICT,
+            f"blake3:{content * 32}", 2048,
         )  # fmt: skip
         return Arrival(stored, assoc)
 

@@ -46,6 +46,7 @@ from storage.recording import record_instances
 from storage.results import ResultRecord, results_awaiting_composition, withhold_result
 from storage.retention import purge_finished_studies
 from storage.spool import Spool
+from tests.earlier_version import set_back
 from tests.results_judges import judge_together
 from tests.results_material import POSITIVE, make_film_header, make_request, write_film
 from tests.tiny_models import write_package
@@ -371,6 +372,23 @@ def test_a_file_that_was_changed_is_no_replay(site: Site) -> None:
 
     with pytest.raises(CannotReplay, match="was changed since it was received"):
         site.replay(result)
+
+
+def test_a_result_of_an_earlier_version_is_replayed_from_the_contents_of_then(site: Site) -> None:
+    site.receive()
+    result = site.analyse()
+    site.database.close()
+    set_back(site.database.path, site.spool)
+    migrate(site.database.path)
+    site.database = open_database(site.database.path)
+    (path,) = site.spool.stored_instances()
+    data = path.read_bytes()
+
+    assert site.replay(result).is_same
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CannotReplay, match="was changed since it was received"):
+        site.replay(result)
+    site.database.close()
 
 
 def test_a_refusal_has_nothing_to_compare(site: Site) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
-from storage_hospital import STUDY, Hospital
+from storage_hospital import STUDY, Hospital, watch_writes
 
 from daemon import indexing
 from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened, Refused
@@ -43,8 +42,7 @@ def count_of(database: Database) -> int:
 
 def test_what_comes_close_together_is_written_together(hospital: Hospital) -> None:
     arrivals = [Arrival(hospital.store(number), "a") for number in range(20)]
-    commits: list[object] = []
-    event.listen(hospital.database._engine, "commit", commits.append)
+    writes = watch_writes(hospital.database)
     index = IndexWriter(hospital.database, "receiver-1")
 
     index.put(Opened("a", "CT1", "MEDIMGD", "10.0.0.1"))
@@ -53,7 +51,7 @@ def test_what_comes_close_together_is_written_together(hospital: Hospital) -> No
     index.put(Closed("a"))
     index.close()
 
-    assert len(commits) == 1
+    assert len(writes) == 1
     assert count_of(hospital.database) == 20
 
 

@@ -17,6 +17,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from earlier_version import set_back
 from sqlalchemy import create_engine, insert, select, text
 from storage_hospital import CXR, NOON, STUDY
 
@@ -90,13 +91,8 @@ def test_a_result_of_before_is_brought_up_with_the_weights_its_job_names(
     hospital, database_path: Path
 ) -> None:
     hospital.analyse()
-    with hospital.database.write() as connection:
-        connection.execute(text("ALTER TABLE result DROP COLUMN model_identity"))
-        connection.execute(text("ALTER TABLE study DROP COLUMN put_off_since"))
-        connection.execute(text("DROP INDEX ix_job_queue"))
-        connection.execute(text("CREATE INDEX ix_job_state ON job (state)"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0006'"))
     hospital.database.close()
+    set_back(database_path, hospital.spool, "0006")
 
     migrate(database_path)
 

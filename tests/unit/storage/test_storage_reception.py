@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import event
-from storage_hospital import NOON, STUDY, seconds
+from storage_hospital import NOON, STUDY, seconds, watch_writes
 
 from storage.arrivals import Arrival
 from storage.associations import slots_with_open_associations
@@ -25,14 +24,13 @@ RULES = CompletionRules(quiet_seconds=30)
 def test_a_whole_association_is_recorded_in_one_transaction(hospital) -> None:
     arrivals = [Arrival(hospital.store(number), "a") for number in (1, 2, 3)]
     refused = Refused("no room", "CT1", "MEDIMGD", "10.0.0.1", 0xA700, "1.2.3", "1.2.4")
-    commits = []
-    event.listen(hospital.database._engine, "commit", commits.append)
+    writes = watch_writes(hospital.database)
 
     recorded = record_reports(
         hospital.database, [FIRST, *arrivals, refused, Closed("a")], "receiver-1", NOON
     )
 
-    assert (recorded.new, len(commits)) == (3, 1)
+    assert (recorded.new, len(writes)) == (3, 1)
     dossier = read_dossier(hospital.database, STUDY)
     assert dossier.study.instance_count == 3
     (association,) = dossier.associations

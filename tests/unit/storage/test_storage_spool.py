@@ -19,10 +19,11 @@ import storage.incoming
 import storage.spool
 from dicom_io.errors import InvalidUID, UnreadableInstance
 from storage.arrivals import StoreOutcome
+from storage.contents import content_digest, short_form
 from storage.durable import move_without_replacing, start_writing
 from storage.errors import SpoolFailure, SpoolFull
 from storage.removal import remove_set_aside, set_aside
-from storage.spool import Spool, content_digest
+from storage.spool import Spool
 
 SOP = f"{STUDY}.1.1"
 
@@ -57,7 +58,7 @@ def test_the_same_instance_again_changes_nothing_even_from_another_sender(spool:
     again = spool.store(make_prefix(SOP, ae="OTHER_AND_LONGER"), make_data_set(SOP))
 
     assert again.outcome is StoreOutcome.IDENTICAL
-    assert (again.path, again.sha256) == (first.path, first.sha256)
+    assert (again.path, again.content_digest) == (first.path, first.content_digest)
     assert first.path.stat().st_ino == before.st_ino
     assert _files(spool) == [first.relative_path]
 
@@ -70,7 +71,7 @@ def test_other_content_of_the_same_size_is_kept_beside_and_only_once(spool: Spoo
     spool.store(make_prefix(SOP), make_data_set(SOP, pixels=b"\4\3\2\1"))
 
     assert other.outcome is StoreOutcome.CONFLICT
-    assert other.path.name == f"{SOP}.conflict-{other.sha256[:12]}.dcm"
+    assert other.path.name == f"{SOP}.conflict-{short_form(other.content_digest)}.dcm"
     assert first.path.read_bytes() == original
     assert other.path.read_bytes().endswith(b"\4\3\2\1")
     assert len(_files(spool)) == 2
@@ -83,7 +84,7 @@ def test_the_same_bytes_in_another_transfer_syntax_are_other_content(spool: Spoo
     other = spool.store(make_prefix(SOP, "1.2.840.10008.1.2.4.70"), data_set)
 
     assert other.outcome is StoreOutcome.CONFLICT
-    assert other.sha256 != first.sha256
+    assert other.content_digest != first.content_digest
 
 
 def test_what_validate_raises_is_passed_on_and_nothing_is_stored(spool: Spool) -> None:
@@ -346,7 +347,7 @@ def test_stored_files_are_found_again_with_what_store_said_of_them(spool: Spool)
     found = [spool.read_stored(path) for path in spool.stored_instances()]
 
     assert found == [first, other]
-    assert content_digest(first.path) == first.sha256
+    assert content_digest(first.path) == first.content_digest
 
 
 def test_a_stored_file_that_lost_its_head_is_unreadable(spool: Spool) -> None:

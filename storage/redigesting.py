@@ -1,0 +1,61 @@
+"""Studies that an earlier version began: their contents are digested as it digested them.
+
+Owns that a study keeps one algorithm for life, so that the same instance stays the same, and the
+same set of instances the same set, removed and sent again included. Files are read here, before
+the transaction that records: within it nobody waits for a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from sqlalchemy import bindparam, select
+
+from dicom_io.errors import UnreadableInstance
+from storage import schema
+from storage.arrivals import Arrival
+from storage.contents import DigestAlgorithm, content_digest
+from storage.database import Database
+
+_MOST_PARAMETERS = 500
+"""Bound values per statement; SQLite's limit is far above, statement caching is not."""
+
+_OTHERWISE = select(schema.study.c.study_instance_uid, schema.study.c.content_algorithm).where(
+    schema.study.c.study_instance_uid.in_(bindparam("uids", expanding=True)),
+    schema.study.c.content_algorithm != DigestAlgorithm.BLAKE3,
+)
+
+
+def redigested(database: Database, arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """Return the arrivals, those of earlier versions' studies with the digests of then.
+
+    What this says stays right until it is recorded: a study is begun with the algorithm of this
+    version, and keeps its own. A file that cannot be read any more keeps the digest it came with.
+    """
+    uids = {each.stored.header.study_instance_uid for each in arrivals}
+    algorithms = _other_algorithms(database, sorted(uids))
+    return [
+        _redigested(each, algorithms[uid])
+        if (uid := each.stored.header.study_instance_uid) in algorithms
+        else each
+        for each in arrivals
+    ]
+
+
+def _other_algorithms(database: Database, uids: Sequence[str]) -> dict[str, DigestAlgorithm]:
+    found: dict[str, DigestAlgorithm] = {}
+    for start in range(0, len(uids), _MOST_PARAMETERS):
+        with database.read() as connection:
+            values = {"uids": uids[start : start + _MOST_PARAMETERS]}
+            for row in connection.execute(_OTHERWISE, values):
+                found[row.study_instance_uid] = DigestAlgorithm(row.content_algorithm)
+    return found
+
+
+def _redigested(arrival: Arrival, algorithm: DigestAlgorithm) -> Arrival:
+    with suppress(OSError, UnreadableInstance):
+        digest = content_digest(arrival.stored.path, algorithm)
+        return replace(arrival, stored=replace(arrival.stored, content_digest=digest))
+    return arrival

@@ -1,0 +1,288 @@
+"""Digests of contents: how they are made and written, and those of earlier versions."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from earlier_version import set_back, set_digest, sha256_of_content
+from storage_hospital import (
+    EXPLICIT_LITTLE,
+    NOON,
+    STUDY,
+    Hospital,
+    make_data_set,
+    make_prefix,
+    seconds,
+)
+
+from storage.arrivals import Arrival, StoreOutcome
+from storage.completion import complete_now
+from storage.contents import (
+    ContentDigest,
+    DigestAlgorithm,
+    algorithm_of,
+    content_digest,
+    holds,
+    short_form,
+)
+from storage.database import migrate, open_database
+from storage.dossier import read_dossier
+from storage.reception import record_reports
+from storage.recording import Recorded, record_instances
+from storage.reindexing import reindex
+from storage.results import results_awaiting_composition, withhold_result
+from storage.retention import purge_finished_studies
+from storage.spool import Spool
+from storage.studies import ConflictRecord, InstanceRecord, get_study
+
+SOP = f"{STUDY}.1.1"
+SEVENS = b"\7\7\7\7"
+NINES = b"\x09\x09\x09\x09"
+MUCH_LATER = NOON + seconds(40 * 86400)
+
+
+def test_a_digest_names_its_algorithm_and_covers_transfer_syntax_and_data_set() -> None:
+    whole = EXPLICIT_LITTLE.encode() + b"\0" + b"data set"
+    digest, earlier = (ContentDigest(EXPLICIT_LITTLE, each) for each in ("blake3", "sha256"))
+
+    for fragment in (b"data", b" ", b"set"):
+        digest.update(memoryview(fragment))
+        earlier.update(memoryview(fragment))
+
+    assert digest.text() == f"blake3:{blake3(whole).hexdigest()}"
+    assert earlier.text() == hashlib.sha256(whole).hexdigest()
+    assert algorithm_of(digest.text()) is DigestAlgorithm.BLAKE3
+    assert algorithm_of(earlier.text()) is DigestAlgorithm.SHA256
+    assert short_form(digest.text()) == blake3(whole).hexdigest()[:12]
+    assert short_form(earlier.text()) == earlier.text()[:12]
+
+
+def test_a_digest_keeps_nothing_of_a_buffer_that_is_used_again() -> None:
+    # Above the size from which the hash lets other threads run meanwhile.
+    buffer = bytearray(b"a" * 100_000)
+    digest, whole = ContentDigest(EXPLICIT_LITTLE), blake3(EXPLICIT_LITTLE.encode() + b"\0")
+    for letter in (b"b", b"c"):
+        whole.update(bytes(buffer))
+        with memoryview(buffer) as view:
+            digest.update(view[:60_000])
+            digest.update(view[60_000:])
+        buffer[:] = letter * 150_000
+
+    assert digest.text() == f"blake3:{whole.hexdigest()}"
+
+
+def test_a_file_is_compared_by_the_algorithm_that_the_record_names(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", min_free_bytes=0)
+    stored = spool.store(make_prefix(SOP), make_data_set(SOP))
+    earlier = sha256_of_content(EXPLICIT_LITTLE, make_data_set(SOP))
+
+    assert content_digest(stored.path) == stored.content_digest
+    assert content_digest(stored.path, DigestAlgorithm.SHA256) == earlier
+    assert holds(stored.path, stored.content_digest)
+    assert holds(stored.path, earlier)
+    for other in (f"blake3:{earlier}", "0" * 64, stored.content_digest[7:], "blake9:00", ""):
+        assert not holds(stored.path, other)
+    stored.path.write_bytes(b"")
+    assert not holds(stored.path, stored.content_digest)
+
+
+@pytest.fixture
+def updated(hospital: Hospital, database_path: Path) -> Callable[[], None]:
+    """Make what the hospital holds an earlier version's, and start this one."""
+
+    def update() -> None:
+        hospital.database.close()
+        set_back(database_path, hospital.spool)
+        migrate(database_path)
+        hospital.database = open_database(database_path)
+
+    return update
+
+
+def _instances(hospital: Hospital) -> list[InstanceRecord]:
+    series = read_dossier(hospital.database, STUDY).series
+    return [each for one in series for each in one.instances]
+
+
+def _conflicts(hospital: Hospital) -> tuple[ConflictRecord, ...]:
+    return read_dossier(hospital.database, STUDY).conflicts
+
+
+def _files(hospital: Hospital) -> list[Path]:
+    return list(hospital.spool.stored_instances())
+
+
+def test_digests_of_before_are_kept_as_they_are(hospital, database_path, updated) -> None:
+    hospital.arrive(1, 2)
+    hospital.arrive(1, pixels=SEVENS)
+
+    updated()
+
+    assert [each.content_digest for each in _instances(hospital)] == [
+        sha256_of_content(EXPLICIT_LITTLE, make_data_set(f"{STUDY}.1.{number}"))
+        for number in (1, 2)
+    ]
+    (conflict,) = _conflicts(hospital)
+    digest = sha256_of_content(EXPLICIT_LITTLE, make_data_set(SOP, pixels=SEVENS))
+    assert conflict.content_digest == digest
+    assert conflict.path.endswith(f"{SOP}.conflict-{digest[:12]}.dcm")
+    with closing(sqlite3.connect(database_path)) as connection:
+        same = "study_instance_uid, sop_instance_uid, content_digest, path, size, received_at"
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            connection.execute(
+                f"INSERT INTO instance_conflict ({same}) SELECT {same} FROM instance_conflict"
+            )
+
+
+@pytest.mark.parametrize("by_reception", [True, False])
+def test_an_instance_that_an_earlier_version_recorded_is_known_when_it_comes_again(
+    hospital, updated, by_reception: bool
+) -> None:
+    hospital.arrive(1, 2)
+    updated()
+    before, rows = get_study(hospital.database, STUDY), _instances(hospital)
+
+    arrivals = [Arrival(hospital.store(number), "again") for number in (1, 2)]
+    if by_reception:
+        recorded = record_reports(hospital.database, arrivals, "receiver-1", NOON + seconds(5))
+    else:
+        recorded = record_instances(hospital.database, arrivals, NOON + seconds(5))
+
+    assert [each.stored.outcome for each in arrivals] == [StoreOutcome.IDENTICAL] * 2
+    assert recorded == Recorded(new=0, identical=2, conflicts=0, reopened=())
+    assert (get_study(hospital.database, STUDY), _instances(hospital)) == (before, rows)
+    complete_now(hospital.database, STUDY, NOON)
+    assert get_study(hospital.database, STUDY).instance_set_digest == set_digest(
+        [(each.sop_instance_uid, each.content_digest) for each in rows]
+    )
+
+
+def test_other_content_under_a_uid_of_an_earlier_version_is_a_conflict_once(
+    hospital, updated
+) -> None:
+    hospital.arrive(1)
+    updated()
+    before = get_study(hospital.database, STUDY)
+
+    for _ in range(2):
+        hospital.arrive(1, pixels=SEVENS)
+
+    assert get_study(hospital.database, STUDY) == replace(before, conflict_count=1)
+    (conflict,) = _conflicts(hospital)
+    assert hospital.spool.absolute(conflict.path).read_bytes().endswith(SEVENS)
+    assert len(_files(hospital)) == 2
+
+
+def test_a_conflict_that_an_earlier_version_kept_is_not_kept_twice(hospital, updated) -> None:
+    hospital.arrive(1)
+    hospital.arrive(1, pixels=SEVENS)
+    updated()
+    before, files = get_study(hospital.database, STUDY), _files(hospital)
+
+    again = hospital.store(1, pixels=SEVENS)
+    recorded = record_instances(hospital.database, [Arrival(again)], NOON)
+
+    assert (again.outcome, again.path) == (StoreOutcome.CONFLICT, files[1])
+    assert (recorded.conflicts, _files(hospital)) == (0, files)
+    assert get_study(hospital.database, STUDY) == before
+    assert list((hospital.spool.folder / "incoming").iterdir()) == []
+    assert hospital.arrive(1, pixels=NINES).conflicts == 1
+    assert len(_files(hospital)) == 3
+
+
+def test_a_damaged_conflict_of_an_earlier_version_does_not_stand_for_what_comes_again(
+    hospital, updated
+) -> None:
+    hospital.arrive(1)
+    hospital.arrive(1, pixels=SEVENS)
+    updated()
+    damaged = _files(hospital)[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+
+    again = hospital.store(1, pixels=SEVENS)
+
+    assert again.outcome is StoreOutcome.CONFLICT
+    assert again.path != damaged
+    assert again.path.read_bytes().endswith(SEVENS)
+
+
+def test_one_uid_in_two_series_stays_one_conflict(hospital, updated) -> None:
+    hospital.arrive(1)
+    hospital.arrive(1, series=f"{STUDY}.2")
+    updated()
+    before = get_study(hospital.database, STUDY)
+    assert before.conflict_count == 1
+
+    recorded = hospital.arrive(1, series=f"{STUDY}.2")
+
+    assert (recorded.conflicts, get_study(hospital.database, STUDY)) == (0, before)
+
+
+def test_a_spool_of_an_earlier_version_read_again_contradicts_no_row(hospital, updated) -> None:
+    hospital.arrive(1, 2)
+    hospital.arrive(1, pixels=SEVENS)
+    unrecorded = [hospital.store(3), hospital.store(2, pixels=SEVENS)]
+    updated()
+
+    found = reindex(hospital.database, hospital.spool, NOON)
+    again = [Arrival(hospital.spool.read_stored(path)) for path in _files(hospital)]
+    recorded = record_instances(hospital.database, again, NOON)
+
+    assert (found.files, found.recorded) == (5, len(unrecorded))
+    assert recorded == Recorded(new=0, identical=5, conflicts=0, reopened=())
+    assert get_study(hospital.database, STUDY).conflict_count == 2
+
+
+def test_a_late_instance_of_a_study_of_an_earlier_version_is_digested_as_the_others(
+    hospital, updated
+) -> None:
+    hospital.arrive(1)
+    updated()
+
+    hospital.arrive(2)
+    for number in (1, 2):
+        hospital.arrive(number, study="1.2.3")
+
+    assert [algorithm_of(each.content_digest) for each in _instances(hospital)] == ["sha256"] * 2
+    (series,) = read_dossier(hospital.database, "1.2.3").series
+    assert [algorithm_of(each.content_digest) for each in series.instances] == ["blake3"] * 2
+
+
+def test_a_study_of_an_earlier_version_removed_and_sent_again_is_not_analysed_twice(
+    hospital, updated
+) -> None:
+    job = hospital.analyse()
+    (result,) = results_awaiting_composition(hospital.database)
+    withhold_result(hospital.database, result.id, "kept here", NOON)
+    updated()
+    assert purge_finished_studies(hospital.database, hospital.spool, MUCH_LATER, older_than_days=30)
+
+    hospital.arrive(1, now=MUCH_LATER)
+    complete_now(hospital.database, STUDY, MUCH_LATER)
+    prepared = hospital.prepare(MUCH_LATER)
+
+    assert prepared.job_ids == (job,)
+    assert len(read_dossier(hospital.database, STUDY).jobs) == 1
+
+
+def test_an_instance_whose_file_is_gone_is_left_out_of_a_study_of_an_earlier_version(
+    hospital, updated
+) -> None:
+    hospital.analyse()
+    (result,) = results_awaiting_composition(hospital.database)
+    withhold_result(hospital.database, result.id, "kept here", NOON)
+    updated()
+    again = hospital.store(1)
+    purge_finished_studies(hospital.database, hospital.spool, MUCH_LATER, older_than_days=30)
+
+    recorded = record_instances(hospital.database, [Arrival(again)], MUCH_LATER)
+
+    assert (recorded.new, recorded.identical, recorded.conflicts) == (0, 1, 0)
+    assert _instances(hospital) == []
