@@ -116,11 +116,10 @@ def judge(row: npt.ArrayLike, labels: Sequence[Label]) -> tuple[Finding, ...]:
     values = np.asarray(row, dtype=np.float64)
     if values.shape != (len(labels),):
         raise UnusableOutput(f"probabilities: must be {len(labels)}, received {values.shape}")
-    if not (np.isfinite(values).all() and (values >= 0).all() and (values <= 1).all()):
+    numbers: list[float] = values.tolist()
+    if not all(0.0 <= each <= 1.0 for each in numbers):  # which NaN is not either
         raise UnusableOutput("probabilities: must be finite and lie in 0..1")
-    return tuple(
-        _judge_one(float(value), label) for value, label in zip(values, labels, strict=True)
-    )
+    return tuple(_judge_one(number, label) for number, label in zip(numbers, labels, strict=True))
 
 
 def _judge_one(probability: float, label: Label) -> Finding:
