@@ -146,8 +146,7 @@ class ReadAhead:
 
     def _let_it_fill(self) -> None:
         """Wait a little for a batch that is not full, if more can be expected."""
-        in_stream = time.monotonic() - self._last_taken < STREAM_SECONDS
-        if not in_stream or self._section.fill_seconds <= 0:
+        if not self._is_in_stream() or self._section.fill_seconds <= 0:
             return
         self._changed.wait_for(
             lambda: self._stopping or not self._ready or not self._can_grow(self._ready[0]),
@@ -186,12 +185,20 @@ class ReadAhead:
             if self._stopping:
                 return False
         started = time.monotonic()
-        at_once = max(self._section.maximum_batch, CLAIMED_AT_ONCE)
-        jobs, is_urgent = self._claim(at_once, None)
+        jobs, is_urgent = self._claim(self._at_once(), None)
         self._figures.read_seconds += time.monotonic() - started
         if jobs:
             self._put(jobs, is_urgent=is_urgent)
         return bool(jobs)
+
+    def _at_once(self) -> int:
+        """Return how many to claim: after a rest no more than the device can begin with."""
+        size = self._section.maximum_batch
+        is_first = self._is_hungry and not self._ready and not self._is_in_stream()
+        return size if is_first else max(size, CLAIMED_AT_ONCE)
+
+    def _is_in_stream(self) -> bool:
+        return time.monotonic() - self._last_taken < STREAM_SECONDS
 
     def _pause(self, seconds: float) -> None:
         """Wait, but not once the device has nothing to do or a stop was asked for."""
@@ -202,7 +209,7 @@ class ReadAhead:
             )
 
     def _pause_seconds(self) -> float:
-        if time.monotonic() - self._last_taken < STREAM_SECONDS and self._section.fill_seconds:
+        if self._is_in_stream() and self._section.fill_seconds:
             return min(IDLE_SECONDS, self._section.fill_seconds / _LOOKS_WHILE_FILLING)
         return IDLE_SECONDS
 

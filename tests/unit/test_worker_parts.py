@@ -41,10 +41,11 @@ from model.catalogue import read_catalogue
 from model.errors import DeviceOutOfMemory, RuntimeFault, UnusableOutput
 from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
+from storage.claims import claim_batch
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
 from storage.errors import DatabaseBusy, LeaseLost
-from storage.jobs import ClaimedJob, WaitingModel
+from storage.jobs import ClaimedJob, WaitingModel, waiting_models
 from storage.processes import register_process
 from storage.spool import Spool
 from storage.states import JobState
@@ -579,6 +580,40 @@ def test_what_waits_is_looked_at_again_once_a_claim_finds_less_than_it_asked_for
     clinic.receive()
     assert len(ahead.take()) == 1
     assert len(looks) == 3
+
+
+def test_device_at_rest_does_not_wait_for_more_than_its_first_batch(clinic, monkeypatch) -> None:
+    claim, look, limits, are_here = claim_batch, waiting_models, [], threading.Event()
+
+    def noted(*arguments: object) -> object:
+        limits.append(arguments[4])
+        return claim(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(read_ahead, "claim_batch", noted)
+    monkeypatch.setattr(
+        read_ahead, "waiting_models", lambda *given: look(*given) if are_here.is_set() else ()
+    )
+    monkeypatch.setattr(read_ahead, "STREAM_SECONDS", 0.1)
+    worker = clinic.worker()
+    clinic.receive()
+    are_here.set()
+    assert worker.work()
+    are_here.clear()
+    limits.clear()
+
+    # Given a device that has rested for a while when eleven analyses come at once,
+    studies = [clinic.receive() for _ in range(11)]
+    worker.start()
+    arrival = threading.Timer(0.3, are_here.set)
+    arrival.start()
+    while worker.work(2):
+        pass
+
+    assert worker.recorder.drain(5)
+    assert clinic.states(studies) == [JobState.DONE] * 11
+    assert limits[:2] == [4, 32]
+    arrival.join()
+    worker.stop()
 
 
 def test_claiming_survives_a_database_that_is_away_for_a_while(clinic, monkeypatch) -> None:
