@@ -1,6 +1,7 @@
 """Images per second of the whole worker, queue included, beside the runtimes' own loops.
 
-The same weights and tensors; plain ``model.predict``, the runtime's own loop and the worker
+The smallest network that is shipped, for which the queue costs most, and one of ordinary size. The
+same weights and tensors; plain ``model.predict``, the runtime's own loop and the worker
 take turns, so that a busy moment of the machine hits them alike.
 """
 
@@ -40,8 +41,10 @@ from storage.states import JobState, StudyState
 from tests.benchmarks.figures import Table, median
 from tests.benchmarks.material import Workshop
 from tests.storage_hospital import NOON, STUDY, Hospital
+from tests.tiny_models import write_package
 
-MODEL = "cxr-pneumonia"
+SMALL, ORDINARY = "cxr-pneumonia", "DenseNet-121"
+ORDINARY_SHAPE = (224, 224, 3)
 BATCHES = (1, 8, 32)
 PLAIN_IMAGES = 32
 """Of the plain loop, which is slow."""
@@ -59,11 +62,14 @@ class Contender:
 
 
 def measure(workshop: Workshop) -> Iterator[Table]:
-    """Yield images per second; rows are runtimes, columns ways and batch sizes."""
-    source = _without_explanation(workshop)
-    images = workshop.rounds(256, 64)
+    """Yield a table for each network; rows are runtimes, columns ways and batch sizes."""
+    yield _measure(workshop, SMALL, _small(workshop), workshop.rounds(256, 64))
+    yield _measure(workshop, ORDINARY, _ordinary(workshop), workshop.rounds(96, 32))
+
+
+def _measure(workshop: Workshop, network: str, source: Path, images: int) -> Table:
     keras, *others = _contenders(source, workshop, images)
-    network = keras.predictor.network  # type: ignore[attr-defined]
+    plain = keras.predictor.network  # type: ignore[attr-defined]
     inputs = _inputs(keras.package, images)
     speeds: dict[tuple[str, str, int], list[float]] = {}
 
@@ -71,10 +77,10 @@ def measure(workshop: Workshop) -> Iterator[Table]:
         speeds.setdefault((name, way, size), []).append(count / seconds)
 
     before = sys.getswitchinterval()
-    for _ in range(workshop.rounds(3, 1)):
+    for _ in range(workshop.rounds(5, 1)):
         for size in BATCHES:
             seconds = _loop(
-                lambda batch: network.predict(batch, verbose=0), inputs[:PLAIN_IMAGES], size
+                lambda batch: plain.predict(batch, verbose=0), inputs[:PLAIN_IMAGES], size
             )
             note("plain", "plain", size, PLAIN_IMAGES, seconds)
             for each in (keras, *others):
@@ -82,7 +88,7 @@ def measure(workshop: Workshop) -> Iterator[Table]:
                 sys.setswitchinterval(SWITCH_SECONDS)
                 note(each.name, "worker", size, images, _serve(workshop, each, size))
                 sys.setswitchinterval(before)
-    yield _table((keras, *others), speeds, images)
+    return _table(network, (keras, *others), speeds, images)
 
 
 def _contenders(source: Path, workshop: Workshop, images: int) -> Iterator[Contender]:
@@ -115,9 +121,26 @@ def _shape(package: ModelPackage) -> tuple[int, ...]:
     return tuple(int(edge) for edge in package.recipe.shape if edge)
 
 
-def _without_explanation(workshop: Workshop) -> Path:
+def _ordinary(workshop: Workshop) -> Path:
+    """Return a package of an untrained DenseNet-121 with one logit."""
+    import keras  # noqa: PLC0415 - takes seconds
+
+    weights = workshop.room("untrained") / "weights.keras"
+    keras.applications.DenseNet121(
+        weights=None, input_shape=ORDINARY_SHAPE, classes=1, classifier_activation=None
+    ).save(weights)
+    rows, columns, channels = ORDINARY_SHAPE
+    folder = workshop.room("source") / "densenet-1.0.0"
+    write_package(
+        folder, name="densenet", rows=rows, columns=columns, channels=channels,
+        weights=weights.read_bytes(), changes={"explanation": {"method": "none"}},
+    )  # fmt: skip
+    return folder
+
+
+def _small(workshop: Workshop) -> Path:
     """Return a copy of the shipped package that explains nothing: the loop explains nothing too."""
-    source = sorted(BUNDLED_FOLDER.glob(f"{MODEL}-*"))[-1]
+    source = sorted(BUNDLED_FOLDER.glob(f"{SMALL}-*"))[-1]
     copy = workshop.room("source") / source.name
     shutil.copytree(source, copy)
     with (copy / MANIFEST_NAME).open("a") as manifest:
@@ -235,11 +258,15 @@ class _AlreadyLoaded:
 
 
 def _table(
-    contenders: tuple[Contender, ...], speeds: dict[tuple[str, str, int], list[float]], images: int
+    network: str,
+    contenders: tuple[Contender, ...],
+    speeds: dict[tuple[str, str, int], list[float]],
+    images: int,
 ) -> Table:
     columns = [f"{way}, {size}" for size in BATCHES for way in ("predict", "loop", "worker")]
     shares = [f"worker/loop, {size}" for size in BATCHES]
-    table = Table("Images per second, median of rounds", ["runtime", *columns, *shares])
+    title = f"{network}: images per second, median of rounds"
+    table = Table(title, ["runtime", *columns, *shares])
     for each in contenders:
         row: list[float] = []
         for size in BATCHES:
