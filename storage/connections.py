@@ -7,6 +7,7 @@ Knows no table.
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,11 +16,14 @@ from storage.errors import DatabaseMissing, translated_database_error
 BUSY_TIMEOUT_SECONDS = 15.0
 """How long a writer waits for another process's short transaction before ``DatabaseBusy``."""
 
+_BUSY_PAUSE_SECONDS = 0.005
+_PRIMARY_CODE = 0xFF
+"""Of an extended result code of SQLite, the part that says the kind."""
+
 _WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 """What a checkpoint leaves of the write-ahead log after a burst of tensors."""
 
 _WRITER_SETTINGS = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
     # Some distributions overwrite freed pages by default, which writes every finished tensor a
@@ -54,12 +58,32 @@ def connect_writer(path: Path, *, create: bool = False) -> sqlite3.Connection:
     """
     connection = _open(path, "mode=rwc" if create else "mode=rw")
     try:
+        _keep_write_ahead_log(connection)
         for setting in _WRITER_SETTINGS:
             connection.execute(setting)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _keep_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, which the file remembers.
+
+    SQLite waits for everything but the lock that this takes: of several processes that make the
+    database at once all but one would be told that it is locked.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            is_locked = error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+            if not is_locked or time.monotonic() >= until:
+                raise
+            time.sleep(_BUSY_PAUSE_SECONDS)
+        else:
+            return
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,6 +137,25 @@ def test_migrations_may_be_run_by_several_processes_at_once(database_path: Path)
 
     assert codes == [0, 0]
     open_database(database_path).close()
+
+
+def test_who_opens_a_database_while_another_process_makes_it_waits(tmp_path: Path) -> None:
+    path, opened = tmp_path / "medimgd.db", threading.Event()
+
+    def open_it() -> None:
+        connections.connect_writer(path, create=True).close()
+        opened.set()
+
+    # Given a process that has begun to write and has not switched to the write-ahead log yet,
+    with closing(sqlite3.connect(path, isolation_level=None)) as maker:
+        maker.execute("BEGIN IMMEDIATE")
+        second = threading.Thread(target=open_it)
+        second.start()
+        assert not opened.wait(0.3)
+        maker.execute("COMMIT")
+
+    assert opened.wait(10)
+    second.join()
 
 
 @pytest.mark.parametrize(
