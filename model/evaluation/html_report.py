@@ -113,6 +113,9 @@ def _notices(evaluation: Evaluation, known: ReportFacts) -> Markup:
         f"The data did not pass these checks, which were allowed: {', '.join(allowed)}."
         if allowed
         else "",
+        f"The data were checked against lower limits than usual: {known.gate.limits.in_words()}."
+        if known.gate.limits.are_lowered
+        else "",
         f"{evaluation.gaps_beyond_limit} gaps between subgroups are larger than "
         f"{evaluation.question.gap_limit:g}."
         if evaluation.gaps_beyond_limit
@@ -217,6 +220,7 @@ def _data(evaluation: Evaluation, known: ReportFacts) -> Markup:
                 ("classes with a label", ", ".join(meant)),
                 ("classes taken as negative", ", ".join(classes.negatives) or "none"),
                 ("checks of the data", "all passed" if not found else "passed, with exceptions"),
+                ("limits of the checks", known.gate.limits.in_words()),
                 ("digest of the split", known.data_digest),
             ]
         ),

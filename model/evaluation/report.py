@@ -78,6 +78,7 @@ def report_mapping(
             "counts": known.gate.counts,
             "gate": {
                 "allowed": sorted(known.gate.allowed),
+                "limits": asdict(known.gate.limits),
                 "findings": [finding.as_mapping() for finding in known.gate.findings],
             },
         },

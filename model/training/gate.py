@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar
@@ -69,6 +69,21 @@ class GateLimits:
     smallest_class_share: float = SMALLEST_CLASS_SHARE
     """Of the images of a split that hold any class."""
 
+    @property
+    def are_lowered(self) -> bool:
+        """True when less is asked for than by default, so that less may be found."""
+        return (
+            self.smallest_edge_pixels < SMALLEST_EDGE_PIXELS
+            or self.smallest_class_share < SMALLEST_CLASS_SHARE
+        )
+
+    def in_words(self) -> str:
+        """Return the limits as a person reads them."""
+        return (
+            f"no edge below {self.smallest_edge_pixels} pixels, "
+            f"no class below {100 * self.smallest_class_share:g} %"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GateFinding:
@@ -103,6 +118,8 @@ class GateReport:
     counts: dict[str, dict[str, int]]
     """Images by split and class; ``images`` is the number of all of the split."""
     inspected: tuple[InspectedImage, ...]
+    limits: GateLimits
+    """What the checks compared with."""
 
     @property
     def failing(self) -> tuple[GateFinding, ...]:
@@ -157,6 +174,7 @@ class GateReport:
         return {
             "passed": self.passed,
             "allowed": sorted(self.allowed),
+            "limits": asdict(self.limits),
             "counts": self.counts,
             "without_patient": self.without_patient,
             "findings": [finding.as_mapping() for finding in self.findings],
@@ -225,7 +243,7 @@ def check_data(
             for name in dataset.strays
         ),
     ]
-    return GateReport(tuple(findings), frozenset(allowed), _counts(dataset), inspected)
+    return GateReport(tuple(findings), frozenset(allowed), _counts(dataset), inspected, used)
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:

@@ -123,10 +123,14 @@ def test_limits_of_the_data_are_those_it_was_trained_with(package, tmp_path):
     assert "tiny" in refused.stderr
     assert "balance" in refused.stderr
 
-    # and with limits of their own they pass, with nothing allowed.
-    limits = ("--smallest-edge", "48", "--smallest-class", "0.02")
+    # and with limits of their own they pass, with nothing allowed, and the report says so.
+    limits = ("--smallest-edge", "48", "--smallest-class", "0.02", "--out", tmp_path / "out")
     done = medimgd(*asked, *limits, check=ExitCode.OK)
-    assert json.loads(done.stdout)["data"]["gate"]["allowed"] == []
+    gate = json.loads(done.stdout)["data"]["gate"]
+    assert gate["allowed"] == []
+    assert gate["limits"] == {"smallest_edge_pixels": 48, "smallest_class_share": 0.02}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "lower limits than usual: no edge below 48 pixels, no class below 2 %." in page
 
 
 @pytest.mark.parametrize(
