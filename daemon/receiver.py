@@ -26,6 +26,7 @@ from dicom_io.receiving.commitment import CommitmentSCP
 from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.instances import (
     STORED,
+    AssociationEndValues,
     AssociationObserver,
     IncomingInstance,
     StoreAnswer,
@@ -207,12 +208,12 @@ class IndexedAssociations(AssociationObserver):
         )  # fmt: skip
         self._index.put(Opened(association_id, calling_ae_title, called_ae_title, address))
 
-    def on_closed(self, association_id: str) -> None:
+    def on_closed(self, association_id: str, end: AssociationEndValues) -> None:
         """Record the end."""
         _logger.info(
-            "association ended",
-            extra={ACTION: "association_closed", ASSOCIATION: association_id},
-        )
+            "association ended: %s", end,
+            extra={ACTION: "association_closed", ASSOCIATION: association_id, REASON: str(end)},
+        )  # fmt: skip
         self._index.put(Closed(association_id))
 
     def on_refused(

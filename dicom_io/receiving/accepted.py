@@ -19,6 +19,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from dicom_io.network import close
 from dicom_io.receiving.commands import StoreCommand
 from dicom_io.receiving.data_plane import DataPlane, ProtocolFault
+from dicom_io.receiving.instances import AssociationEndValues
 from dicom_io.receiving.negotiation import AcceptingStateMachine, Negotiation
 from dicom_io.receiving.peer_stream import PeerGone, PeerSilent, PeerStream, ReadingEnded
 from dicom_io.receiving.storing import StoreInProgress
@@ -50,6 +51,10 @@ class AcceptedAssociation(Association):
     """It holds one of the places for open associations."""
     is_announced: bool
     """The observer was told that this association is open."""
+    is_aborted_here: bool
+    """By us; the log says why."""
+    is_lost: bool
+    """The connection ended first."""
     on_ended: Callable[[AcceptedAssociation], None]
     on_turned_away: Callable[[AcceptedAssociation, str], None]
     """Told why a connection ends before anybody could judge its request."""
@@ -79,6 +84,7 @@ class AcceptedAssociation(Association):
         accepted.calling_ae_title = accepted.called_ae_title = ""
         accepted.address = address
         accepted.is_requested = accepted.is_admitted = accepted.is_announced = False
+        accepted.is_aborted_here = accepted.is_lost = False
         accepted.begin_store = begin_store
         accepted.stream = None
         accepted.silence_seconds = silence_seconds
@@ -111,6 +117,17 @@ class AcceptedAssociation(Association):
             if self.provider.is_threadless:
                 self.provider.close_bell()
             self.on_ended(self)
+
+    @property
+    def end(self) -> AssociationEndValues:
+        """How the association ended, once it has."""
+        if self.is_released:
+            return AssociationEndValues.RELEASED
+        if self.is_aborted_here or self._sent_abort:
+            return AssociationEndValues.ABORTED
+        if self.is_aborted and not self.is_lost:
+            return AssociationEndValues.ABORTED_BY_PEER
+        return AssociationEndValues.LOST
 
     def allow_silence(self, seconds: float | None) -> None:
         """Let the peer pause this long in the middle of a PDU from now on."""
@@ -212,6 +229,7 @@ class AcceptedAssociation(Association):
             self._tell_abort(f"it broke the upper layer protocol: {fault}")
             self.dul.event_queue.put(INVALID_PDU)
         except PeerGone:
+            self.is_lost = True
             self.dul.event_queue.put(CONNECTION_CLOSED)
         except ReadingEnded:
             pass  # Whoever wants that ends the association.
@@ -234,6 +252,7 @@ class AcceptedAssociation(Association):
             )
 
     def _tell_abort(self, reason: str) -> None:
+        self.is_aborted_here = True
         LOGGER.warning(
             "the association of %r (%s) is aborted: %s",
             self.calling_ae_title,

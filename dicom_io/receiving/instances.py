@@ -7,6 +7,7 @@ ports between them. Knows neither pynetdicom nor any way of storing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from dicom_io.statuses import StoreStatusValues
@@ -87,6 +88,18 @@ class TurnedAway:
         """There is nothing to leave behind."""
 
 
+class AssociationEndValues(StrEnum):
+    """How an association ended (PS3.8 7.2 to 7.4)."""
+
+    RELEASED = "released"
+    """As the peer asked: it has nothing left to send."""
+    ABORTED_BY_PEER = "aborted by the peer"
+    ABORTED = "aborted"
+    """By us, for a reason the log names beside it."""
+    LOST = "the connection was lost"
+    """The peer or the network went away; what was under way was not stored."""
+
+
 class AssociationObserver:
     """Told of associations as they come and go; override what is of interest.
 
@@ -101,8 +114,8 @@ class AssociationObserver:
     ) -> None:
         """Hear that an association was accepted; nothing has been stored on it yet."""
 
-    def on_closed(self, association_id: str) -> None:
-        """Hear that an association ended; nothing more will be stored on it."""
+    def on_closed(self, association_id: str, end: AssociationEndValues) -> None:
+        """Hear that an association ended, and how; nothing more will be stored on it."""
 
     def on_refused(
         self, calling_ae_title: str, called_ae_title: str, address: str, reason: str

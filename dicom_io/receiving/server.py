@@ -353,7 +353,7 @@ class StorageServer:
     def _on_ended(self, assoc: AcceptedAssociation) -> None:
         self._open.leave(assoc.association_id)
         if assoc.is_announced:
-            self._observer.on_closed(assoc.association_id)
+            self._observer.on_closed(assoc.association_id, assoc.end)
 
     def _begin_store(
         self, assoc: AcceptedAssociation, command: StoreCommand, transfer_syntax_uid: str

@@ -57,7 +57,7 @@ class Recorder(AssociationObserver):
     def on_opened(self, association_id, calling_ae_title, called_ae_title, address) -> None:
         self.opened.append((association_id, calling_ae_title, called_ae_title, address))
 
-    def on_closed(self, association_id) -> None:
+    def on_closed(self, association_id, end) -> None:
         self.closed.append(association_id)
 
     def on_refused(self, calling_ae_title, called_ae_title, address, reason) -> None:

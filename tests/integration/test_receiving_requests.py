@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import pynetdicom.timer
@@ -17,12 +17,13 @@ from pynetdicom.sop_class import Verification
 
 from dicom_io.receiving import negotiation
 from dicom_io.receiving.folder_sink import FolderSink
-from dicom_io.receiving.instances import AssociationObserver
+from dicom_io.receiving.instances import AssociationEndValues, AssociationObserver
 from dicom_io.receiving.limits import MAXIMUM_PDU_BYTES, ReceiverLimits
 from dicom_io.receiving.server import StorageServer
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from tests import upper_layer as ul
 from tests.associate_requests import UNKNOWN_ITEM, request_of, request_with_role, usual_request
+from tests.integration.pdu_client import PduClient
 from tests.waiting import wait_until
 
 SEED = 20261123
@@ -251,3 +252,51 @@ def test_a_peer_that_says_nothing_is_hung_up_on_and_leaves_no_thread(
             assert connection.recv(1) == b""
 
         assert wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+class Ends(AssociationObserver):
+    """Writes down how associations ended."""
+
+    def __init__(self) -> None:
+        self.told: list[AssociationEndValues] = []
+
+    def on_closed(self, association_id, end) -> None:
+        self.told.append(end)
+
+
+WAYS_TO_END = {
+    "release": (PduClient.release, AssociationEndValues.RELEASED),
+    "abort": (PduClient.abort, AssociationEndValues.ABORTED_BY_PEER),
+    "hang up": (PduClient.close, AssociationEndValues.LOST),
+    "break the protocol": (
+        lambda client: client.send(ul.p_data(ul.pdv(1, ul.LAST_DATA, b"no command"))),
+        AssociationEndValues.ABORTED,
+    ),
+    "fall silent": (lambda client: None, AssociationEndValues.ABORTED),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_END)
+def test_observer_hears_how_an_association_ended(tmp_path, way):
+    act, expected = WAYS_TO_END[way]
+    ends = Ends()
+    limits = ReceiverLimits(network_timeout_seconds=1)
+    server = StorageServer(FolderSink(tmp_path), port=0, observer=ends, limits=limits)
+    with server, closing(PduClient(server.port)) as client:
+        client.associate()
+        act(client)
+
+        assert wait_until(lambda: ends.told)
+
+    assert ends.told == [expected]
+
+
+def test_observer_hears_that_a_receiver_that_stops_ended_an_association(tmp_path):
+    ends = Ends()
+    server = StorageServer(FolderSink(tmp_path), port=0, observer=ends)
+    server.start()
+    with closing(PduClient(server.port)) as client:
+        client.associate()
+        server.stop(wait_seconds=0.1)
+
+    assert ends.told == [AssociationEndValues.ABORTED]
