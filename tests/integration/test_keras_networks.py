@@ -78,7 +78,8 @@ def smooth_maximum(positions: np.ndarray, sharpness: float) -> np.ndarray:
 
 
 def unlike(seed: int, plan: NetworkPlan, shape: tuple[int | None, ...], outputs: int) -> Any:
-    """A network whose biases and statistics are not those it was built with."""
+    """A network whose biases and statistics are not those it was built with, by the seed alone."""
+    keras.utils.set_random_seed(seed)
     network = build_network(plan, shape, outputs)
     rng = np.random.default_rng(seed)
     for layer in network.layers:

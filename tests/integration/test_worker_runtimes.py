@@ -104,6 +104,7 @@ def test_studies_wait_while_a_server_is_away_and_no_attempt_is_counted(
 ):
     # Given a package that a server computes, and the site's settings say where,
     monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
+    monkeypatch.setattr(served_models, "PAUSE_FOR_EACH_SECOND", 0.0)
     network = ServedNetwork(
         lambda values: (
             BRIGHT.weight * values.reshape(len(values), -1).mean(1, keepdims=True) + BRIGHT.bias

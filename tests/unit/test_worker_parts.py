@@ -843,6 +843,7 @@ def test_metrics_name_no_shadow(clinic) -> None:
 def test_model_for_which_the_device_has_no_memory_now_is_tried_again(clinic, monkeypatch) -> None:
     # Given a device that is full for a moment while a model is loaded,
     monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
+    monkeypatch.setattr(served_models, "PAUSE_FOR_EACH_SECOND", 0.0)
     moments = [DeviceOutOfMemory("the device is full")] * 2
 
     def load(package: ModelPackage, predictor: ScriptedPredictor) -> float:
@@ -868,6 +869,7 @@ def test_model_for_which_the_device_has_no_memory_now_is_tried_again(clinic, mon
 def test_another_try_takes_no_room_of_models_that_serve(sized: Clinic, monkeypatch) -> None:
     # Given a model that did not fit when it took the place of another,
     monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
+    monkeypatch.setattr(served_models, "PAUSE_FOR_EACH_SECOND", 0.0)
     worker = sized.worker()
     whole, full = model_loading.load_warm, [DeviceOutOfMemory("the device is full")]
 
