@@ -24,7 +24,15 @@ from storage.clock import after
 from storage.database import Database
 from storage.encoding import identity_from_text, tensor_from_columns, uids_from_text
 from storage.endings import dead_letter, held_job
-from storage.jobs import ClaimedJob, JobRecord, job_from_row, move_job, require_job
+from storage.errors import StorageError, TensorDamaged
+from storage.jobs import (
+    ClaimedJob,
+    JobRecord,
+    drop_tensor,
+    job_from_row,
+    move_job,
+    require_job,
+)
 from storage.prepared import among, as_list, as_stored, tensor_as_stored
 from storage.states import JOB_MOVES, Actor, JobState, check_move
 
@@ -86,7 +94,13 @@ def claim_batch(
 ) -> tuple[ClaimedJob, ...]:
     """Claim up to `limit` jobs of one model, by priority and age, with their tensors.
 
-    A job that a worker died over is claimed alone, so that the next death names the killer.
+    A job that a worker died over is claimed alone, so that the next death names the killer. One
+    whose tensor is missing or damaged is dead-lettered for that, and no other job with it.
+
+    Raises
+    ------
+    StorageError
+        Nothing is claimed, or what was is given back.
     """
     wanted = {"name": model_name, "version": model_version, "now": now}
     with database.read() as connection:
@@ -99,10 +113,35 @@ def claim_batch(
         ids = as_list(row["id"] for row in chosen)
         until = after(now, lease_seconds)
         connection.execute(_CLAIM, {"ids": ids, "owner": owner, "now": now, "until": until})
+    try:
+        tensors = _read_tensors(database, ids)
+    except StorageError:
+        # The fault is the database's: a lease that ran out would be counted as the job's.
+        give_back(database, owner, now, [row["id"] for row in chosen])
+        raise
+    claimed, damaged = [], {}
+    for row in chosen:
+        try:
+            claimed.append(_claimed(row, tensors, owner))
+        except TensorDamaged as error:
+            damaged[row["id"]] = str(error)
+    if damaged:
+        _give_up(database, owner, damaged, now)
+    return tuple(claimed)
+
+
+def _read_tensors(database: Database, ids: str) -> dict[int, RowMapping]:
     with database.read() as connection:
-        tensors = connection.execute(_TENSORS, {"ids": ids}).mappings()
-        by_job = {row["job_id"]: row for row in tensors}
-    return tuple(_claimed(row, by_job[row["id"]], owner) for row in chosen)
+        rows = connection.execute(_TENSORS, {"ids": ids}).mappings()
+        return {row["job_id"]: row for row in rows}
+
+
+def _give_up(database: Database, owner: str, damaged: Mapping[int, str], now: datetime) -> None:
+    """Dead-letter claimed jobs without a usable tensor, which goes, so that a retry makes it."""
+    with database.write() as connection:
+        for job in _running(connection, _held_by(owner, damaged)):
+            drop_tensor(connection, job.id)
+            dead_letter(connection, job, damaged[job.id], Actor.WORKER, now)
 
 
 def _batch(waiting: Sequence[RowMapping]) -> Sequence[RowMapping]:
@@ -111,7 +150,12 @@ def _batch(waiting: Sequence[RowMapping]) -> Sequence[RowMapping]:
     return [row for row in waiting if not row["crashes"]]
 
 
-def _claimed(job: RowMapping, tensor: RowMapping, owner: str) -> ClaimedJob:
+def _claimed(job: RowMapping, tensors: Mapping[int, RowMapping], owner: str) -> ClaimedJob:
+    tensor = tensors.get(job["id"])
+    if tensor is None:
+        raise TensorDamaged(
+            "its tensor is not in the database any more: 'medimgd retry STUDY' prepares it anew"
+        )
     return ClaimedJob(
         id=job["id"],
         run=job["run"],
@@ -159,11 +203,8 @@ def give_back(
     jobs : collection of int, optional
         Only these, by id; everything the owner holds when None.
     """
-    mine = schema.job.c.lease_owner == owner
-    if jobs is not None:
-        mine = and_(mine, schema.job.c.id.in_(jobs))
     with database.write() as connection:
-        held = _running(connection, mine)
+        held = _running(connection, _held_by(owner, jobs))
         for job in held:
             _give_back_one(connection, job, Actor.WORKER, now)
     return len(held)
@@ -172,6 +213,11 @@ def give_back(
 def _give_back_one(connection: Connection, job: JobRecord, actor: Actor, now: datetime) -> None:
     attempts = max(0, job.attempts - 1)
     move_job(connection, job, JobState.WAITING, actor, now, attempts=attempts)
+
+
+def _held_by(owner: str, jobs: Collection[int] | None) -> ColumnElement[bool]:
+    mine = _JOB.c.lease_owner == owner
+    return mine if jobs is None else and_(mine, _JOB.c.id.in_(jobs))
 
 
 def _running(connection: Connection, which: ColumnElement[bool]) -> list[JobRecord]:

@@ -25,6 +25,7 @@ from dicom_io.vocabulary import (
     Region,
     RegionOutline,
 )
+from storage.errors import TensorDamaged
 
 _FINDING_FIELDS = tuple(each.name for each in fields(Finding))
 _CODE_FIELDS = tuple(each.name for each in fields(Code))
@@ -143,16 +144,28 @@ def tensor_from_columns(
         The columns as ``storage.prepared.tensor_as_stored`` selects them.
     sop_instance_uids : sequence of str
     preprocessing_digest : str
+
+    Raises
+    ------
+    TensorDamaged
+        The columns do not fit each other.
     """
-    shape, axes, spacing_mm = _layout(row["shape"], row["axes"], row["spacing_mm"])
-    return ImageTensor(
-        values=np.frombuffer(row["data"], dtype=row["dtype"]).reshape(shape),
-        axes=axes,
-        spacing_mm=spacing_mm,
-        sop_instance_uids=tuple(sop_instance_uids),
-        preprocessing_digest=preprocessing_digest,
-        notes=json.loads(row["notes"]),
-    )
+    try:
+        shape, axes, spacing_mm = _layout(row["shape"], row["axes"], row["spacing_mm"])
+        return ImageTensor(
+            values=np.frombuffer(row["data"], dtype=row["dtype"]).reshape(shape),
+            axes=axes,
+            spacing_mm=spacing_mm,
+            sop_instance_uids=tuple(sop_instance_uids),
+            preprocessing_digest=preprocessing_digest,
+            notes=json.loads(row["notes"]),
+        )
+    except (ValueError, TypeError) as error:
+        # Not quoted: what stands there instead of a tensor may be anything.
+        raise TensorDamaged(
+            f"its tensor in the database is damaged ({type(error).__name__} in reading it back); "
+            "check the disk of the data folder, then 'medimgd retry STUDY' prepares it anew"
+        ) from error
 
 
 @lru_cache(maxsize=64)

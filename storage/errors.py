@@ -15,6 +15,7 @@ Owns the translation of SQLite's, SQLAlchemy's and the file system's exceptions;
     ├── IllegalMove             a state machine does not allow this move to this actor
     ├── LeaseLost               somebody else holds this study or job now
     ├── ImagesRemoved           retention removed the images this would need
+    ├── TensorDamaged           a prepared input cannot be read back; prepare it again
     ├── TooManyCommitments      as many reports of storage commitment are owed as allowed
     └── NotFound                no such study, job, result, delivery or commitment
 """
@@ -102,6 +103,12 @@ class LeaseLost(StorageError):
 
 class ImagesRemoved(StorageError):
     """Retention removed the images that this would need; the study has to be sent again."""
+
+    retryable = False
+
+
+class TensorDamaged(StorageError):
+    """A prepared input is missing or cannot be read back; the study has to be prepared again."""
 
     retryable = False
 

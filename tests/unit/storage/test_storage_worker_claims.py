@@ -14,8 +14,10 @@ from storage.completion import complete_now
 from storage.database import migrate, open_database
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_batch
-from storage.errors import LeaseLost
+from storage.errors import DatabaseUnavailable, LeaseLost
 from storage.jobs import get_job, waiting_models
+from storage.results import ResultKind
+from storage.retry import retry_study
 from storage.spool import Spool
 from storage.states import JobState
 
@@ -156,3 +158,48 @@ def test_claim_reads_no_more_of_a_long_queue_than_it_takes(hospital) -> None:
 
     (step,) = [row.detail for row in plan]  # a second one would be a sort of all that waits
     assert "ix_job_queue (state=? AND model_name=? AND model_version=?)" in step
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("UPDATE tensor SET shape = '[2, 2, 4]' WHERE job_id = ?", "is damaged (ValueError"),
+        ("UPDATE tensor SET shape = 'x' WHERE job_id = ?", "is damaged (JSONDecodeError"),
+        ("UPDATE tensor SET dtype = 'no' WHERE job_id = ?", "is damaged (TypeError"),
+        ("DELETE FROM tensor WHERE job_id = ?", "is not in the database any more"),
+    ],
+)
+def test_job_whose_tensor_is_damaged_fails_alone_and_says_so(hospital, damage, words) -> None:
+    first, second, third = (hospital.enqueue(f"{STUDY}.{number}") for number in range(3))
+    with hospital.database.write() as connection:
+        connection.exec_driver_sql(damage, (second,))
+
+    jobs = hospital.claim(9)
+
+    assert [job.id for job in jobs] == [first, third]
+    broken = get_job(hospital.database, second)
+    assert (broken.state, broken.crashes) == (JobState.FAILED, 0)
+    assert words in broken.reason
+    (result,) = read_dossier(hospital.database, f"{STUDY}.1").results
+    assert (result.kind, result.refusal_message) == (ResultKind.FAILURE, broken.reason)
+    assert retry_study(hospital.database, f"{STUDY}.1", NOON).prepared_again
+
+
+def test_claim_whose_tensors_cannot_be_read_now_costs_no_job_an_attempt(
+    hospital, monkeypatch
+) -> None:
+    numbers = [hospital.enqueue(f"{STUDY}.{number}") for number in range(3)]
+
+    def fails(*_: object) -> None:
+        raise DatabaseUnavailable("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "_read_tensors", fails)
+        with pytest.raises(DatabaseUnavailable):
+            hospital.claim(9)
+
+    assert reclaim_expired(hospital.database, NOON + seconds(61)) == ()
+    jobs = hospital.claim(9)
+    assert [(job.id, job.attempts, job.crashes) for job in jobs] == [
+        (number, 1, 0) for number in numbers
+    ]
