@@ -158,7 +158,7 @@ class Courier:
         return bool(groups)
 
     def _deliver_guarded(self, group: DeliveryGroup) -> bool:
-        """Deliver; an unexpected failure counts as no answer and leaves the others alone."""
+        """Deliver; an unexpected failure, which is ours, postpones this result and no other."""
         try:
             return self._deliver(group)
         except Exception as error:  # noqa: BLE001 - a process loop: the other results go on
@@ -168,7 +168,7 @@ class Courier:
                 extra={ACTION: "delivery_failed", DESTINATION: group.destination,
                        RESULT: group.result_id, REASON: type(error).__name__},
             )  # fmt: skip
-            self._record(group, _all(group, what))
+            self._record(group, _all(group, what, is_unsent=True))
             return True
 
     def _deliver(self, group: DeliveryGroup) -> bool:
@@ -329,8 +329,11 @@ def _policy(config: Config) -> DeliveryPolicy:
     )
 
 
-def _all(group: DeliveryGroup, comment: str) -> list[DeliveryOutcome]:
-    return [DeliveryOutcome(delivery.id, None, comment) for delivery in group.deliveries]
+def _all(group: DeliveryGroup, comment: str, *, is_unsent: bool = False) -> list[DeliveryOutcome]:
+    return [
+        DeliveryOutcome(delivery.id, None, comment, is_unsent=is_unsent)
+        for delivery in group.deliveries
+    ]
 
 
 def _matched(

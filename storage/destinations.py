@@ -30,6 +30,8 @@ class DeliveryOutcome:
     comment: str = ""
     context_refused: bool = False
     """The presentation context was not accepted: permanent, and no fallback is left."""
+    is_unsent: bool = False
+    """A fault of ours kept it here: that says nothing of the destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ def record_contact(
     policy: DeliveryPolicy,
 ) -> None:
     """Note what one association came to: the last answer, and the breaker of an outage."""
+    if outcomes and all(each.is_unsent for each in outcomes):
+        return
     known = read_destination(connection, name)
     values: dict[str, Any] = {"last_attempt_at": now, "last_answer": _answer(outcomes)}
     statuses = [each.status for each in outcomes if each.status is not None]

@@ -138,7 +138,8 @@ def record_outcomes(
     """Record what came of one association's attempts.
 
     Success and warnings are ``sent``. No answer or A7xx is repeated with growing delay and opens
-    the destination's breaker; other failures are repeated a few times and then ``rejected``.
+    the destination's breaker; other failures are repeated a few times and then ``rejected``. What a
+    fault of ours kept here is tried again with growing delay and keeps nothing else waiting.
     A delivery that is not pending any more is left alone.
 
     Returns
@@ -198,7 +199,7 @@ def _record(
 def _next_attempt(
     attempts: int, outcome: DeliveryOutcome, now: datetime, policy: DeliveryPolicy
 ) -> datetime:
-    if outcome.status is None and not outcome.context_refused:
+    if outcome.status is None and not outcome.context_refused and not outcome.is_unsent:
         # The destination's breaker is the delay: when it answers again, everything goes at once.
         return now
     delay = backoff_seconds(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daemon import courier as courier_process
 from daemon import setbacks
 from daemon.catalogue import serving_of, state_of
 from daemon.composing import Composer
@@ -26,6 +27,7 @@ from daemon.status import read_status
 from daemon.worker import ServedModels, Worker
 from dicom_io.errors import InstanceUnavailable
 from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
+from dicom_io.sending import OutgoingInstance, SendOutcome
 from model.catalogue import read_catalogue
 from model.errors import RuntimeFault, UnusableOutput
 from model.package import ModelPackage
@@ -33,6 +35,7 @@ from model.runtimes.port import PredictorDescription
 from storage.arrivals import Arrival
 from storage.completion import complete_now
 from storage.database import Database, migrate, open_database
+from storage.destinations import destination_state, learn_sr_sop_class
 from storage.door import list_refused_instances
 from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
@@ -42,7 +45,7 @@ from storage.processes import register_process
 from storage.results import store_documents
 from storage.retry import retry_study
 from storage.spool import Spool
-from storage.states import JobState, ResultState, StudyState
+from storage.states import DeliveryState, JobState, ResultState, StudyState
 from tests.storage_hospital import NOON, PNEUMONIA, STUDY, Hospital, make_tensor
 from tests.tiny_models import write_package
 
@@ -414,12 +417,46 @@ def test_doctor_does_not_miss_a_receiver_that_admits_others_only(
 
 
 class OneReport:
-    """A composer of one small report."""
+    """A composer of one small report for each result."""
 
     def compose(self, result, sr_class: SRClassValues):
         return (
             EncodedDocument(
-                DocumentRole.REPORT, result.study_instance_uid, "2.25.8", str(sr_class), "2.25.9",
-                b"report",
+                DocumentRole.REPORT, result.study_instance_uid, "2.25.8", str(sr_class),
+                f"2.25.9.{result.id}", b"report",
             ),
         )  # fmt: skip
+
+
+class AwayInAnotherClass(OneReport):
+    """A composer whose files are away when a report is wanted in another class."""
+
+    def compose_report(self, *_: object) -> EncodedDocument:
+        raise AWAY
+
+
+def test_a_report_that_cannot_be_made_now_does_not_close_its_archive_to_others(
+    config: Config, database: Database, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an archive that wants another class of report, and a report whose files are away,
+    def accept(_: object, objects: list[OutgoingInstance]) -> list[SendOutcome]:
+        return [SendOutcome(each.sop_instance_uid, 0, "") for each in objects]
+
+    monkeypatch.setattr(courier_process, "send", accept)
+    learn_sr_sop_class(database, "pacs", SRClassValues.COMPREHENSIVE)
+    hospital.analyse(STUDY)
+    courier = Courier(config, database, AwayInAnotherClass())  # type: ignore[arg-type]
+    assert courier.work()
+
+    # when another result is composed, in the class the archive takes,
+    hospital.analyse(OTHER)
+    learn_sr_sop_class(database, "pacs", None)
+    courier.work()
+
+    # then that one arrives, and the first waits for its own next attempt.
+    assert destination_state(database, "pacs").consecutive_failures == 0
+    by_study = {study: read_dossier(database, study).deliveries[0] for study in (STUDY, OTHER)}
+    assert by_study[OTHER].state is DeliveryState.SENT
+    assert by_study[STUDY].state is DeliveryState.PENDING
+    assert by_study[STUDY].last_comment.startswith("not sent: InstanceUnavailable")
+    assert by_study[STUDY].next_attempt_at > now_utc()
