@@ -64,7 +64,8 @@ def purge_finished_studies(
 
     A study is finished when it was routed, refused or matched by no model, none of its jobs
     waits, runs or is dead-lettered, every result is composed or withheld, no delivery is pending,
-    and no open association has brought something of it again. The oldest go first.
+    and no open association has brought something of it again. The time is counted from the last
+    of all that happened to it, its analyses, results and deliveries. The oldest go first.
 
     Returns
     -------
@@ -81,20 +82,23 @@ def purge_finished_studies(
 
 
 def _purgeable(before: datetime) -> Select[Any]:
-    study, job, result, delivery = schema.study, schema.job, schema.result, schema.delivery
+    study, job, result = schema.study, schema.job, schema.result
     uid = study.c.study_instance_uid
+    # What ended a moment ago counts like what is still pending: whatever held a study back past
+    # its time would else hand it over the moment it ends, with an answer nobody has read yet.
     busy_job = exists().where(
         job.c.study_instance_uid == uid,
-        job.c.state.in_([JobState.WAITING, JobState.RUNNING, JobState.FAILED]),
+        or_(
+            job.c.state.in_([JobState.WAITING, JobState.RUNNING, JobState.FAILED]),
+            job.c.state_since >= before,
+        ),
     )
     open_result = exists().where(
         result.c.study_instance_uid == uid,
-        result.c.state.in_([ResultState.AWAITING, ResultState.UNCOMPOSABLE]),
-    )
-    undelivered = exists().where(
-        result.c.study_instance_uid == uid,
-        delivery.c.result_id == result.c.id,
-        delivery.c.state == DeliveryState.PENDING,
+        or_(
+            result.c.state.in_([ResultState.AWAITING, ResultState.UNCOMPOSABLE]),
+            result.c.state_since >= before,
+        ),
     )
     # Else the half that was known already would go, and the half that is still to come stay.
     sent_again = exists().where(
@@ -109,8 +113,18 @@ def _purgeable(before: datetime) -> Select[Any]:
         study.c.last_instance_at < before,
         ~busy_job,
         ~open_result,
-        ~undelivered,
+        ~_a_delivery_moved(before),
         ~sent_again,
+    )
+
+
+def _a_delivery_moved(before: datetime) -> ColumnElement[bool]:
+    """Of a row of ``study``: a delivery of it is pending, or was until `before` or later."""
+    result, delivery = schema.result.alias(), schema.delivery.alias()
+    return exists().where(
+        result.c.study_instance_uid == schema.study.c.study_instance_uid,
+        delivery.c.result_id == result.c.id,
+        or_(delivery.c.state == DeliveryState.PENDING, delivery.c.state_since >= before),
     )
 
 
@@ -196,26 +210,25 @@ def forget_kept_documents(
 
 def _settled_since_purge(before: datetime) -> Select[Any]:
     study, result, document = schema.study, schema.result, schema.document
-    delivery, sent = schema.delivery.alias(), result.alias()
     uid = study.c.study_instance_uid
-    moved = exists().where(
-        sent.c.study_instance_uid == uid,
-        delivery.c.result_id == sent.c.id,
-        or_(delivery.c.state == DeliveryState.PENDING, delivery.c.state_since >= before),
-    )
     return (
         select(uid)
         .distinct()
         .join(result, result.c.study_instance_uid == uid)
         .join(document, document.c.result_id == result.c.id)
-        .where(study.c.purged_at < before, ~moved, _is_settled(), func.length(document.c.data) > 0)
+        .where(
+            study.c.purged_at < before,
+            ~_a_delivery_moved(before),
+            _is_settled(),
+            func.length(document.c.data) > 0,
+        )
     )
 
 
 def _forget_documents(connection: Connection, uid: str) -> int:
     """Drop the bytes of documents that are settled; their rows still tell our own objects.
 
-    Asked only while none of the study's deliveries is pending.
+    Asked only while none of the study's deliveries is pending, or was a short time ago.
     """
     result, document = schema.result, schema.document
     settled = select(result.c.id).where(result.c.study_instance_uid == uid, _is_settled())

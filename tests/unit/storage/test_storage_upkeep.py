@@ -43,6 +43,7 @@ from storage.reindexing import reindex
 from storage.removal import set_aside
 from storage.results import (
     is_own_sop_instance_uid,
+    mark_uncomposable,
     read_document,
     results_awaiting_composition,
     store_documents,
@@ -369,6 +370,111 @@ def test_a_report_that_did_not_arrive_outlives_the_images_and_is_still_sent(
     assert group.study_instance_uid == STUDY
     with pytest.raises(ImagesRemoved):
         retry_study(hospital.database, STUDY, MUCH_LATER, destinations=["pacs"])
+
+
+def _composed_and_sent(hospital, now: datetime, *, uid: str = "2.25.2") -> None:
+    """Let the result that awaits it be composed and the archive accept it."""
+    _composed(hospital, now, uid=uid)
+    _send(hospital, "pacs", now)
+
+
+def _composed(hospital, now: datetime, *destinations: str, uid: str) -> None:
+    (result,) = results_awaiting_composition(hospital.database)
+    document = Document(sop_instance_uid=uid)
+    store_documents(hospital.database, result.id, [document], destinations or ["pacs"], now)
+
+
+def _failed_and_found_at_last(hospital, now: datetime) -> None:
+    _dead_letter(hospital)
+    assert _purge(hospital, now) == ()
+    retry_study(hospital.database, STUDY, now, destinations=["pacs"])
+    (job,) = hospital.claim(now=now)
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), now), now)
+    _composed_and_sent(hospital, now)
+
+
+def _failed_and_withheld_at_last(hospital, now: datetime) -> None:
+    _dead_letter(hospital)
+    retry_study(hospital.database, STUDY, now)
+    (job,) = hospital.claim(now=now)
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), now), now)
+    (result,) = results_awaiting_composition(hospital.database)
+    withhold_result(hospital.database, result.id, "", now)
+
+
+def _uncomposable_and_composed_at_last(hospital, now: datetime) -> None:
+    hospital.analyse()
+    (result,) = results_awaiting_composition(hospital.database)
+    mark_uncomposable(hospital.database, result.id, "no reference header", NOON)
+    retry_study(hospital.database, STUDY, now)
+    store_documents(hospital.database, result.id, [Document()], [], now)
+
+
+def _sent_at_last(hospital, now: datetime) -> None:
+    _finished(hospital, "pacs")
+    _send(hospital, "pacs", now)
+
+
+def _rejected_at_last(hospital, now: datetime) -> None:
+    _finished(hospital, "pacs")
+    (group,) = due_deliveries(hospital.database, now)
+    answers = [DeliveryOutcome(each.id, 0xC000) for each in group.deliveries]
+    record_outcomes(hospital.database, "pacs", answers, now, DeliveryPolicy(rejected_after=1))
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        _failed_and_found_at_last,
+        _failed_and_withheld_at_last,
+        _uncomposable_and_composed_at_last,
+        _sent_at_last,
+        _rejected_at_last,
+    ],
+)
+def test_what_held_a_study_back_past_its_time_starts_that_anew_when_it_ends(
+    hospital, reach
+) -> None:
+    reach(hospital, _later(29))
+    documents = read_dossier(hospital.database, STUDY).documents
+
+    assert _purge(hospital, _later(29) + seconds(600)) == ()
+    assert _purge(hospital, _later(58)) == ()
+
+    assert all(read_document(hospital.database, each.id) == b"bytes" for each in documents)
+    assert len(_purge(hospital, _later(60))) == 1
+
+
+def test_a_failed_analysis_that_a_retry_ends_starts_the_time_of_its_images_anew(hospital) -> None:
+    hospital.enqueue()
+    (first,) = hospital.claim()
+    fail_attempt(hospital.database, first, "x", retryable=False, now=NOON)
+    (failure,) = results_awaiting_composition(hospital.database)
+    withhold_result(hospital.database, failure.id, "", NOON)
+    hospital.arrive(2)
+    complete_now(hospital.database, STUDY, NOON)
+    hospital.prepare()
+    (job,) = hospital.claim()
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    _composed_and_sent(hospital, NOON)
+
+    retried = retry_study(hospital.database, STUDY, _later(29))
+
+    assert retried.superseded_job_ids == (first.id,)
+    assert _purge(hospital, _later(30)) == ()
+    assert len(_purge(hospital, _later(60))) == 1
+
+
+def test_a_report_that_arrived_late_and_was_lost_can_still_be_sent(hospital) -> None:
+    _failed_and_found_at_last(hospital, _later(29))
+    (delivery,) = read_dossier(hospital.database, STUDY).deliveries
+    assert _purge(hospital, _later(30)) == ()
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(hospital.database, [delivery.id], _later(30))
+
+    retried = retry_study(hospital.database, STUDY, _later(30), destinations=["pacs"])
+
+    assert retried.delivery_ids == (delivery.id,)
 
 
 def test_what_did_not_arrive_brings_no_images_back(hospital) -> None:
