@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from storage import audit, schema
 from storage.database import Database
 from storage.errors import NotFound
+from storage.results import replaces
 from storage.states import (
     DELIVERY_MOVES,
     NO_LONGER_CONFIGURED,
@@ -33,10 +45,41 @@ LOST = (_DELIVERY.c.state == DeliveryState.SENT) & (
 )
 """Of a row of ``delivery``: accepted, and not found since."""
 
-UNDELIVERED = or_(
-    _DELIVERY.c.state == DeliveryState.REJECTED,
-    (_DELIVERY.c.state == DeliveryState.DEAD) & (_DELIVERY.c.last_comment != NO_LONGER_CONFIGURED),
-    LOST,
+
+def _overtaken() -> ColumnElement[bool]:
+    own, later, other = schema.result.alias(), schema.result.alias(), _DELIVERY.alias()
+    given_up = and_(
+        other.c.state == DeliveryState.DEAD, other.c.last_comment == NO_LONGER_CONFIGURED
+    )
+    return (
+        exists()
+        .where(
+            own.c.id == _DELIVERY.c.result_id,
+            replaces(later, own),
+            other.c.result_id == later.c.id,
+            other.c.destination == _DELIVERY.c.destination,
+            ~given_up,
+        )
+        .correlate(_DELIVERY)
+    )
+
+
+OVERTAKEN = _overtaken()
+"""Of a row of ``delivery``: its destination got a version that replaces this one, or is to get it.
+
+Sent after that one, it would be what the destination's viewers show as the latest.
+"""
+
+UNDELIVERED = and_(
+    or_(
+        _DELIVERY.c.state == DeliveryState.REJECTED,
+        and_(
+            _DELIVERY.c.state == DeliveryState.DEAD,
+            _DELIVERY.c.last_comment != NO_LONGER_CONFIGURED,
+        ),
+        LOST,
+    ),
+    ~OVERTAKEN,
 )
 """Of a row of ``delivery``: its document did not arrive, and a retry may help."""
 
@@ -174,6 +217,12 @@ def deliveries_of_study_within(
         .order_by(_DELIVERY.c.id)
     )
     return tuple(delivery_of(row) for row in connection.execute(query).mappings())
+
+
+def is_overtaken_within(connection: Connection, delivery_id: int) -> bool:
+    """True when a version that replaces this one went to the same destination, or is to go."""
+    query = select(_DELIVERY.c.id).where(_DELIVERY.c.id == delivery_id, OVERTAKEN)
+    return connection.execute(query).first() is not None
 
 
 def delivery_states(

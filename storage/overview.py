@@ -173,7 +173,16 @@ _STUCK = """
             OR (delivery.state = 'sent' AND delivery.confirm_misses >= 10))
            -- What retention removed nobody can send again.
            AND EXISTS (SELECT 1 FROM document WHERE document.id = delivery.document_id
-                       AND LENGTH(document.data) > 0))
+                       AND LENGTH(document.data) > 0)
+           -- Nor is it sent after a later version (storage.deliveries.OVERTAKEN).
+           AND NOT EXISTS (
+             SELECT 1 FROM result AS later JOIN delivery AS other ON other.result_id = later.id
+             WHERE later.study_instance_uid = result.study_instance_uid
+               AND later.model_name = result.model_name
+               AND later.version_number > result.version_number
+               AND later.state = 'composed'
+               AND other.destination = delivery.destination
+               AND NOT (other.state = 'dead' AND other.last_comment = :given_up)))
 """
 
 _UNREPORTED = """

@@ -6,6 +6,7 @@ Owns what a retry and a new destination do to the outbox; knows destinations by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, exists, func, select
@@ -16,37 +17,50 @@ from storage.deliveries import (
     UNDELIVERED,
     deliveries_of_study_within,
     end_delivery_within,
+    is_overtaken_within,
     retry_delivery_within,
 )
 from storage.results import insert_deliveries_within
 from storage.states import NO_LONGER_CONFIGURED, Actor, DeliveryState, ResultState
 
 
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """What a retry made of a study's deliveries."""
+
+    delivery_ids: tuple[int, ...]
+    """Pending because of it."""
+    overtaken_ids: tuple[int, ...]
+    """Did not arrive and stay as they are, for a later version goes where they were to go."""
+
+
 def resend_within(
     connection: Connection, study_instance_uid: str, destinations: Sequence[str], now: datetime
-) -> tuple[int, ...]:
+) -> Resent:
     """Send again what was refused, given up or lost, and what a destination never was offered.
 
     Deliveries to destinations that are not among `destinations` are given up for good; with no
-    destination named, none is added and none given up.
-
-    Returns
-    -------
-    tuple of int
-        The deliveries that are pending because of this.
+    destination named, none is added and none given up. A report is not sent again to a destination
+    that got a later version of it, or is to get one, be it because of this very retry.
     """
     present = _documents_with_data(connection, study_instance_uid)
+    deliveries = deliveries_of_study_within(connection, study_instance_uid)
+    of_study = schema.result.c.study_instance_uid == study_instance_uid
+    offered = _offer(connection, of_study, destinations, now)
     revived: list[int] = []
-    for each in deliveries_of_study_within(connection, study_instance_uid):
+    overtaken: list[int] = []
+    # The latest first, and after what is offered: a later version that goes now, goes instead.
+    for each in reversed(deliveries):
         if destinations and each.destination not in destinations:
             if each.state is DeliveryState.PENDING or each.is_stuck:
                 end_delivery_within(connection, each, NO_LONGER_CONFIGURED, now)
         elif each.is_stuck and each.document_id in present:
-            retry_delivery_within(connection, each, now)
-            revived.append(each.id)
-    table = schema.result
-    of_study = table.c.study_instance_uid == study_instance_uid
-    return (*revived, *_offer(connection, of_study, destinations, now))
+            if is_overtaken_within(connection, each.id):
+                overtaken.append(each.id)
+            else:
+                retry_delivery_within(connection, each, now)
+                revived.append(each.id)
+    return Resent((*sorted(revived), *offered), tuple(sorted(overtaken)))
 
 
 def has_undelivered_within(connection: Connection, study_instance_uid: str) -> bool:

@@ -13,7 +13,18 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    RowMapping,
+    Select,
+    and_,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from dicom_io.errors import RefusalReason
 from dicom_io.vocabulary import Detection, Finding, ModelIdentity
@@ -327,6 +338,22 @@ def predecessor_documents(database: Database, result: ResultRecord) -> tuple[Doc
     with database.read() as connection:
         found = connection.scalar(earlier)
         return () if found is None else documents_of_results_within(connection, [found])
+
+
+def replaces(later: FromClause, earlier: FromClause) -> ColumnElement[bool]:
+    """Return the condition on two rows of ``result`` that one is to be read instead of the other.
+
+    Only a version that was composed replaces an earlier one of its study and model. What is
+    withheld or cannot be composed reaches nobody, and of what still waits for composition nobody
+    knows which it will be; until then the earlier version is the last that has something to say,
+    and the order of the outbox holds when both are sent.
+    """
+    return and_(
+        later.c.study_instance_uid == earlier.c.study_instance_uid,
+        later.c.model_name == earlier.c.model_name,
+        later.c.version_number > earlier.c.version_number,
+        later.c.state == ResultState.COMPOSED,
+    )
 
 
 def has_later_documents(database: Database, result: ResultRecord) -> bool:

@@ -41,6 +41,8 @@ class Retried:
     """Not tried again: a later preparation of the study has spoken already."""
     result_ids: tuple[int, ...] = ()
     delivery_ids: tuple[int, ...] = ()
+    overtaken_delivery_ids: tuple[int, ...] = ()
+    """Not sent again: their destination got a later version of the report, or is to get it."""
 
     @property
     def anything(self) -> bool:
@@ -135,13 +137,16 @@ def _retry_all(
     if again:
         evidence = {"reason": "retried by the operator", "judged_at": now.isoformat()}
         complete_within(connection, uid, evidence, actor=Actor.OPERATOR, now=now)
+    recomposed = _recompose(connection, uid, now)
+    resent = resend_within(connection, uid, destinations, now)
     return Retried(
         again,
         stays_held,
         tuple(job.id for job in jobs),
         tuple(job.id for job in superseded),
-        _recompose(connection, uid, now),
-        resend_within(connection, uid, destinations, now),
+        recomposed,
+        resent.delivery_ids,
+        resent.overtaken_ids,
     )
 
 
@@ -156,7 +161,8 @@ def _resend_kept(
     uid = study.study_instance_uid
     if prepare_again or not has_undelivered_within(connection, uid):
         require_images(study)
-    return Retried(delivery_ids=resend_within(connection, uid, destinations, now))
+    resent = resend_within(connection, uid, destinations, now)
+    return Retried(delivery_ids=resent.delivery_ids, overtaken_delivery_ids=resent.overtaken_ids)
 
 
 def _stuck_jobs(

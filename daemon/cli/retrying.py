@@ -112,6 +112,11 @@ def _print_retry(done: Retry) -> None:
             say(f"{uid}: {what} {each} is tried again")
     for each in retried.superseded_job_ids:
         say(f"{uid}: analysis {each} is not tried again: a later one has spoken already")
+    for each in retried.overtaken_delivery_ids:
+        say(
+            f"{uid}: delivery {each} is not sent again: a later report went to the same "
+            "destination, or waits to"
+        )
     if done.left_alone:
         say(f"{uid}: {done.left_alone}; 'medimgd retry {uid}' goes on all the same")
     elif not done.anything:

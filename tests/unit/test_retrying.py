@@ -217,6 +217,26 @@ def pending(ward: Ward, uid: str) -> int:
     return sum(each.state is DeliveryState.PENDING for each in deliveries)
 
 
+def test_a_report_that_a_later_one_replaced_is_not_sent_and_the_person_reads_why(
+    config: Config, ward: Ward, testdata: Path
+) -> None:
+    film = testdata / "single/dx_image.dcm"
+    uid = undelivered(ward, film)
+    ward.receive("rejected^A", study=uid, first=2, patient_id="A")
+    ward.route(uid, CXR)
+    ward.analyse(CXR, present("Pneumonia"))
+    ward.compose(film)
+    ward.deliver(uid, 0x0000)
+
+    many = retry(config, "--state", "undelivered", "--dry-run")
+    one = retry(config, uid)
+
+    assert "0 studies wait for a person: undelivered" in many.stdout
+    assert f"{uid}: delivery 1 is not sent again: a later report went" in one.stdout
+    assert "is tried again" not in one.stdout
+    assert pending(ward, uid) == 0
+
+
 def test_many_are_retried_and_none_is_completed_that_is_still_received(
     config: Config, ward: Ward, testdata: Path
 ) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from storage_hospital import NOON, PNEUMONIA, STUDY, seconds
+from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
 
+from dicom_io.vocabulary import ModelIdentity
 from storage import retention
 from storage.arrivals import Arrival
 from storage.associations import close_association, open_association
 from storage.backoff import DeliveryPolicy
+from storage.claims import claim_batch
 from storage.completion import (
     FEWER_THAN_BEFORE,
     CompletionRules,
@@ -22,7 +24,7 @@ from storage.completion import (
     complete_due_studies,
     complete_now,
 )
-from storage.confirmation import record_confirmation_miss
+from storage.confirmation import confirm_deliveries, record_confirmation_miss
 from storage.deliveries import (
     MISSES_UNTIL_STUCK,
     deliveries_of_study_within,
@@ -451,11 +453,7 @@ def test_a_failed_analysis_that_a_retry_ends_starts_the_time_of_its_images_anew(
     fail_attempt(hospital.database, first, "x", retryable=False, now=NOON)
     (failure,) = results_awaiting_composition(hospital.database)
     withhold_result(hospital.database, failure.id, "", NOON)
-    hospital.arrive(2)
-    complete_now(hospital.database, STUDY, NOON)
-    hospital.prepare()
-    (job,) = hospital.claim()
-    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    _analysed_again(hospital)
     _composed_and_sent(hospital, NOON)
 
     retried = retry_study(hospital.database, STUDY, _later(29))
@@ -488,11 +486,7 @@ def test_what_did_not_arrive_brings_no_images_back(hospital) -> None:
 def _rejected_and_replaced(hospital) -> None:
     """Let a report be rejected, and a later one have no destination."""
     _rejected(hospital)
-    hospital.arrive(2)
-    complete_now(hospital.database, STUDY, NOON)
-    hospital.prepare()
-    (job,) = hospital.claim()
-    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+    _analysed_again(hospital)
     (result,) = results_awaiting_composition(hospital.database)
     later = Document(sop_instance_uid="2.25.2")
     store_documents(hospital.database, result.id, [later], [], NOON)
@@ -799,6 +793,129 @@ def test_what_retention_removed_of_a_replaced_report_is_not_counted_as_undeliver
     after = read_overview(database_path, NOON)
     assert (before.undelivered, after.undelivered) == (1, 0)
     assert stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED) == ()
+
+
+def _analysed_again(hospital, *, model: ModelIdentity = CXR, number: int = 2) -> None:
+    """Let a late image come, and the model speak of the study once more."""
+    hospital.arrive(number)
+    complete_now(hospital.database, STUDY, NOON)
+    hospital.prepare(models=(model,))
+    (job,) = claim_batch(hospital.database, "w", model.name, model.version, 1, NOON, 60)
+    finish_job(hospital.database, Analysed(job, (PNEUMONIA,), NOON), NOON)
+
+
+def _replaced(hospital, *destinations: str) -> None:
+    _analysed_again(hospital)
+    _composed(hospital, NOON, *destinations, uid="2.25.2")
+
+
+def _later_one_waits(hospital) -> None:
+    _replaced(hospital)
+
+
+def _later_one_arrived(hospital) -> None:
+    _replaced(hospital)
+    _send(hospital, "pacs", NOON + seconds(DAY))  # whatever came before, it is asked again by then
+
+
+def _later_one_is_there(hospital) -> None:
+    _later_one_arrived(hospital)
+    assert confirm_deliveries(hospital.database, "pacs", ["2.25.2"], NOON) == 1
+
+
+@pytest.mark.parametrize("overtake", [_later_one_waits, _later_one_arrived, _later_one_is_there])
+@pytest.mark.parametrize("reach", [_rejected, _given_up, _lost])
+@pytest.mark.parametrize("among", [None, WaitsForPerson.UNDELIVERED])
+def test_a_report_is_not_sent_after_the_one_that_replaced_it(
+    hospital, database_path, reach, overtake, among
+) -> None:
+    reach(hospital)
+    overtake(hospital)
+    first, second = read_dossier(hospital.database, STUDY).deliveries
+
+    seen = read_overview(database_path, NOON)
+    stuck = stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs"], among=among)
+
+    assert (seen.undelivered, seen.stuck_count, stuck) == (0, 0, ())
+    assert (retried.delivery_ids, retried.overtaken_delivery_ids) == ((), (first.id,))
+    assert not retried.anything
+    assert read_dossier(hospital.database, STUDY).deliveries == (first, second)
+
+
+def test_of_two_reports_that_were_rejected_only_the_later_is_sent_again(
+    hospital, database_path
+) -> None:
+    _rejected(hospital)
+    _replaced(hospital)
+    _answer(hospital, 0xC000, times=3)
+    first, second = read_dossier(hospital.database, STUDY).deliveries
+
+    seen = read_overview(database_path, NOON)
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs"])
+
+    assert [item.id for item in seen.stuck] == [str(second.id)]
+    assert retried.delivery_ids == (second.id,)
+    assert retried.overtaken_delivery_ids == (first.id,)
+
+
+def test_a_report_is_not_sent_before_the_one_that_the_same_retry_offers(hospital) -> None:
+    _rejected_and_replaced(hospital)
+    assert len(stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)) == 1
+
+    retry_study(hospital.database, STUDY, NOON, destinations=["pacs"])
+
+    first, second = read_dossier(hospital.database, STUDY).deliveries
+    assert (first.state, second.state) == (DeliveryState.REJECTED, DeliveryState.PENDING)
+
+
+def test_a_report_waits_for_a_person_while_the_later_one_went_elsewhere(
+    hospital, database_path
+) -> None:
+    _rejected(hospital)
+    _replaced(hospital, "archive")
+    _send(hospital, "archive", NOON)
+    first, _ = read_dossier(hospital.database, STUDY).deliveries
+
+    seen = read_overview(database_path, NOON)
+    (stuck,) = stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)
+    retried = retry_study(hospital.database, STUDY, NOON)
+
+    assert (seen.undelivered, stuck.study_instance_uid) == (1, STUDY)
+    assert retried.delivery_ids == (first.id,)
+
+
+def test_a_later_report_that_was_given_up_for_good_replaces_nothing_until_it_is_revived(
+    hospital, database_path
+) -> None:
+    _delivered(hospital)
+    _replaced(hospital)
+    retry_study(hospital.database, STUDY, NOON, destinations=["archive"])
+    first, second, offered = read_dossier(hospital.database, STUDY).deliveries
+    assert (second.last_comment, offered.destination) == (NO_LONGER_CONFIGURED, "archive")
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(hospital.database, [first.id], NOON)
+
+    seen = read_overview(database_path, NOON)
+    (stuck,) = stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "archive"])
+
+    assert (seen.stuck_count, stuck.study_instance_uid) == (1, STUDY)
+    assert retried.delivery_ids == (second.id,)
+    assert retried.overtaken_delivery_ids == (first.id,)
+
+
+def test_the_reports_of_another_model_replace_none(hospital) -> None:
+    _rejected(hospital)
+    other = replace(CXR, name="cxr-fracture")
+    for number in (2, 3):
+        _analysed_again(hospital, model=other, number=number)
+        _composed_and_sent(hospital, NOON, uid=f"2.25.{number}")
+    first, *_ = read_dossier(hospital.database, STUDY).deliveries
+
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs"])
+
+    assert (retried.delivery_ids, retried.overtaken_delivery_ids) == ((first.id,), ())
 
 
 def test_the_oldest_waiting_study_includes_one_whose_job_waits(hospital, database_path) -> None:
