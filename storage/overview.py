@@ -201,7 +201,8 @@ _WITHOUT_DELIVERY = """
         SELECT 1 FROM result AS later
         WHERE later.study_instance_uid = result.study_instance_uid
           AND later.model_name = result.model_name
-          AND later.version_number > result.version_number)
+          AND later.version_number > result.version_number
+          AND later.state = 'composed')
 """
 
 _OPEN_ASSOCIATIONS = """

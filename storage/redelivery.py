@@ -20,7 +20,7 @@ from storage.deliveries import (
     is_overtaken_within,
     retry_delivery_within,
 )
-from storage.results import insert_deliveries_within
+from storage.results import REPLACED, insert_deliveries_within
 from storage.states import NO_LONGER_CONFIGURED, Actor, DeliveryState, ResultState
 
 
@@ -82,7 +82,7 @@ def has_undelivered_within(connection: Connection, study_instance_uid: str) -> b
 def deliver_undelivered(database: Database, destinations: Sequence[str], now: datetime) -> int:
     """Send results that were composed while no destination was configured at all.
 
-    Of each study and model the latest version goes, unless it is withheld or its documents were
+    Of each study and model the latest version that was composed goes, unless its documents were
     removed by retention.
 
     Returns
@@ -128,13 +128,12 @@ def _offer(
 
 
 def _offerable(connection: Connection, which: ColumnElement[bool]) -> list[tuple[int, int, str]]:
-    """Return result, document and role of what the latest composed versions have to send."""
-    result, later, document = schema.result, schema.result.alias(), schema.document
-    overtaken = exists().where(
-        later.c.study_instance_uid == result.c.study_instance_uid,
-        later.c.model_name == result.c.model_name,
-        later.c.version_number > result.c.version_number,
-    )
+    """Return result, document and role of what the latest composed versions have to send.
+
+    A later version that is not composed keeps none back: it may never be, and where it is after
+    all, it is sent after this one.
+    """
+    result, document = schema.result, schema.document
     # A role has a second document only where a destination wanted another SOP class.
     first = func.min(document.c.id)
     query = (
@@ -143,7 +142,7 @@ def _offerable(connection: Connection, which: ColumnElement[bool]) -> list[tuple
         .where(
             which,
             result.c.state == ResultState.COMPOSED,
-            ~overtaken,
+            ~REPLACED,
             func.length(document.c.data) > 0,
         )
         .group_by(document.c.result_id, document.c.role)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     RowMapping,
     Select,
     and_,
+    exists,
     func,
     insert,
     select,
@@ -354,6 +355,15 @@ def replaces(later: FromClause, earlier: FromClause) -> ColumnElement[bool]:
         later.c.version_number > earlier.c.version_number,
         later.c.state == ResultState.COMPOSED,
     )
+
+
+def _replaced() -> ColumnElement[bool]:
+    later = schema.result.alias()
+    return exists().where(replaces(later, schema.result)).correlate(schema.result)
+
+
+REPLACED = _replaced()
+"""Of a row of ``result``: a later version is to be read instead, as `replaces` says."""
 
 
 def has_later_documents(database: Database, result: ResultRecord) -> bool:

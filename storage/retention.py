@@ -32,6 +32,7 @@ from storage.deliveries import UNDELIVERED
 from storage.errors import StorageError
 from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
+from storage.results import REPLACED
 from storage.shadow_runs import forget_shadow_pixels_within
 from storage.spool import Spool
 from storage.states import (
@@ -244,16 +245,10 @@ def _is_settled() -> ColumnElement[bool]:
     """Of a row of ``result``: nobody waits for its documents, none of them being pending.
 
     The latest report of a model is kept when it was for nobody yet, or did not arrive everywhere:
-    a retry still sends it.
+    a retry still sends it. A later version that is never sent takes nothing from that.
     """
-    result, later, delivery = schema.result, schema.result.alias(), schema.delivery
-    of_result = delivery.c.result_id == result.c.id
-    overtaken = exists().where(
-        later.c.study_instance_uid == result.c.study_instance_uid,
-        later.c.model_name == result.c.model_name,
-        later.c.version_number > result.c.version_number,
-    )
-    return (exists().where(of_result) & ~exists().where(of_result, UNDELIVERED)) | overtaken
+    of_result = schema.delivery.c.result_id == schema.result.c.id
+    return (exists().where(of_result) & ~exists().where(of_result, UNDELIVERED)) | REPLACED
 
 
 def forget_old_traffic(database: Database, now: datetime, *, older_than_days: float) -> int:

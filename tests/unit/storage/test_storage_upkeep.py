@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
 
+from dicom_io.errors import RefusalReason
 from dicom_io.vocabulary import ModelIdentity
 from storage import retention
 from storage.arrivals import Arrival
@@ -34,6 +35,7 @@ from storage.destinations import DeliveryOutcome
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
+from storage.enqueueing import NewRefusal
 from storage.errors import DatabaseMissing, ImagesRemoved, NotFound, SpoolFailure
 from storage.outbox import due_deliveries, record_outcomes
 from storage.overview import read_overview
@@ -501,6 +503,90 @@ def test_of_what_did_not_arrive_only_the_latest_report_is_kept(hospital) -> None
     with pytest.raises(NotFound):
         read_document(hospital.database, first.id)
     assert read_document(hospital.database, second.id) == b"bytes"
+
+
+def _refused_then(hospital) -> int:
+    """Let a late image make the model refuse the study; return the result's id."""
+    hospital.arrive(2)
+    complete_now(hospital.database, STUDY, NOON)
+    task = hospital.claim_study()
+    refusal = NewRefusal(
+        CXR,
+        task.series[0].series_instance_uid,
+        task.instance_set_digest,
+        RefusalReason.CANNOT_DECODE,
+        "two views",
+    )
+    outcome = Preparation(StudyState.REFUSED, "two views", refusals=[refusal])
+    finish_preparation(hospital.database, task, outcome, NOON)
+    (result,) = results_awaiting_composition(hospital.database)
+    return result.id
+
+
+def _withheld_then(hospital) -> None:
+    withhold_result(hospital.database, _refused_then(hospital), "refusals are not sent", NOON)
+
+
+def _uncomposable_then(hospital) -> None:
+    mark_uncomposable(hospital.database, _refused_then(hospital), "no reference header", NOON)
+
+
+@pytest.mark.parametrize("reach", [_rejected, _given_up, _lost])
+def test_a_report_outlives_the_images_under_a_later_result_that_is_never_sent(
+    hospital, reach
+) -> None:
+    reach(hospital)
+    _withheld_then(hospital)
+    (document,) = read_dossier(hospital.database, STUDY).documents
+
+    assert len(_purge(hospital)) == 1
+    assert _forget(hospital, _later(31)) == 0
+
+    assert read_document(hospital.database, document.id) == b"bytes"
+    assert len(stuck_studies(hospital.database, WaitsForPerson.UNDELIVERED)) == 1
+    retried = retry_study(hospital.database, STUDY, _later(31), destinations=["pacs"])
+    assert len(retried.delivery_ids) == 1
+    _send(hospital, "pacs", _later(31))
+    assert _forget(hospital, _later(62)) == 1
+
+
+def test_a_report_for_nobody_outlives_the_images_under_a_later_result_that_is_never_sent(
+    hospital, database_path
+) -> None:
+    _finished(hospital)
+    _withheld_then(hospital)
+
+    assert len(_purge(hospital)) == 1
+
+    assert read_overview(database_path, NOON).results_without_delivery == 1
+    assert deliver_undelivered(hospital.database, ["pacs"], MUCH_LATER) == 1
+    assert read_overview(database_path, NOON).results_without_delivery == 0
+
+
+@pytest.mark.parametrize("later", [_refused_then, _withheld_then, _uncomposable_then])
+def test_a_new_destination_gets_the_last_report_there_is(hospital, later) -> None:
+    _delivered(hospital)
+    later(hospital)
+
+    retried = retry_study(hospital.database, STUDY, NOON, destinations=["pacs", "archive"])
+
+    assert len(retried.delivery_ids) == 1
+    _send(hospital, "archive", NOON)
+
+
+def test_a_later_report_that_becomes_one_after_all_arrives_last(hospital) -> None:
+    _finished(hospital)
+    second = _refused_then(hospital)
+    assert deliver_undelivered(hospital.database, ["pacs"], NOON) == 1
+
+    later = Document(sop_instance_uid="2.25.2")
+    store_documents(hospital.database, second, [later], ["pacs"], NOON)
+
+    (group,) = due_deliveries(hospital.database, NOON)
+    assert group.result_id != second
+    _send(hospital, "pacs", NOON)
+    (group,) = due_deliveries(hospital.database, NOON)
+    assert group.result_id == second
 
 
 def _later(days: float) -> datetime:
