@@ -27,6 +27,7 @@ from storage.backoff import DeliveryPolicy
 from storage.database import Database
 from storage.deliveries import DeliveryRecord
 from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
+from storage.documents import read_document
 from storage.installation import read_installation
 from storage.outbox import DeliveryGroup, due_deliveries, record_outcomes, replace_document
 from storage.redelivery import deliver_undelivered
@@ -36,7 +37,6 @@ from storage.results import (
     get_result,
     has_later_documents,
     mark_uncomposable,
-    read_document,
     results_awaiting_composition,
     store_documents,
     withhold_result,

@@ -29,10 +29,11 @@ from dicom_io.results.reading import report_text
 from dicom_io.results.request import DocumentRole
 from dicom_io.sending import send_paths
 from storage.database import Database, open_database
+from storage.documents import read_document
 from storage.dossier import StudyDossier, read_dossier
 from storage.errors import NotFound
 from storage.processes import list_processes
-from storage.results import ResultKind, read_document
+from storage.results import ResultKind
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 
 SAMPLES = Path(__file__).resolve().parent / "samples"

@@ -43,9 +43,9 @@ from dicom_io.statuses import StoreStatusValues, describe
 from dicom_io.vocabulary import InstanceHeader
 from storage.arrivals import Arrival, StoreOutcome
 from storage.database import Database
+from storage.documents import is_own_sop_instance_uid
 from storage.errors import SpoolFailure
 from storage.incoming import IncomingFile
-from storage.results import is_own_sop_instance_uid
 from storage.spool import Spool
 
 _logger = logging.getLogger(__name__)

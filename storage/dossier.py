@@ -13,13 +13,9 @@ from storage import schema
 from storage.audit import AuditEntry, entries_within
 from storage.database import Database
 from storage.deliveries import DeliveryRecord, deliveries_of_study_within
+from storage.documents import DocumentRecord, documents_of_results_within
 from storage.jobs import JobRecord, jobs_of_study_within
-from storage.results import (
-    DocumentRecord,
-    ResultRecord,
-    documents_of_results_within,
-    results_of_study_within,
-)
+from storage.results import ResultRecord, results_of_study_within
 from storage.studies import (
     ConflictRecord,
     SeriesRecord,

@@ -29,7 +29,7 @@ from storage.deliveries import (
     update_delivery,
 )
 from storage.destinations import DeliveryOutcome, record_contact, write_destination
-from storage.results import ComposedDocument, insert_document_within
+from storage.documents import ComposedDocument, insert_document_within
 from storage.states import Actor, DeliveryState
 
 

@@ -12,9 +12,9 @@ from dicom_io.errors import UnreadableInstance
 from dicom_io.results.reading import capture_png, report_text
 from dicom_io.results.request import DocumentRole
 from storage.database import Database
+from storage.documents import read_document
 from storage.dossier import read_dossier
 from storage.errors import NotFound
-from storage.results import read_document
 
 
 @dataclass(frozen=True, slots=True)

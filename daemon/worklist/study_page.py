@@ -19,9 +19,10 @@ from dicom_io.vocabulary import Detection, Finding, ModelIdentity
 from storage.audit import AuditEntry
 from storage.database import Database
 from storage.deliveries import DeliveryRecord
+from storage.documents import DocumentRecord
 from storage.dossier import AssociationRecord, DecisionRecord, StudyDossier, read_dossier
 from storage.jobs import JobRecord
-from storage.results import DocumentRecord, ResultKind, ResultRecord
+from storage.results import ResultKind, ResultRecord
 from storage.states import DeliveryState, ResultState
 from storage.studies import ConflictRecord, StudyRecord
 

@@ -16,9 +16,10 @@ from dicom_io.results.card import PANEL_WIDTH
 from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
 from dicom_io.tensors import build_tensor
 from model.package import load_package
+from storage.documents import read_document
 from storage.explanations import read_explanations
 from storage.processes import list_processes
-from storage.results import ResultKind, read_document
+from storage.results import ResultKind
 from storage.states import DeliveryState, StudyState
 from tests.acceptance.browser import dump_dom
 from tests.acceptance.conftest import TinyPackages

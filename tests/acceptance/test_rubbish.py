@@ -22,9 +22,9 @@ from pydicom.uid import (
 from dicom_io.association import Context, Destination, open_association
 from dicom_io.results.reading import report_text
 from dicom_io.sending import OutgoingInstance, send
+from storage.documents import read_document
 from storage.door import list_refused_instances
 from storage.processes import list_processes
-from storage.results import read_document
 from storage.states import StudyState
 from tests.acceptance.installation import Installation, recording_archive
 from tests.tiny_models import BRIGHT, write_package

@@ -41,11 +41,12 @@ from model.regions import undetected
 from storage.backoff import DeliveryPolicy
 from storage.claims import claim_batch
 from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
+from storage.documents import is_own_sop_instance_uid
 from storage.dossier import read_dossier
 from storage.endings import Analysed
 from storage.installation import read_installation
 from storage.outbox import due_deliveries, record_outcomes, replace_document
-from storage.results import ResultRecord, is_own_sop_instance_uid, store_documents
+from storage.results import ResultRecord, store_documents
 from storage.retention import purge_finished_studies
 from storage.retry import retry_study
 from storage.states import DeliveryState

@@ -24,6 +24,7 @@ from storage.destinations import (
     learn_sr_sop_class,
     list_destinations,
 )
+from storage.documents import is_own_sop_instance_uid, read_document
 from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
 from storage.errors import IllegalMove, NotFound
@@ -31,10 +32,8 @@ from storage.outbox import due_deliveries, record_outcomes, replace_document, wa
 from storage.overview import read_overview
 from storage.redelivery import deliver_undelivered
 from storage.results import (
-    is_own_sop_instance_uid,
     mark_uncomposable,
     predecessor_documents,
-    read_document,
     results_awaiting_composition,
     store_documents,
     withhold_result,

@@ -32,6 +32,7 @@ from storage.deliveries import (
     end_delivery_within,
 )
 from storage.destinations import DeliveryOutcome
+from storage.documents import is_own_sop_instance_uid, read_document
 from storage.door import record_refused_instance
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job
@@ -46,9 +47,7 @@ from storage.redelivery import deliver_undelivered
 from storage.reindexing import reindex
 from storage.removal import set_aside
 from storage.results import (
-    is_own_sop_instance_uid,
     mark_uncomposable,
-    read_document,
     results_awaiting_composition,
     store_documents,
     withhold_result,
