@@ -15,6 +15,7 @@ from daemon.role import now_utc, where
 from dicom_io.errors import MedimgdError
 from storage.arrivals import Arrival
 from storage.database import Database
+from storage.errors import SpoolFailure
 from storage.reception import Closed, Opened, Refused, Report, record_reports
 
 __all__ = ["Closed", "IndexWriter", "Opened", "Refused", "Report"]
@@ -30,6 +31,9 @@ MOST_PER_BATCH = 512
 MOST_QUEUED = 20_000
 """Beyond this many unwritten reports senders are told to come back later (A700)."""
 RETRY_SECONDS = 1.0
+MOST_FILE_TRIES = 60
+"""How often a file that cannot be read is tried again. The fault may pass, but the index of all
+studies waits meanwhile: where it stays, the file is left to the next start."""
 
 
 class IndexWriter:
@@ -114,10 +118,10 @@ class IndexWriter:
         return batch, False
 
     def _write_persistently(self, reports: list[Report]) -> None:
-        """Write; repeat while the database is busy; leave out what it will never take."""
+        """Write; repeat while database or disk may recover; leave out what cannot be written."""
         pause = threading.Event()
         failures = 0
-        while not self._written(reports, first_failure=failures == 0):
+        while not self._written(reports, failures):
             failures += 1
             pause.wait(RETRY_SECONDS)
         if failures:
@@ -129,13 +133,14 @@ class IndexWriter:
                 extra={ACTION: "refusals_unrecorded", COUNT: untold},
             )  # fmt: skip
 
-    def _written(self, reports: list[Report], *, first_failure: bool) -> bool:
-        """Try once; False when the same reports should be tried again."""
+    def _written(self, reports: list[Report], failures: int) -> bool:
+        """Try once more; False when the same reports should be tried again."""
         try:
             self._write(reports)
         except MedimgdError as error:
-            if error.retryable:
-                if first_failure:
+            is_lasting = isinstance(error, SpoolFailure) and failures >= MOST_FILE_TRIES
+            if error.retryable and not is_lasting:
+                if failures == 0:
                     _logger.warning("the index waits: %s", error, extra={ACTION: "index_waits"})
                 return False
             self._leave_out(reports, str(error), error)
@@ -144,7 +149,7 @@ class IndexWriter:
         return True
 
     def _leave_out(self, reports: list[Report], what: str, error: Exception) -> None:
-        """Find the report the database will never take, say so, and write the others."""
+        """Find the report that cannot be written, say so, and write the others."""
         if len(reports) > 1:
             # Halves, so that one bad report in hundreds costs few transactions. Order is kept: an
             # association ends after its last instance.

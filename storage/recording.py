@@ -16,7 +16,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 from dicom_io.vocabulary import InstanceHeader
 from storage import audit, schema
 from storage.arrivals import Arrival, StoreOutcome
-from storage.contents import DigestAlgorithm
+from storage.contents import DigestAlgorithm, algorithm_of
 from storage.database import Database
 from storage.redigesting import redigested
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
@@ -86,7 +86,7 @@ def _record_study(
     connection: Connection, uid: str, arrivals: Sequence[Arrival], now: datetime
 ) -> Recorded:
     study = _study_row(connection, uid) or _insert_study(connection, arrivals[0], now)
-    new, conflicting = _sorted_out(connection, uid, arrivals)
+    new, conflicting = _sorted_out(connection, study, arrivals)
     _insert_series(connection, uid, [arrival.stored.header for arrival in new])
     if new:
         connection.execute(_INSERT_INSTANCE, [_instance_values(a, now) for a in new])
@@ -150,9 +150,10 @@ def _study_attributes(header: InstanceHeader) -> dict[str, str]:
 
 
 def _sorted_out(
-    connection: Connection, uid: str, arrivals: Sequence[Arrival]
+    connection: Connection, study: RowMapping, arrivals: Sequence[Arrival]
 ) -> tuple[list[Arrival], list[Arrival]]:
     """Return the arrivals not known yet, and those that contradict what is known."""
+    uid = study["study_instance_uid"]
     known: dict[str, str] = {}
     sop_uids = [arrival.stored.header.sop_instance_uid for arrival in arrivals]
     for chunk in _chunks(sop_uids):
@@ -163,6 +164,8 @@ def _sorted_out(
     for arrival in arrivals:
         stored = arrival.stored
         sop_uid = stored.header.sop_instance_uid
+        if algorithm_of(stored.content_digest) != study["content_algorithm"]:
+            continue  # Its file is gone (``redigested``): nothing tells what it was.
         if stored.outcome is StoreOutcome.CONFLICT:
             conflicting.append(arrival)
         elif sop_uid not in known:

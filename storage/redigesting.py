@@ -8,16 +8,16 @@ the transaction that records: within it nobody waits for a disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from sqlalchemy import bindparam, select
 
 from dicom_io.errors import UnreadableInstance
 from storage import schema
-from storage.arrivals import Arrival
+from storage.arrivals import Arrival, StoreOutcome
 from storage.contents import DigestAlgorithm, content_digest
 from storage.database import Database
+from storage.errors import translated_file_error
 
 _MOST_PARAMETERS = 500
 """Bound values per statement; SQLite's limit is far above, statement caching is not."""
@@ -32,7 +32,16 @@ def redigested(database: Database, arrivals: Sequence[Arrival]) -> list[Arrival]
     """Return the arrivals, those of earlier versions' studies with the digests of then.
 
     What this says stays right until it is recorded: a study is begun with the algorithm of this
-    version, and keeps its own. A file that cannot be read any more keeps the digest it came with.
+    version, and keeps its own. What came again and is gone keeps the digest it came with: retention
+    may have removed it, and whoever records passes it by.
+
+    Raises
+    ------
+    SpoolFailure
+        A file cannot be read now. A digest of another algorithm in its place would look like
+        other content, and be recorded as that for good.
+    UnreadableInstance
+        A file was damaged, or taken away, since it was stored.
     """
     uids = {each.stored.header.study_instance_uid for each in arrivals}
     algorithms = _other_algorithms(database, sorted(uids))
@@ -55,7 +64,14 @@ def _other_algorithms(database: Database, uids: Sequence[str]) -> dict[str, Dige
 
 
 def _redigested(arrival: Arrival, algorithm: DigestAlgorithm) -> Arrival:
-    with suppress(OSError, UnreadableInstance):
-        digest = content_digest(arrival.stored.path, algorithm)
-        return replace(arrival, stored=replace(arrival.stored, content_digest=digest))
-    return arrival
+    path = arrival.stored.path
+    try:
+        digest = content_digest(path, algorithm)
+    except FileNotFoundError as error:
+        if arrival.stored.outcome is not StoreOutcome.NEW:
+            return arrival
+        # Retention removes nothing that has no row yet.
+        raise UnreadableInstance(f"{path} is gone since it was stored: send it again") from error
+    except OSError as error:
+        raise translated_file_error(error, f"read {path}") from error
+    return replace(arrival, stored=replace(arrival.stored, content_digest=digest))

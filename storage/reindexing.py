@@ -147,16 +147,21 @@ class _Walk:
             self._unreadable.append(self._relative(path))
 
     def record_pending(self) -> None:
-        """Record what is queued; one file that the database refuses does not stop the others."""
+        """Record what is queued; a file that is refused or unreadable stops no other."""
         pending, self._pending = self._pending, []
         try:
             self._record(pending)
-        except ConstraintBroken:
+        except (ConstraintBroken, SpoolFailure, UnreadableInstance):
             for arrival in pending:
-                try:
-                    self._record([arrival])
-                except ConstraintBroken:
-                    self._unrecorded.append(arrival.stored.relative_path)
+                self._record_alone(arrival)
+
+    def _record_alone(self, arrival: Arrival) -> None:
+        try:
+            self._record([arrival])
+        except ConstraintBroken:
+            self._unrecorded.append(arrival.stored.relative_path)
+        except (SpoolFailure, UnreadableInstance):
+            self._unreadable.append(arrival.stored.relative_path)
 
     def _record(self, arrivals: Sequence[Arrival]) -> None:
         if arrivals:

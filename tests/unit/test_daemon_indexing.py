@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from storage_hospital import STUDY, Hospital, watch_writes
 
 from daemon import indexing
-from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened, Refused
+from daemon.indexing import LINGER_SECONDS, Closed, IndexWriter, Opened, Refused, Report
 from storage.arrivals import Arrival
 from storage.database import Database, migrate, open_database
+from storage.door import list_refused_instances
 from storage.dossier import read_dossier
-from storage.errors import NotFound
+from storage.errors import NotFound, SpoolFailure
+from storage.recording import Recorded
 from storage.spool import Spool
 
 
@@ -153,3 +156,32 @@ def test_what_senders_are_told_meanwhile_does_not_lengthen_the_queue(
     assert while_refusing == queued
     assert count_of(hospital.database) == 6
     assert "50 refusals were logged and not recorded" in caplog.text
+
+
+@pytest.mark.parametrize(("failures", "indexed"), [(3, 5), (10_000, 4)])
+def test_a_file_that_cannot_be_read_is_tried_again_for_a_while(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, failures: int, indexed: int
+) -> None:
+    monkeypatch.setattr(indexing, "MOST_FILE_TRIES", 5)
+    monkeypatch.setattr(indexing, "RETRY_SECONDS", 0.001)
+    arrivals = [Arrival(hospital.store(number), "a") for number in range(5)]
+    left = iter(range(failures))
+    record = indexing.record_reports
+
+    def record_or_fail(
+        database: Database, reports: list[Report], slot: str, now: datetime
+    ) -> Recorded:
+        if arrivals[2] in reports and next(left, None) is not None:
+            raise SpoolFailure("could not read it (EIO)")
+        return record(database, reports, slot, now)
+
+    monkeypatch.setattr(indexing, "record_reports", record_or_fail)
+    index = IndexWriter(hospital.database, "receiver-1")
+    for arrival in arrivals:
+        index.put(arrival)
+    index.close()
+
+    assert count_of(hospital.database) == indexed
+    refused = [each.reason for each in list_refused_instances(hospital.database)]
+    assert len(refused) == 5 - indexed
+    assert all("stored and acknowledged" in reason for reason in refused)

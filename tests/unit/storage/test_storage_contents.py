@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sqlite3
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from storage_hospital import (
     seconds,
 )
 
+from dicom_io.errors import UnreadableInstance
+from storage import redigesting
 from storage.arrivals import Arrival, StoreOutcome
 from storage.completion import complete_now
 from storage.contents import (
@@ -34,6 +37,7 @@ from storage.contents import (
 )
 from storage.database import migrate, open_database
 from storage.dossier import read_dossier
+from storage.errors import SpoolFailure
 from storage.reception import record_reports
 from storage.recording import Recorded, record_instances
 from storage.reindexing import reindex
@@ -286,3 +290,91 @@ def test_an_instance_whose_file_is_gone_is_left_out_of_a_study_of_an_earlier_ver
 
     assert (recorded.new, recorded.identical, recorded.conflicts) == (0, 1, 0)
     assert _instances(hospital) == []
+
+
+def _fail_to_read(monkeypatch, number: int, *names: str) -> None:
+    """Let the disk fail whenever files of these names are digested as an earlier version did."""
+
+    def digest(path: Path, algorithm: DigestAlgorithm) -> str:
+        if path.name in names:
+            raise OSError(number, "the machine failed", str(path))
+        return content_digest(path, algorithm)
+
+    monkeypatch.setattr(redigesting, "content_digest", digest)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_file_of_an_earlier_versions_study_that_cannot_be_read_now_is_recorded_later(
+    hospital, updated, monkeypatch, number: int
+) -> None:
+    hospital.arrive(1)
+    updated()
+    before = read_dossier(hospital.database, STUDY)
+    arrivals = [Arrival(hospital.store(each)) for each in (1, 2)]
+
+    for arrival in arrivals:
+        with monkeypatch.context() as patch:
+            _fail_to_read(patch, number, arrival.stored.path.name)
+            with pytest.raises(SpoolFailure, match=errno.errorcode[number]):
+                record_reports(hospital.database, arrivals, "receiver-1", NOON)
+        assert read_dossier(hospital.database, STUDY) == before
+    recorded = record_reports(hospital.database, arrivals, "receiver-1", NOON)
+
+    assert (recorded.new, recorded.identical, recorded.conflicts) == (1, 1, 0)
+    assert [algorithm_of(each.content_digest) for each in _instances(hospital)] == ["sha256"] * 2
+
+
+def test_a_file_damaged_before_its_digest_of_then_was_made_is_no_conflict(
+    hospital, updated
+) -> None:
+    hospital.arrive(1)
+    updated()
+    before = read_dossier(hospital.database, STUDY)
+
+    for number, damage in ((1, b""), (2, b""), (3, None)):
+        stored = hospital.store(number)
+        if damage is None:
+            stored.path.unlink()  # new, so that it was not retention
+        else:
+            stored.path.write_bytes(damage)
+        with pytest.raises(UnreadableInstance, match=stored.path.name):
+            record_instances(hospital.database, [Arrival(stored)], NOON)
+
+    assert read_dossier(hospital.database, STUDY) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"pixels": SEVENS}])
+def test_a_file_that_is_gone_since_it_came_again_contradicts_nothing(
+    hospital, updated, changes: dict[str, bytes]
+) -> None:
+    hospital.arrive(1)
+    hospital.arrive(1, **changes)
+    updated()
+    before = read_dossier(hospital.database, STUDY)
+    again = hospital.store(1, **changes)
+    again.path.unlink()
+
+    recorded = record_instances(hospital.database, [Arrival(again)], NOON)
+
+    assert recorded == Recorded(new=0, identical=1, conflicts=0, reopened=())
+    assert read_dossier(hospital.database, STUDY) == before
+
+
+def test_a_walk_goes_on_past_a_file_that_cannot_be_digested_as_then(
+    hospital, updated, monkeypatch
+) -> None:
+    hospital.arrive(1)
+    updated()
+    unread, other = hospital.store(2), hospital.store(3)
+    hospital.store(1, study="1.2.3")
+
+    with monkeypatch.context() as patch:
+        _fail_to_read(patch, errno.EIO, unread.path.name)
+        found = reindex(hospital.database, hospital.spool, NOON)
+    paths = {each.path for each in _instances(hospital)}
+    again = reindex(hospital.database, hospital.spool, NOON)
+
+    assert (found.recorded, found.unreadable) == (2, (unread.relative_path,))
+    assert other.relative_path in paths
+    assert (again.recorded, again.unreadable) == (1, ())
+    assert get_study(hospital.database, STUDY).conflict_count == 0
