@@ -106,10 +106,10 @@ class _Walk:
         )
 
     def settle(self) -> None:
-        """Finish purges that were killed; what the disk refuses waits for the next start."""
+        """Finish purges that were killed; what cannot be read waits for the next start."""
         try:
             settle_removals(self._database, self._spool)
-        except SpoolFailure:
+        except (SpoolFailure, UnreadableInstance):
             self._unreadable.append("removing")
 
     def visit(self, uid: str) -> None:

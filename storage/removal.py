@@ -14,8 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
+from dicom_io.errors import UnreadableInstance
 from storage import schema
-from storage.contents import content_digest
+from storage.contents import content_digest, holds
 from storage.database import Database
 from storage.durable import make_folders, sync_folder
 from storage.errors import translated_file_error
@@ -97,13 +98,21 @@ def _put_back(spool: Spool, relative: str) -> None:
             os.link(source, target)
         except FileExistsError:
             # The same instance was sent again meanwhile. Other content stays here: both are kept.
-            if content_digest(source) != content_digest(target):
+            if not _are_same(source, target):
                 return
         sync_folder(target.parent)
         source.unlink()
     except OSError as error:
         raise translated_file_error(error, f"put back {target}") from error
     _remove_empty([source.parent])
+
+
+def _are_same(source: Path, target: Path) -> bool:
+    """True when both hold the same content; one that its disk damaged has no content."""
+    try:
+        return holds(source, content_digest(target))
+    except UnreadableInstance:
+        return False
 
 
 def _files_aside(spool: Spool) -> set[str]:

@@ -243,6 +243,30 @@ def test_a_purge_killed_before_its_rows_are_gone_has_removed_nothing(hospital, m
     assert len(_purge(hospital)) == 1
 
 
+@pytest.mark.parametrize("place", ["removing", "."])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 200])
+def test_a_damaged_file_that_was_set_aside_does_not_stop_the_indexing_of_others(
+    hospital, place: str, damage: bytes
+) -> None:
+    _finished(hospital)
+    relative = hospital.store(1).relative_path
+    set_aside(hospital.spool, [relative])  # and killed: the rows are still there
+    hospital.store(1)
+    contents = {name: (hospital.spool.folder / name / relative) for name in ("removing", ".")}
+    contents[place].write_bytes(damage)
+    other = hospital.store(1, study="1.2.3")
+
+    found = reindex(hospital.database, hospital.spool, MUCH_LATER)
+
+    assert (found.recorded, found.unreadable) == (1, ())
+    assert get_study(hospital.database, "1.2.3").instance_count == 1
+    assert contents[place].read_bytes() == damage
+    assert all(path.exists() for path in contents.values())
+    assert len(_purge(hospital)) == 1
+    left = [path for path in hospital.spool.folder.rglob("*") if path.is_file()]
+    assert left == [other.path]
+
+
 def test_a_purge_killed_before_its_files_are_gone_leaves_no_partial_study(
     hospital, monkeypatch
 ) -> None:
