@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
@@ -235,17 +236,21 @@ def _insert_conflicts(
     if not arrivals:
         return 0
     table = schema.instance_conflict
-    query = select(table.c.sop_instance_uid, table.c.content_digest).where(
+    query = select(table.c.sop_instance_uid, table.c.content_digest, table.c.path).where(
         table.c.study_instance_uid == uid
     )
-    known = {(row.sop_instance_uid, row.content_digest) for row in connection.execute(query)}
+    known = {
+        (row.sop_instance_uid, row.content_digest): row.path for row in connection.execute(query)
+    }
     inserted = 0
     for arrival in arrivals:
         stored = arrival.stored
         key = (stored.header.sop_instance_uid, stored.content_digest)
         if key in known:
+            if not stored.path.with_name(Path(known[key]).name).exists():
+                _move_conflict(connection, uid, arrival)
             continue
-        known.add(key)
+        known[key] = stored.relative_path
         inserted += 1
         connection.execute(
             insert(table).values(
@@ -261,6 +266,24 @@ def _insert_conflicts(
             connection, now, Actor.RECEIVER, "instance conflict", uid, sop_instance_uid=key[0]
         )
     return inserted
+
+
+def _move_conflict(connection: Connection, uid: str, arrival: Arrival) -> None:
+    """Let the row of a conflict whose file somebody took away point to what came in its place.
+
+    It may have another name, and retention removes what the rows name. The folder is the same: the
+    same content belongs to the same series.
+    """
+    stored, table = arrival.stored, schema.instance_conflict
+    connection.execute(
+        update(table)
+        .where(
+            table.c.study_instance_uid == uid,
+            table.c.sop_instance_uid == stored.header.sop_instance_uid,
+            table.c.content_digest == stored.content_digest,
+        )
+        .values(path=stored.relative_path, size=stored.size)
+    )
 
 
 def _move_clock(

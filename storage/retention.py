@@ -107,9 +107,12 @@ def _purgeable(before: datetime) -> Select[Any]:
         schema.association_study.c.association_id == schema.association.c.id,
         schema.association.c.closed_at.is_(None),
     )
+    # A conflict brings no study back: it may have been recorded after the purge.
+    conflict = schema.instance_conflict
+    left = select(conflict.c.study_instance_uid).where(conflict.c.received_at < before)
     return select(uid).where(
         study.c.state.in_(_FINISHED),
-        study.c.purged_at.is_(None),
+        or_(study.c.purged_at.is_(None), uid.in_(left)),
         study.c.state_since < before,
         study.c.last_instance_at < before,
         ~busy_job,
@@ -159,15 +162,19 @@ def _forget_files(connection: Connection, uid: str, now: datetime) -> list[str]:
     connection.execute(delete(schema.series).where(schema.series.c.study_instance_uid == uid))
     jobs = select(job.c.id).where(job.c.study_instance_uid == uid)
     connection.execute(delete(schema.tensor).where(schema.tensor.c.job_id.in_(jobs)))
-    documents = _forget_documents(connection, uid)
+    study = schema.study
+    purged_at = connection.scalar(
+        select(study.c.purged_at).where(study.c.study_instance_uid == uid)
+    )
+    # Since the first purge the documents have their own time: ``forget_kept_documents``.
+    documents = 0 if purged_at else _forget_documents(connection, uid)
     forget_explanations_within(connection, uid)
     forget_shadow_pixels_within(connection, uid, now)
-    study = schema.study
     most = func.max(study.c.instance_count, func.coalesce(study.c.purged_instance_count, 0))
     connection.execute(
         update(study)
         .where(study.c.study_instance_uid == uid)
-        .values(purged_at=now, purged_instance_count=most)
+        .values(purged_at=purged_at or now, purged_instance_count=most)
     )
     audit.append(
         connection,

@@ -180,13 +180,25 @@ class Spool:
         """Keep a content whose UID is taken, unless it is kept already; return its name."""
         name, series = _conflict_name(instance, digest), self.folder / folder
         if not (series / name).exists():
-            earlier = _earlier_conflict_name(instance, Path(part))
-            if earlier and (series / earlier).exists() and holds(series / earlier, digest):
-                self._sync(str(series))
-                return earlier
+            earlier = series / (_earlier_conflict_name(instance, Path(part)) or name)
+            if earlier.exists() and self._kept_before(part, earlier, instance, digest):
+                return earlier.name
         if not self._move(part, folder, name):
             self._confirm_conflict(series / name, digest)
         return name
+
+    def _kept_before(self, part: str, earlier: Path, instance: str, digest: str) -> bool:
+        """True when an earlier version kept this content under the name it gave that.
+
+        Where the disk damaged it since, `part` takes its place: the name, and so the row, are this
+        content's. Two files of it would outlive each other, for it has one row.
+        """
+        if not holds(earlier, digest):
+            if _earlier_conflict_name(instance, earlier) == earlier.name:
+                return False  # Sound, and of the same first digits only.
+            Path(part).replace(earlier)
+        self._sync(str(earlier.parent))
+        return True
 
     def _confirm_conflict(self, path: Path, digest: str) -> None:
         if not holds(path, digest):
@@ -318,14 +330,14 @@ def _conflict_name(instance: str, digest: str) -> str:
     return f"{instance}.conflict-{short_form(digest)}.dcm"
 
 
-def _earlier_conflict_name(instance: str, part: Path) -> str:
-    """Return how versions up to 0.1.0 named this content; empty when the disk damaged it already.
+def _earlier_conflict_name(instance: str, path: Path) -> str:
+    """Return how versions up to 0.1.0 named what this file holds; empty where its head is damaged.
 
     The name is made and not searched for: a sender of many contents under one UID would have each
     compared with all.
     """
     try:
-        return _conflict_name(instance, content_digest(part, DigestAlgorithm.SHA256))
+        return _conflict_name(instance, content_digest(path, DigestAlgorithm.SHA256))
     except UnreadableInstance:
         return ""
 

@@ -25,6 +25,7 @@ from storage_hospital import (
 
 from dicom_io.errors import UnreadableInstance
 from storage import redigesting
+from storage import spool as spool_module
 from storage.arrivals import Arrival, StoreOutcome
 from storage.completion import complete_now
 from storage.contents import (
@@ -38,12 +39,14 @@ from storage.contents import (
 from storage.database import migrate, open_database
 from storage.dossier import read_dossier
 from storage.errors import SpoolFailure
+from storage.preparation import Preparation, finish_preparation
 from storage.reception import record_reports
 from storage.recording import Recorded, record_instances
 from storage.reindexing import reindex
 from storage.results import results_awaiting_composition, withhold_result
 from storage.retention import purge_finished_studies
 from storage.spool import Spool
+from storage.states import StudyState
 from storage.studies import ConflictRecord, InstanceRecord, get_study
 
 SOP = f"{STUDY}.1.1"
@@ -201,20 +204,55 @@ def test_a_conflict_that_an_earlier_version_kept_is_not_kept_twice(hospital, upd
     assert len(_files(hospital)) == 3
 
 
-def test_a_damaged_conflict_of_an_earlier_version_does_not_stand_for_what_comes_again(
-    hospital, updated
+def _finish(hospital: Hospital) -> None:
+    complete_now(hospital.database, STUDY, NOON)
+    outcome = Preparation(StudyState.UNMATCHED, "")
+    finish_preparation(hospital.database, hospital.claim_study(), outcome, NOON)
+
+
+@pytest.mark.parametrize(
+    "damage", [None, b"", b"\0" * 200, make_prefix(SOP) + make_data_set(SOP, pixels=NINES)]
+)
+def test_a_conflict_of_an_earlier_version_that_its_disk_lost_is_made_whole_by_what_comes_again(
+    hospital, updated, damage: bytes | None
 ) -> None:
     hospital.arrive(1)
     hospital.arrive(1, pixels=SEVENS)
     updated()
-    damaged = _files(hospital)[1]
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    lost = _files(hospital)[1]
+    if damage is None:
+        lost.unlink()  # by somebody who found it damaged
+    else:
+        lost.write_bytes(damage)
 
-    again = hospital.store(1, pixels=SEVENS)
+    recorded = hospital.arrive(1, pixels=SEVENS)
 
-    assert again.outcome is StoreOutcome.CONFLICT
-    assert again.path != damaged
-    assert again.path.read_bytes().endswith(SEVENS)
+    (conflict,), (first, kept) = _conflicts(hospital), _files(hospital)
+    assert (recorded.conflicts, get_study(hospital.database, STUDY).conflict_count) == (0, 1)
+    assert hospital.spool.absolute(conflict.path) == kept
+    assert kept.read_bytes().endswith(SEVENS)
+    assert conflict.size == kept.stat().st_size
+    assert first.read_bytes() == make_prefix(SOP) + make_data_set(SOP)
+    assert list((hospital.spool.folder / "incoming").iterdir()) == []
+    _finish(hospital)
+    assert purge_finished_studies(hospital.database, hospital.spool, MUCH_LATER, older_than_days=30)
+    assert _files(hospital) == []
+
+
+def test_a_sound_conflict_of_an_earlier_version_is_not_overwritten_for_its_name(
+    hospital, updated, monkeypatch
+) -> None:
+    hospital.arrive(1)
+    hospital.arrive(1, pixels=SEVENS)
+    updated()
+    earlier = _files(hospital)[1]
+    # As if the first digits of both digests were the same.
+    monkeypatch.setattr(spool_module, "_earlier_conflict_name", lambda uid, path: earlier.name)
+
+    assert hospital.arrive(1, pixels=NINES).conflicts == 1
+
+    contents = {path.read_bytes()[-4:] for path in _files(hospital)[1:]}
+    assert contents == {SEVENS, NINES}
 
 
 def test_one_uid_in_two_series_stays_one_conflict(hospital, updated) -> None:

@@ -210,6 +210,40 @@ def test_files_that_outlived_their_rows_are_indexed_and_removed_in_their_turn(ho
     assert list(hospital.spool.stored_instances()) == []
 
 
+def test_a_conflict_that_was_recorded_after_the_purge_is_removed_in_its_turn(hospital) -> None:
+    _finished(hospital, "pacs")
+    _send(hospital, "pacs", NOON)
+    late = hospital.store(1, pixels=b"\7\7\7\7")
+    _purge(hospital)
+    assert list(hospital.spool.stored_instances()) == [late.path]
+
+    reindex(hospital.database, hospital.spool, MUCH_LATER)
+
+    assert _purge(hospital, MUCH_LATER + seconds(29 * DAY)) == ()
+    (purged,) = _purge(hospital, MUCH_LATER + seconds(31 * DAY))
+    assert (purged.files, list(hospital.spool.stored_instances())) == (1, [])
+    dossier = read_dossier(hospital.database, STUDY)
+    assert (dossier.conflicts, dossier.study.purged_at) == ((), MUCH_LATER)
+    assert _purge(hospital, MUCH_LATER + seconds(90 * DAY)) == ()
+
+
+def test_what_is_removed_in_its_turn_takes_no_report_along_that_arrived_meanwhile(
+    hospital,
+) -> None:
+    _rejected(hospital)
+    hospital.store(1, pixels=b"\7\7\7\7")
+    _purge(hospital)
+    reindex(hospital.database, hospital.spool, MUCH_LATER)
+    in_its_turn = MUCH_LATER + seconds(31 * DAY)
+    retry_study(hospital.database, STUDY, in_its_turn, destinations=["pacs"])
+    _send(hospital, "pacs", in_its_turn)
+
+    _purge(hospital, in_its_turn)
+
+    (document,) = read_dossier(hospital.database, STUDY).documents
+    assert read_document(hospital.database, document.id) == b"bytes"
+
+
 class _Killed(BaseException):
     """Stands for SIGKILL: nothing of the program handles it."""
 
