@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
 
 from dicom_io.vocabulary import InstanceHeader
 from storage import audit, schema
@@ -75,6 +75,17 @@ _KNOWN_LINKS = select(schema.association_study.c.association_id).where(
     schema.association_study.c.study_instance_uid == bindparam("uid"),
     schema.association_study.c.association_id.in_(bindparam("association_ids", expanding=True)),
 )
+# Counted and not added up: of those from before a purge the rows went with their files.
+_COUNT_CONFLICTS = (
+    update(schema.study)
+    .where(schema.study.c.study_instance_uid == bindparam("uid"))
+    .values(
+        conflict_count=select(func.count())
+        .select_from(schema.instance_conflict)
+        .where(schema.instance_conflict.c.study_instance_uid == bindparam("uid"))
+        .scalar_subquery()
+    )
+)
 _INSERT_INSTANCE = insert(schema.instance)
 _INSERT_LINK = insert(schema.association_study)
 
@@ -98,13 +109,8 @@ def _record_study(
     # Also for what is known: indexing the spool again may have recorded it a moment earlier, and
     # retention leaves a study alone while it is sent again.
     _link_associations(connection, uid, arrivals)
-    if conflicts:
-        table = schema.study
-        connection.execute(
-            update(table)
-            .where(table.c.study_instance_uid == uid)
-            .values(conflict_count=table.c.conflict_count + conflicts)
-        )
+    if conflicts or (new and study["purged_at"]):
+        connection.execute(_COUNT_CONFLICTS, {"uid": uid})
     return Recorded(
         len(new), len(arrivals) - len(new) - conflicts, conflicts, (uid,) if reopened else ()
     )
@@ -250,6 +256,8 @@ def _insert_conflicts(
             if not stored.path.with_name(Path(known[key]).name).exists():
                 _move_conflict(connection, uid, arrival)
             continue
+        if not stored.path.exists():
+            continue  # Retention took the study away between the answer and this row.
         known[key] = stored.relative_path
         inserted += 1
         connection.execute(

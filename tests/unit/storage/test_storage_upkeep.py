@@ -227,6 +227,52 @@ def test_a_conflict_that_was_recorded_after_the_purge_is_removed_in_its_turn(hos
     assert _purge(hospital, MUCH_LATER + seconds(90 * DAY)) == ()
 
 
+def test_conflicts_of_a_removed_study_that_is_sent_again_are_counted_anew(hospital) -> None:
+    def count() -> int:
+        return get_study(hospital.database, STUDY).conflict_count
+
+    _finished(hospital)
+    hospital.arrive(1, pixels=b"\7\7\7\7")
+    _purge(hospital)
+    assert count() == 1  # what was found stays on the worklist
+
+    hospital.arrive(1, now=MUCH_LATER)
+    assert count() == 0
+    for _ in range(2):
+        hospital.arrive(1, pixels=b"\7\7\7\7", now=MUCH_LATER)
+    assert count() == 1
+    arrivals = [Arrival(hospital.store(2, pixels=bytes([each] * 4))) for each in (1, 2)]
+    record_instances(hospital.database, arrivals, MUCH_LATER)
+    assert count() == len(read_dossier(hospital.database, STUDY).conflicts) == 2
+
+
+def test_conflicts_that_outlived_the_purge_of_their_study_stay_counted(hospital) -> None:
+    _finished(hospital)
+    hospital.arrive(1, pixels=b"\7\7\7\7")
+    hospital.store(1, pixels=b"\x08\x08\x08\x08")
+    _purge(hospital)
+
+    reindex(hospital.database, hospital.spool, MUCH_LATER)
+    assert get_study(hospital.database, STUDY).conflict_count == 1
+    hospital.arrive(1, now=MUCH_LATER)
+
+    assert get_study(hospital.database, STUDY).conflict_count == 1
+    assert len(read_dossier(hospital.database, STUDY).conflicts) == 1
+
+
+def test_a_conflict_sent_again_just_before_the_purge_gets_no_row_without_a_file(hospital) -> None:
+    _finished(hospital)
+    hospital.arrive(1, pixels=b"\7\7\7\7")
+    again = hospital.store(1, pixels=b"\7\7\7\7")
+    _purge(hospital)
+
+    recorded = record_instances(hospital.database, [Arrival(again)], MUCH_LATER)
+
+    assert (recorded.identical, recorded.conflicts) == (1, 0)
+    assert read_dossier(hospital.database, STUDY).conflicts == ()
+    assert get_study(hospital.database, STUDY).conflict_count == 1
+
+
 def test_what_is_removed_in_its_turn_takes_no_report_along_that_arrived_meanwhile(
     hospital,
 ) -> None:
