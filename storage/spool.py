@@ -179,7 +179,8 @@ class Spool:
     def _keep_beside(self, part: str, folder: str, instance: str, digest: str) -> str:
         """Keep a content whose UID is taken, unless it is kept already; return its name."""
         name, series = _conflict_name(instance, digest), self.folder / folder
-        if not (series / name).exists():
+        # Only beside a conflict of another name: to digest once more takes seconds for gigabytes.
+        if not (series / name).exists() and any(series.glob(f"{instance}.conflict-*.dcm")):
             earlier = series / (_earlier_conflict_name(instance, Path(part)) or name)
             if earlier.exists() and self._kept_before(part, earlier, instance, digest):
                 return earlier.name

@@ -255,6 +255,28 @@ def test_a_sound_conflict_of_an_earlier_version_is_not_overwritten_for_its_name(
     assert contents == {SEVENS, NINES}
 
 
+def test_a_conflict_is_digested_as_an_earlier_version_did_only_beside_another_one(
+    hospital, monkeypatch
+) -> None:
+    read = []
+    named = spool_module._earlier_conflict_name
+
+    def watched(instance: str, path: Path) -> str:
+        read.append(path)
+        return named(instance, path)
+
+    monkeypatch.setattr(spool_module, "_earlier_conflict_name", watched)
+    hospital.store(1)
+    hospital.store(1, pixels=SEVENS)
+    hospital.store(1, pixels=SEVENS)
+    hospital.store(2)
+    hospital.store(2, pixels=SEVENS)
+    assert read == []
+
+    hospital.store(1, pixels=NINES)
+    assert len(read) == 1
+
+
 def test_one_uid_in_two_series_stays_one_conflict(hospital, updated) -> None:
     hospital.arrive(1)
     hospital.arrive(1, series=f"{STUDY}.2")
