@@ -167,6 +167,8 @@ class Ward:
         """Receive other content under the study's first SOP Instance UID."""
         header = InstanceHeader(uid, f"{uid}.1", f"{uid}.1.1", "1.2", "1.2.840.10008.1.2.1")
         arrival = self._arrival(header, uid, 1, "assoc-1", "bb")
+        # Any file will do: only that it is there is asked of a conflict.
+        arrival = replace(arrival, stored=replace(arrival.stored, path=self.database.path))
         record_instances(self.database, [arrival], self.pass_time(1))
 
     def complete(self, uid: str) -> PreparationTask:
