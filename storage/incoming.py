@@ -29,8 +29,9 @@ from storage.errors import translated_file_error
 
 HEAD_BYTES = 32 * 1024
 """The beginning of the data set that is kept in memory for its header; others are read back."""
-START_WRITING_EVERY_BYTES = 256 * 1024
-"""The disk writes while the rest still arrives, so that the last sync has less to wait for."""
+START_WRITING_EVERY_BYTES = 240 * 1024
+"""The disk writes while the rest still arrives, so that the last sync has less to wait for. A bit
+less than two fragments of the PDUs of 128 KiB that DCMTK sends: 256 KiB would wait for a third."""
 SYNC_EVERY_BYTES = 64 * 1024 * 1024
 """A large instance is synced as it grows: its sender would time out waiting for gigabytes to reach
 the disk at the end, and the kernel would hold them in memory until then."""
