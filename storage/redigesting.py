@@ -7,10 +7,10 @@ the transaction that records: within it nobody waits for a disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 
 from dicom_io.errors import UnreadableInstance
 from storage import schema
@@ -18,12 +18,10 @@ from storage.arrivals import Arrival, StoreOutcome
 from storage.contents import DigestAlgorithm, content_digest
 from storage.database import Database
 from storage.errors import translated_file_error
-
-_MOST_PARAMETERS = 500
-"""Bound values per statement; SQLite's limit is far above, statement caching is not."""
+from storage.prepared import among, as_list
 
 _OTHERWISE = select(schema.study.c.study_instance_uid, schema.study.c.content_algorithm).where(
-    schema.study.c.study_instance_uid.in_(bindparam("uids", expanding=True)),
+    among(schema.study.c.study_instance_uid, "uids"),
     schema.study.c.content_algorithm != DigestAlgorithm.BLAKE3,
 )
 
@@ -44,7 +42,7 @@ def redigested(database: Database, arrivals: Sequence[Arrival]) -> list[Arrival]
         A file was damaged, or taken away, since it was stored.
     """
     uids = {each.stored.header.study_instance_uid for each in arrivals}
-    algorithms = _other_algorithms(database, sorted(uids))
+    algorithms = _other_algorithms(database, uids)
     return [
         _redigested(each, algorithms[uid])
         if (uid := each.stored.header.study_instance_uid) in algorithms
@@ -53,14 +51,12 @@ def redigested(database: Database, arrivals: Sequence[Arrival]) -> list[Arrival]
     ]
 
 
-def _other_algorithms(database: Database, uids: Sequence[str]) -> dict[str, DigestAlgorithm]:
-    found: dict[str, DigestAlgorithm] = {}
-    for start in range(0, len(uids), _MOST_PARAMETERS):
-        with database.read() as connection:
-            values = {"uids": uids[start : start + _MOST_PARAMETERS]}
-            for row in connection.execute(_OTHERWISE, values):
-                found[row.study_instance_uid] = DigestAlgorithm(row.content_algorithm)
-    return found
+def _other_algorithms(database: Database, uids: Collection[str]) -> dict[str, DigestAlgorithm]:
+    if not uids:
+        return {}
+    with database.read() as connection:
+        rows = connection.execute(_OTHERWISE, {"uids": as_list(uids)})
+        return {uid: DigestAlgorithm(algorithm) for uid, algorithm in rows}
 
 
 def _redigested(arrival: Arrival, algorithm: DigestAlgorithm) -> Arrival:

@@ -97,7 +97,7 @@ class AssociationEndValues(StrEnum):
     ABORTED = "aborted"
     """By us, for a reason the log names beside it."""
     LOST = "the connection was lost"
-    """The peer or the network went away; what was under way was not stored."""
+    """The peer or the network went away; an instance that was here in part was not stored."""
 
 
 class AssociationObserver:
