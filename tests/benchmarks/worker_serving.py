@@ -1,6 +1,6 @@
 """Images per second of the whole worker, queue included, beside the runtimes' own loops.
 
-The smallest network that is shipped, for which the queue costs most, and one of ordinary size. The
+A quick network that is shipped, beside which the queue weighs much, and one of ordinary size. The
 same weights and tensors; plain ``model.predict``, the runtime's own loop and the worker
 take turns, so that a busy moment of the machine hits them alike.
 """
