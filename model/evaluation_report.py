@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import PackageFault
-from model.package import Label, ModelPackage
+from model.labels import Label
+from model.package import ModelPackage
 
 REPORT_FORMAT = 1
 LARGEST_REPORT_BYTES = 64 << 20

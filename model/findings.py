@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dicom_io.vocabulary import Finding, PresenceValues
 from model.errors import UnusableOutput
-from model.package import Label, Output, OutputKindValues
+from model.labels import Label, Output, OutputKindValues
 
 FloatArray = npt.NDArray[np.float32]
 

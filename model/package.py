@@ -6,19 +6,18 @@ network library, so that every process can read the catalogue; ``model.runtimes`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
-from dicom_io.errors import MedimgdError, RefusalReason
+from dicom_io.errors import MedimgdError
 from dicom_io.tensors import TensorRecipe
-from dicom_io.vocabulary import Code, ModelIdentity
-from model.condition_reading import read_condition
-from model.conditions import Condition, keywords
+from dicom_io.vocabulary import ModelIdentity
+from model.conditions import keywords
 from model.errors import PackageFault
 from model.explanation_plan import ExplanationPlan, read_explanation_plan
 from model.input_distribution import InputDistribution, read_distribution_file
+from model.labels import Label, Output, read_labels
 from model.manifest import MANIFEST_NAME, ManifestTable, read_manifest
 from model.package_files import (
     DIGEST_PATTERN,
@@ -31,89 +30,11 @@ from model.package_files import (
 )
 from model.region_plan import RegionPlan, read_region_plan
 from model.runtime_plan import RuntimePlan, RuntimeValues, read_runtime_plan
+from model.selection_rules import ContractClause, SelectionRule, read_clause, read_selection
 
 MANIFEST_FORMAT = 1
-MOST_LABELS = 1000
 NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?"
 VERSION_PATTERN = r"\d{1,6}\.\d{1,6}\.\d{1,6}(?:[-+][0-9A-Za-z.-]{1,24})?"
-
-
-class OutputKindValues(StrEnum):
-    """What the numbers are that come out of the network."""
-
-    PROBABILITY = "probability"
-    """Each output lies in 0..1 already."""
-    LOGIT = "logit"
-    """Each output goes through the sigmoid, independently."""
-    SOFTMAX = "softmax"
-    """The outputs are unscaled scores of classes that exclude each other; softmax is applied."""
-
-
-class OrderValues(StrEnum):
-    """How candidates are ordered by an attribute."""
-
-    ASCENDING = "ascending"
-    DESCENDING = "descending"
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """The network's last layer."""
-
-    kind: OutputKindValues
-    size: int
-    """How many numbers come out per input."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """One statement the model makes."""
-
-    name: str
-    code: Code
-    site: Code | None
-    threshold: float
-    """Scores at or above it are Present, outside the undetermined band."""
-    undetermined_low: float
-    undetermined_high: float
-    """Scores in [low, high) are Undetermined; equal ends mean there is no band."""
-    index: int
-    """Which of the network's outputs speaks for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankBy:
-    """One key of the order among candidates: an attribute or a preferred condition."""
-
-    attribute: str = ""
-    order: OrderValues = OrderValues.ASCENDING
-    prefer: Condition | None = None
-    """Candidates that pass come first; ``attribute`` is empty then."""
-
-    @property
-    def words(self) -> str:
-        """The key as people read it."""
-        if self.prefer is not None:
-            return f"first those where {self.prefer.words}"
-        return f"by {self.attribute}, {self.order}, absent last"
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionRule:
-    """Which images (kind image) or series (kind volume) the model is for."""
-
-    where: Condition
-    rank: tuple[RankBy, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ContractClause:
-    """One thing the chosen input must satisfy, or the model abstains."""
-
-    require: Condition
-    text: str
-    """Why, as a sentence for the radiologist."""
-    reason: RefusalReason = RefusalReason.OUTSIDE_CONTRACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +117,7 @@ def _read_package(folder: Path, manifest: ManifestTable) -> ModelPackage | None:
     runtime = read_runtime_plan(manifest, weights)
     weights_path, digest = _read_weights(folder, weights, runtime)
     identity = _read_identity(manifest, digest)
-    labels, output = _read_labels(manifest)
+    labels, output = read_labels(manifest)
     recipe = _read_recipe(manifest)
     preprocessing_digest = _read_preprocessing_digest(manifest, recipe)
     selection = read_selection(manifest.table("selection"))
@@ -283,116 +204,3 @@ def _read_preprocessing_digest(manifest: ManifestTable, recipe: TensorRecipe | N
             f"the version of medimgd it was made with",
         )
     return stated
-
-
-def _read_labels(manifest: ManifestTable) -> tuple[tuple[Label, ...], Output]:
-    tables = manifest.tables("labels")
-    output = _read_output(manifest.table("output"), len(tables))
-    labels = tuple(_read_label(table, n, output.size) for n, table in enumerate(tables))
-    _add_repeated(manifest, "index", [str(label.index) for label in labels])
-    add_repeated_labels(manifest, [(label.name, label.code) for label in labels])
-    return labels, output
-
-
-def add_repeated_labels(root: ManifestTable, labels: Sequence[tuple[str, Code]]) -> None:
-    """Add a fault where two labels bear one name, whatever its case, or one code."""
-    _add_repeated(root, "name", [name.casefold() for name, _ in labels])
-    _add_repeated(root, "code", [f"{code.value} {code.scheme}" for _, code in labels])
-
-
-def _add_repeated(root: ManifestTable, what: str, values: Sequence[str]) -> None:
-    """Add a fault where two labels have the same."""
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        root.faults.append(f"labels: {what} must differ, twice is {', '.join(twice)}")
-
-
-def _read_output(table: ManifestTable, label_count: int) -> Output:
-    kinds = ", ".join(OutputKindValues)
-    kind = table.text("kind", "|".join(OutputKindValues), f"must be one of {kinds}")
-    size = table.whole_number("size", 1, MOST_LABELS, default=max(label_count, 1))
-    if size < label_count:
-        table.add_fault("size", f"must be at least the number of labels, {label_count}")
-    if kind == OutputKindValues.SOFTMAX and size < 2:
-        table.add_fault("size", "softmax needs at least two outputs")
-    table.refuse_unknown()
-    return Output(OutputKindValues(kind) if kind else OutputKindValues.PROBABILITY, size)
-
-
-def _read_label(table: ManifestTable, position: int, output_size: int) -> Label:
-    threshold = table.number("threshold", 0.0, 1.0)
-    low, high = _read_band(table, threshold)
-    label = Label(
-        name=table.text("name", r"[^\n]{1,64}", "must be one line of at most 64 characters"),
-        code=table.code("code"),
-        site=table.code("site") if table.has("site") else None,
-        threshold=threshold,
-        undetermined_low=low,
-        undetermined_high=high,
-        index=table.whole_number(
-            "index", 0, max(output_size - 1, 0), default=min(position, output_size - 1)
-        ),
-    )
-    table.refuse_unknown()
-    return label
-
-
-def _read_band(table: ManifestTable, threshold: float) -> tuple[float, float]:
-    """Return the undetermined band; without one both ends are the threshold."""
-    value = table.raw("undetermined")
-    if value is None:
-        return threshold, threshold
-    numbers = isinstance(value, list) and len(value) == 2
-    if numbers and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):  # type: ignore[attr-defined]
-        low, high = (float(v) for v in value)  # type: ignore[attr-defined]
-        if 0 <= low <= threshold <= high <= 1:
-            return low, high
-    table.add_fault(
-        "undetermined",
-        f"must be [low, high] within 0..1 with the threshold {threshold:g} between them",
-    )
-    return threshold, threshold
-
-
-def read_selection(table: ManifestTable) -> SelectionRule | None:
-    """Read ``[selection]``; None, with the faults added, where its condition is none."""
-    where = read_condition(table.raw("where"), table.place_of("where"), table.faults)
-    rank = tuple(_read_rank(item) for item in table.tables("rank", required=False))
-    table.refuse_unknown()
-    return None if where is None else SelectionRule(where, rank)
-
-
-def _read_rank(table: ManifestTable) -> RankBy:
-    if table.has("prefer"):
-        place = table.place_of("prefer")
-        prefer = read_condition(table.raw("prefer"), place, table.faults)
-        table.refuse_unknown()
-        return RankBy(prefer=prefer)
-    orders = ", ".join(OrderValues)
-    attribute = table.text("attribute", r"\w+", "must be a DICOM keyword, or use 'prefer'")
-    order = table.text(
-        "order", "|".join(OrderValues), f"must be one of {orders}", default=OrderValues.ASCENDING
-    )
-    table.refuse_unknown()
-    # The same check of the keyword as for conditions: it must exist and name nobody.
-    probe = {"attribute": attribute, "exists": True}
-    if attribute:
-        read_condition(probe, table.place_of("attribute"), table.faults)
-    return RankBy(attribute, OrderValues(order or OrderValues.ASCENDING))
-
-
-def read_clause(table: ManifestTable) -> ContractClause | None:
-    """Read one ``[[contract]]``; None, with the faults added, where its condition is none."""
-    reasons = [str(reason) for reason in RefusalReason]
-    reason = table.text(
-        "reason",
-        "|".join(reasons),
-        f"must be one of {', '.join(reasons)}",
-        default=RefusalReason.OUTSIDE_CONTRACT,
-    )
-    text = table.text("text", rule="must say in a sentence why the model asks for it")
-    require = read_condition(table.raw("require"), table.place_of("require"), table.faults)
-    table.refuse_unknown()
-    if require is None:
-        return None
-    return ContractClause(require, text, RefusalReason(reason or RefusalReason.OUTSIDE_CONTRACT))

@@ -8,13 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dicom_io.vocabulary import Code
+from model.labels import Label
 from model.manifest import ManifestTable
-
-if TYPE_CHECKING:  # model.package reads this table and is loaded first
-    from model.package import Label
 
 DEFAULT_LAYER = "map"
 DEFAULT_MOST = 10

@@ -21,7 +21,8 @@ from enum import StrEnum
 
 from dicom_io.errors import OutsideContract, RefusalReason
 from model.conditions import Attributes, AttributeValue, Evaluation, evaluate
-from model.package import ContractClause, ModelPackage, OrderValues, RankBy
+from model.package import ModelPackage
+from model.selection_rules import ContractClause, OrderValues, RankBy
 
 SELECTION_KEYWORDS = frozenset({"InstanceNumber", "NumberOfFrames"})
 """What selection itself needs of every instance, besides the packages' own keywords."""

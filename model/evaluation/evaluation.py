@@ -39,7 +39,8 @@ from model.evaluation.subgroups import Subgroups, subgroups_of, values_by_column
 from model.evaluation.thresholds import choose_threshold, require_validation
 from model.evaluation.truth import ClassMap
 from model.findings import presence
-from model.package import Label, ModelPackage
+from model.labels import Label
+from model.package import ModelPackage
 
 MOST_ERRORS = 12
 """Images shown on each side of a label's worst mistakes."""

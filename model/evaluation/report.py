@@ -21,7 +21,8 @@ from model.evaluation.records import Evaluation, LabelResult, ScoredSplit
 from model.evaluation.scoring import OutcomeValues, ScoredImage
 from model.evaluation.subgroups import FEWEST
 from model.findings import presence
-from model.package import Label, ModelPackage
+from model.labels import Label
+from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
 from model.training.gate import GateReport
 from model.training.inspection import InspectedImage

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import EvaluationFault
-from model.package import ModelPackage, OutputKindValues
+from model.labels import OutputKindValues
+from model.package import ModelPackage
 from model.training.dataset import LabelledImage
 
 BoolArray = npt.NDArray[np.bool_]

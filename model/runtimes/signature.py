@@ -12,7 +12,8 @@ import numpy as np
 
 from dicom_io.tensors import TensorRecipe
 from model.errors import RuntimeFault
-from model.package import ModelPackage, OutputKindValues
+from model.labels import OutputKindValues
+from model.package import ModelPackage
 from model.runtime_plan import LayoutValues
 from model.runtimes.port import FloatArray
 

@@ -12,16 +12,11 @@ from pathlib import Path
 
 from dicom_io.vocabulary import Code
 from model.explanation_plan import read_explanation_plan
+from model.labels import Label, add_repeated_labels
 from model.manifest import ManifestTable
-from model.package import (
-    NAME_PATTERN,
-    VERSION_PATTERN,
-    Label,
-    add_repeated_labels,
-    read_clause,
-    read_selection,
-)
+from model.package import NAME_PATTERN, VERSION_PATTERN
 from model.region_plan import read_region_plan
+from model.selection_rules import read_clause, read_selection
 
 DEFAULT_PROBES = 2
 MOST_PROBES = 16

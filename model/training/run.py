@@ -18,6 +18,7 @@ from model.training.dataset import SplitValues
 from model.training.device import Environment, prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan
+from model.training.run_choice import Chosen, choose
 from model.training.run_config import write_config
 from model.training.run_evaluation import require_measurable
 from model.training.run_folder import (
@@ -31,7 +32,7 @@ from model.training.run_folder import (
     read_json,
 )
 from model.training.run_images import RunImages, gather_images, write_distribution
-from model.training.run_package import Chosen, choose, try_untrained, write_package
+from model.training.run_package import try_untrained, write_package
 from model.training.sources import open_dataset
 from model.training.watching import Watch
 

@@ -1,14 +1,13 @@
-"""From trained networks to a finished package: calibrated, judged, measured, packed.
+"""From chosen networks to a finished package: saved, measured, packed.
 
-Owns the order. Thresholds and calibration are chosen on validation; a test split is looked at
-once, when nothing is left to be chosen.
+Owns the order. A test split is looked at once, when nothing is left to be chosen.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,121 +15,30 @@ import numpy as np
 
 from model.durable import publish
 from model.errors import TrainingPlanFault
-from model.evaluation.thresholds import choose_threshold, parse_rule
-from model.findings import FloatArray
 from model.input_distribution import DISTRIBUTION_NAME
 from model.manifest_writing import toml_text, write_manifest
 from model.package import MANIFEST_FORMAT, ModelPackage, load_package
 from model.package_files import sha256_of
 from model.packing import PackSources, pack
 from model.runtimes.check import try_package
-from model.training.dataset import SplitValues
 from model.training.ensemble import (
-    Trained,
     name_layers_anew,
-    network_of,
     packaged_networks,
     untrained,
 )
-from model.training.fit_steps import answering
-from model.training.heads import HeadValues
-from model.training.losses import probabilities_of
-from model.training.measures import Array, fitted_calibration
-from model.training.networks import calibrate, mean_of
+from model.training.networks import mean_of
 from model.training.plan import TrainingPlan
+from model.training.run_choice import Chosen, labels_with_thresholds
 from model.training.run_evaluation import evaluate_splits
 from model.training.run_folder import RunFolder, write_json, write_text
 from model.training.run_images import RunImages
 from model.training.run_probes import write_probe_tensors
-from model.training.targets import IntArray
 from model.training.watching import Watch
 
 WEIGHTS_NAME = "weights.keras"
 DRAFT_NAME = "draft.toml"
 PROVENANCE_NAME = "training.json"
 UNTRAINED_NAME = "untrained.keras"
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What was chosen on images that the network has not learned from."""
-
-    network: Any
-    """keras.Model, calibrated."""
-    scale: Array
-    offset: Array
-    labels: list[dict[str, object]]
-    """As the manifest has them."""
-    scores: Array
-    """(image, outputs), calibrated."""
-    places: IntArray
-    """Of the images the scores belong to."""
-
-
-def choose(images: RunImages, trained: Trained, plan: TrainingPlan) -> Chosen:
-    """Average the networks, fold the calibration into them and choose the thresholds.
-
-    Raises
-    ------
-    EvaluationFault
-        A label has no image, or only images, among those it is chosen on.
-    """
-    name_layers_anew()
-    members = [network_of(plan, fitted) for fitted in trained.members]
-    network = mean_of(members)
-    places = images.places(SplitValues.VALIDATION)
-    logits: FloatArray
-    if trained.held_out is not None:
-        places, logits = trained.held_out
-    else:
-        logits = answering(network)(images.part(places))
-    targets = images.targets[places]
-    scale, offset = np.ones(plan.outputs), np.zeros(plan.outputs)
-    if plan.calibration is not None:
-        scale, offset = fitted_calibration(
-            plan.head.kind,
-            targets,
-            logits,
-            highest_scale=plan.calibration.highest_scale,
-            is_balanced=plan.calibration.is_balanced,
-        )
-        calibrate(members, scale, offset)
-    if trained.held_out is None:
-        logits = answering(network)(images.part(places))
-    else:
-        logits = (logits * scale + offset).astype(np.float32)
-    scores = probabilities_of(plan.head.kind, logits).astype(np.float64)
-    labels = _labels(plan, targets >= 0.5, scores)
-    return Chosen(network, scale, offset, labels, scores, places)
-
-
-def _labels(plan: TrainingPlan, truth: Any, scores: Array) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
-    for number, label in enumerate(plan.labels):
-        output = output_of(plan, number)
-        column = (label.name, truth[:, output], scores[:, output])
-        rule = parse_rule(label.rule or plan.threshold.rule)
-        threshold = choose_threshold(*column, rule).threshold
-        table: dict[str, object] = {
-            "name": label.name,
-            "code": [label.code.value, label.code.scheme, label.code.meaning],
-            "threshold": threshold,
-            "index": output,
-        }
-        if label.site is not None:
-            table["site"] = [label.site.value, label.site.scheme, label.site.meaning]
-        if plan.threshold.band:
-            other = choose_threshold(*column, parse_rule(plan.threshold.band)).threshold
-            table["undetermined"] = sorted([other, threshold])
-        found.append(table)
-    return found
-
-
-def output_of(plan: TrainingPlan, number: int) -> int:
-    """Return which output of the network speaks for a label."""
-    if plan.head.kind is HeadValues.MULTI_CLASS:
-        return plan.data.classes.index(plan.labels[number].classes[0])
-    return number
 
 
 def write_package(
@@ -221,7 +129,7 @@ def try_untrained(plan: TrainingPlan, folder: RunFolder) -> ModelPackage:
         The configuration makes no package that loads and serves; every fault is named.
     """
     truth = np.array([[False] * plan.outputs, [True] * plan.outputs])
-    labels = _labels(plan, truth, np.where(truth, 0.75, 0.25))
+    labels = labels_with_thresholds(plan, truth, np.where(truth, 0.75, 0.25))
     # The weights are of no interest here: a backbone's file is not read.
     drawn = replace(plan, network=replace(plan.network, weights=None))
     name_layers_anew()

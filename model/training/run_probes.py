@@ -7,16 +7,13 @@ that they may be passed on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.training.plan import TrainingPlan
+from model.training.run_choice import Chosen
 from model.training.run_images import RunImages
 from model.training.targets import FloatArray
-
-if TYPE_CHECKING:
-    from model.training.run_package import Chosen
 
 WAVES = 4
 HIGHEST_FREQUENCY = 6.0

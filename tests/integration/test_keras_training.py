@@ -32,9 +32,9 @@ from model.training.plan import TrainingPlan, read_plan
 from model.training.plan_fit import PrecisionValues
 from model.training.run import RunWishes, run_training
 from model.training.run_checkpoints import read_best
+from model.training.run_choice import choose
 from model.training.run_folder import RunFolder, held
 from model.training.run_images import RunImages, gather_images
-from model.training.run_package import choose
 from model.training.sources import open_dataset
 from model.training.watching import Progress, Watch, silent
 from tests.labelled_images import grey, put_dicom

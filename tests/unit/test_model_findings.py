@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dicom_io.vocabulary import Code, PresenceValues
 from model.errors import UnusableOutput
 from model.findings import judge, probabilities
-from model.package import Label, Output, OutputKindValues
+from model.labels import Label, Output, OutputKindValues
 
 PROBABILITY, LOGIT, SOFTMAX = OutputKindValues
 CODE = Code("233604007", "SCT", "Pneumonia")

@@ -8,7 +8,9 @@ import pytest
 
 from dicom_io.errors import RefusalReason
 from model.errors import PackageFault
-from model.package import ModelPackage, OrderValues, OutputKindValues, load_package
+from model.labels import OutputKindValues
+from model.package import ModelPackage, load_package
+from model.selection_rules import OrderValues
 from tests.tiny_models import BRIGHT, DARK, TinyLabel, write_package
 
 LABEL = {"name": "Bright", "code": ["TINY-1", "99MEDIMGD", "Bright image"], "threshold": 0.5}
