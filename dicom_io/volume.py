@@ -54,7 +54,7 @@ def open_series(paths: Sequence[Path], timings: Timings | None = None) -> OpenSe
     UnreadableInstance, CannotDecode
         A file cannot be parsed, or holds no pixel data that can be decoded.
     UnsuitableSeries
-        The slices make no even stack, or hold colour.
+        The slices make no even stack, hold colour, or mix MONOCHROME1 with MONOCHROME2.
     InstanceUnavailable
         A file cannot be read now.
     """
@@ -70,6 +70,7 @@ def open_series(paths: Sequence[Path], timings: Timings | None = None) -> OpenSe
         )
     for plane in stack.slices:
         _check_grey(images[plane.path], plane.label)
+    _check_one_interpretation(stack, images)
     return OpenSeries(stack, images, transforms)
 
 
@@ -78,6 +79,22 @@ def _check_grey(image: StoredImage, label: str) -> None:
         raise UnsuitableSeries(
             f"slice {label} is {image.pixel.photometric_interpretation}: "
             "only MONOCHROME1 and MONOCHROME2 slices make a volume"
+        )
+
+
+def _check_one_interpretation(stack: SliceStack, images: dict[Path, StoredImage]) -> None:
+    """Refuse a stack of which some slices are shown the other way round.
+
+    A range over the whole volume is inverted as a whole: such slices would become negatives.
+    """
+    labels: dict[str, str] = {}
+    for plane in stack.slices:
+        labels.setdefault(images[plane.path].pixel.photometric_interpretation, plane.label)
+    if len(labels) > 1:
+        found = ", ".join(f"{each} in {label}" for each, label in sorted(labels.items()))
+        raise UnsuitableSeries(
+            f"the series mixes PhotometricInterpretation (0028,0004): {found}; the slices of one "
+            "volume must be shown the same way round: correct the sender"
         )
 
 

@@ -86,6 +86,19 @@ def test_colour_slices_are_refused(make_slice: MakeSlice) -> None:
         open_series(paths)
 
 
+def test_slices_shown_the_other_way_round_are_refused(make_slice: MakeSlice) -> None:
+    # One percentile range over the volume would turn the second slice into its negative.
+    paths = [
+        make_slice(1, z=1),
+        make_slice(2, z=2, PhotometricInterpretation="MONOCHROME1"),
+    ]
+
+    with pytest.raises(
+        UnsuitableSeries, match=r"mixes .*: MONOCHROME1 in \S+\.2, MONOCHROME2 in \S+\.1;"
+    ):
+        open_series(paths)
+
+
 def test_one_truncated_slice_refuses_the_series(make_slice: MakeSlice) -> None:
     paths = [make_slice(number, z=number) for number in (1, 2, 3)]
     paths[1].write_bytes(paths[1].read_bytes()[:-10])
