@@ -7,7 +7,7 @@ read pixels: that is ``volume``'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,8 @@ class SliceGeometry:
     """Pixel Spacing: distance between rows, then between columns."""
     frame_of_reference_uid: str = ""
     is_localiser: bool = False
+    undescribed_frames: int = 0
+    """Frames of the same instance that no functional group places."""
 
     @property
     def label(self) -> str:
@@ -122,8 +124,9 @@ def slices_of(path: Path, ds: Dataset) -> list[SliceGeometry]:
     with quiet_pydicom():
         frames = max(integer(ds, "NumberOfFrames") or 1, 1)
         # A frame count that no functional groups back up must not become a list of that length.
-        described = max(len(items(ds, sequence)) for sequence in FUNCTIONAL_GROUPS)
-        return [_plane(path, ds, frame) for frame in range(min(frames, max(described, 1)))]
+        described = max(*(len(items(ds, sequence)) for sequence in FUNCTIONAL_GROUPS), 1)
+        planes = [_plane(path, ds, frame) for frame in range(min(frames, described))]
+        return [replace(plane, undescribed_frames=frames - len(planes)) for plane in planes]
 
 
 def _plane(path: Path, ds: Dataset, frame: int) -> SliceGeometry:
@@ -158,15 +161,16 @@ def order_slices(planes: Iterable[SliceGeometry]) -> SliceStack:
     Raises
     ------
     UnsuitableSeries
-        Missing attributes, mixed matrices, spacings, orientations or frames of reference, several
-        slices in one place, sheared stacks (gantry tilt), uneven spacing; with reason
-        INCOMPLETE_SERIES, slices that are missing.
+        Missing attributes, frames without a place, mixed matrices, spacings, orientations or
+        frames of reference, several slices in one place, sheared stacks (gantry tilt), uneven
+        spacing; with reason INCOMPLETE_SERIES, slices that are missing.
     """
     unique = list({(plane.sop_instance_uid, plane.frame): plane for plane in planes}.values())
     kept = [plane for plane in unique if not plane.is_localiser]
     notes: dict[str, object] = {}
     if len(kept) < len(unique):
         notes["localisers_excluded"] = len(unique) - len(kept)
+    _check_all_placed(kept)
     if len(kept) < MINIMUM_SLICES:
         raise UnsuitableSeries(
             f"a volume needs at least {MINIMUM_SLICES} slices: the series has {len(kept)}"
@@ -180,6 +184,16 @@ def order_slices(planes: Iterable[SliceGeometry]) -> SliceStack:
     spacing = _checked_spacing(ordered, distances[order])
     _check_tilt(positions[order], normal, spacing)
     return SliceStack(ordered, spacing, notes)
+
+
+def _check_all_placed(planes: Sequence[SliceGeometry]) -> None:
+    """Refuse frames that nothing places: a stack of the others alone could look even."""
+    for plane in planes:
+        if plane.undescribed_frames:
+            raise UnsuitableSeries(
+                f"{plane.undescribed_frames} frames of {plane.sop_instance_uid} have no item in "
+                "PerFrameFunctionalGroupsSequence (5200,9230): it is not known where they lie"
+            )
 
 
 def _checked_planes(planes: Sequence[SliceGeometry]) -> npt.NDArray[np.float64]:

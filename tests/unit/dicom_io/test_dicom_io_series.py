@@ -81,6 +81,24 @@ def test_frame_count_without_groups_makes_no_list_of_that_length(write_image: Wr
     assert len(read_slices(path)) == 1
 
 
+def test_frames_that_no_group_places_are_not_left_out(write_image: WriteImage) -> None:
+    # Two instances of three frames each, placed at the top level alone: one frame of each would
+    # make an even stack of two.
+    paths = [
+        write_image(
+            np.zeros((3, 2, 2), np.uint16),
+            number,
+            ImagePositionPatient=[0.0, 0.0, number],
+            ImageOrientationPatient=list(AXIAL),
+            PixelSpacing=[0.5, 0.5],
+        )
+        for number in (1, 2)
+    ]
+
+    with pytest.raises(UnsuitableSeries, match=r"2 frames of 1\.2\.3\.1\.1\.1 have no item in"):
+        order_slices(plane for path in paths for plane in read_slices(path))
+
+
 @given(st.permutations(range(6)))
 def test_any_order_gives_the_same_stack(order: list[int]) -> None:
     planes = _stack()
