@@ -199,7 +199,13 @@ def _table(item: Dataset, ds: Dataset, name: str, *, can_be_negative: bool) -> L
             f"LUTData (0028,3006) of the {name} holds {len(entries)} entries of {bits} bits; "
             f"LUTDescriptor says {count}, of 8 to 16 bits"
         )
-    return LookupTable(first, entries[:count], bits)
+    entries = entries[:count]
+    if int(entries.max()) >= 1 << bits:
+        raise CannotDecode(
+            f"LUTData (0028,3006) of the {name} holds {int(entries.max())}, more than the {bits} "
+            "bits that LUTDescriptor says: the object contradicts itself, correct the sender"
+        )
+    return LookupTable(first, entries, bits)
 
 
 def _entries(data: object, count: int, *, is_little_endian: bool) -> npt.NDArray[np.uint16]:

@@ -181,6 +181,15 @@ def test_broken_voi_table_reads_as_absent(write_image: WriteImage) -> None:
     assert _transform(write_image, VOILUTSequence=_table([9, 0, 8], [1, 2])).voi is None
 
 
+def test_table_of_entries_beyond_its_bits_is_no_table(write_image: WriteImage) -> None:
+    # Said to be of 8 bits, divided by 255: the last entry would become 240, not 1.
+    table = _table([4, 0, 8], [0, 255, 256, 61440])
+
+    assert _transform(write_image, VOILUTSequence=table).voi is None
+    with pytest.raises(CannotDecode, match="holds 61440, more than the 8 bits"):
+        _transform(write_image, ModalityLUTSequence=table)
+
+
 @pytest.mark.parametrize(
     ("photometric", "shape", "is_inverted"),
     [
