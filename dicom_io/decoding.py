@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLSLossless
 
 from dicom_io.attributes import raw_value, text
 from dicom_io.codestreams import check_fragments
@@ -43,6 +44,12 @@ MAX_DECODED_BYTES = 2 * 1024**3
 
 MAX_LOOKUP_BYTES = 16 * 1024 * 1024
 """Header values above this are left out; palettes and lookup tables stay far below."""
+
+_UNMASKED_SYNTAXES = frozenset(
+    str(uid) for uid in (JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL, JPEGLSLossless)
+)
+"""Codestreams may carry more bits than Bits Stored, and pydicom gives all of them. Lossy ones are
+left alone: what overshoots the largest value by a little would become black."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,9 @@ def _finished(image: StoredImage, values: StoredValues, photometric: str) -> Sto
         raise ValueError(f"decoded shape {values.shape[:2]}")
     if _needs_shift(image):
         values = masked(values, pixel.bits_stored, pixel.high_bit, is_signed=pixel.is_signed)
+    elif _keeps_unused_bits(image, values):
+        high_bit = pixel.bits_stored - 1
+        values = masked(values, pixel.bits_stored, high_bit, is_signed=pixel.is_signed)
     if photometric == PALETTE:
         values = apply_color_lut(values, image.header)[..., :3]
     elif photometric not in MONOCHROME | {"RGB"}:
@@ -252,6 +262,12 @@ def _needs_shift(image: StoredImage) -> bool:
     """Native cells may hold the sample anywhere; codecs always deliver it right-aligned."""
     pixel = image.pixel
     return not image.element.is_encapsulated and pixel.high_bit != pixel.bits_stored - 1
+
+
+def _keeps_unused_bits(image: StoredImage, values: StoredValues) -> bool:
+    """True when what a codec delivered may hold bits above the sample, or a sign not extended."""
+    is_wider = image.pixel.bits_stored < values.dtype.itemsize * 8
+    return is_wider and image.transfer_syntax_uid in _UNMASKED_SYNTAXES
 
 
 def _options(image: StoredImage) -> dict[str, Any]:

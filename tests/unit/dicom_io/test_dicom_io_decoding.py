@@ -22,6 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -83,6 +84,26 @@ def test_signed_values_are_extended_from_bits_stored(write_image: WriteImage) ->
     (frame,) = _frames(write_image(pixels, BitsStored=12, HighBit=11, PixelRepresentation=1))
 
     assert frame.tolist() == [[-1, 2047, -2048]]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_bits_above_bits_stored_are_masked_in_lossless_codestreams(
+    tmp_path: Path, syntax: str
+) -> None:
+    # Encoded as all 16 bits that are allocated, 12 of them stored.
+    pixels = np.tile(np.array([[0xF001, 0x0FFF], [0x07FF, 0x0800]], dtype=np.uint16), (16, 16))
+    path = _compressed(tmp_path, pixels, syntax)
+    ds = pydicom.dcmread(path)
+    ds.BitsStored, ds.HighBit = 12, 11
+    ds.save_as(path)
+
+    (unsigned,) = _frames(path)
+    ds.PixelRepresentation = 1
+    ds.save_as(path)
+    (signed,) = _frames(path)
+
+    assert unsigned[:2, :2].tolist() == [[1, 4095], [2047, 2048]]
+    assert signed[:2, :2].tolist() == [[1, -1], [2047, -2048]]
 
 
 def test_samples_in_the_high_bits_are_moved_down(write_image: WriteImage) -> None:
