@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLSLossless
 
 from dicom_io.attributes import raw_value, text
 from dicom_io.codestreams import check_fragments
 from dicom_io.errors import CannotDecode
 from dicom_io.image_pixel import MONOCHROME, PALETTE, ImagePixel, image_pixel
+from dicom_io.palettes import coloured, read_palette
 from dicom_io.reading import (
     PARSER_FAULTS,
     PIXEL_DATA_TAG,
@@ -219,7 +219,7 @@ def _finished(image: StoredImage, values: StoredValues, photometric: str) -> Sto
         high_bit = pixel.bits_stored - 1
         values = masked(values, pixel.bits_stored, high_bit, is_signed=pixel.is_signed)
     if photometric == PALETTE:
-        values = apply_color_lut(values, image.header)[..., :3]
+        values = coloured(values, read_palette(image.header))
     elif photometric not in MONOCHROME | {"RGB"}:
         raise CannotDecode(
             f"PhotometricInterpretation (0028,0004) {photometric} cannot be turned into RGB or "

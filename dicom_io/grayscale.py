@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from dicom_io.attributes import integer, items, number, numbers, raw_value, text
 from dicom_io.decoding import StoredImage, StoredValues
 from dicom_io.errors import CannotDecode
-from dicom_io.image_pixel import ImagePixel
+from dicom_io.image_pixel import PALETTE, ImagePixel
 from dicom_io.intensity import (
     Limits,
     LookupTable,
@@ -29,6 +29,7 @@ from dicom_io.intensity import (
     luminance,
     rescaled,
 )
+from dicom_io.palettes import read_palette
 from dicom_io.reading import quiet_pydicom
 
 FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
@@ -92,7 +93,7 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
             voi=None if is_colour else _voi(macro_item(ds, frame, _VOI_MACRO), ds, modality, pixel),
             is_inverted=_is_inverted(ds, pixel),
             padding=None if is_colour else _padding(ds, pixel),
-            full_range=_full_range(modality, pixel),
+            full_range=_colour_range(ds, pixel) if is_colour else _full_range(modality, pixel),
         )
 
 
@@ -261,6 +262,11 @@ def _as_stored(value: int, pixel: ImagePixel) -> int:
     if pixel.is_signed and wrapped >= 1 << (pixel.bits_allocated - 1):
         wrapped -= 1 << pixel.bits_allocated
     return wrapped
+
+
+def _colour_range(ds: Dataset, pixel: ImagePixel) -> Limits:
+    is_palette = pixel.photometric_interpretation == PALETTE
+    return Limits(0.0, 2.0 ** (read_palette(ds).bits if is_palette else pixel.bits_stored) - 1)
 
 
 def _full_range(modality: Rescale | LookupTable, pixel: ImagePixel) -> Limits:
