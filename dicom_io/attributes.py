@@ -25,6 +25,7 @@ _NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "
 _INTEGER_LOW, _INTEGER_HIGH = -(2**31), 2**31 - 1
 _AGE_PATTERN = re.compile(r"\s*(\d{1,3})\s*([DWMY]?)\s*")
 _DAYS_PER_YEAR = 365.25
+_MOST_DAYS_PER_YEAR = 366
 _YEARS_PER_UNIT = {"D": 1 / _DAYS_PER_YEAR, "W": 7 / _DAYS_PER_YEAR, "M": 1 / 12, "Y": 1.0, "": 1.0}
 
 
@@ -133,7 +134,8 @@ def readable_name(name: PersonName) -> str:
 def age_years(ds: Dataset) -> float | None:
     """Return the patient's age in years from PatientAge, else from birth and study dates.
 
-    ``042Y``, ``018M``, ``006W``, ``010D`` as PS3.5 6.2 writes them, and a bare ``42``.
+    ``042Y``, ``018M``, ``006W``, ``010D`` as PS3.5 6.2 writes them, and a bare ``42``. By dates, a
+    year is complete on the birthday.
     """
     match = _AGE_PATTERN.fullmatch(text(ds, "PatientAge").upper())
     if match is not None:
@@ -142,7 +144,22 @@ def age_years(ds: Dataset) -> float | None:
     studied = _date(text(ds, "StudyDate"))
     if born is None or studied is None or studied < born:
         return None
-    return (studied - born).days / _DAYS_PER_YEAR
+    return _years_between(born, studied)
+
+
+def _years_between(born: date, studied: date) -> float:
+    """Return completed years and a part of the next: whole on every birthday, never before it."""
+    is_before = (studied.month, studied.day) < (born.month, born.day)
+    years = studied.year - born.year - is_before
+    return years + (studied - _birthday(born, born.year + years)).days / _MOST_DAYS_PER_YEAR
+
+
+def _birthday(born: date, year: int) -> date:
+    try:
+        return born.replace(year=year)
+    except ValueError:
+        # Born on 29 February: in other years a year is complete on 1 March.
+        return date(year, 3, 1)
 
 
 def _scalar_or_tuple(

@@ -490,6 +490,29 @@ def test_age_falls_back_to_birth_and_study_date(write_image: WriteImage) -> None
     assert read_attributes(path, ["age_years"])["age_years"] == pytest.approx(4, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("born", "studied", "years"),
+    [
+        ("20250305", "20260305", 1.0),
+        ("20210301", "20270301", 6.0),
+        ("20210301", "20270228", 5 + 364 / 366),
+        ("20220301", "20280229", 5 + 365 / 366),
+        ("20010101", "20190101", 18.0),
+        ("20240229", "20250228", 365 / 366),
+        ("20240229", "20250301", 1.0),
+        ("20240229", "20280229", 4.0),
+        ("20240305", "20240305", 0.0),
+        ("00010101", "99991231", 9998 + 364 / 366),
+    ],
+)
+def test_year_of_age_is_complete_on_the_birthday(
+    write_image: WriteImage, born: str, studied: str, years: float
+) -> None:
+    path = write_image(PIXELS, PatientBirthDate=born, StudyDate=studied)
+
+    assert read_attributes(path, ["age_years"])["age_years"] == pytest.approx(years, abs=1e-9)
+
+
 def test_age_is_absent_without_dates(write_image: WriteImage) -> None:
     path = write_image(PIXELS, PatientAge="", PatientBirthDate="20250101", StudyDate="20240101")
 
