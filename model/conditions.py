@@ -14,7 +14,8 @@ or a group: ``{ all = [...] }``, ``{ any = [...] }``, ``{ not = {...} }``. The t
 
 Rules that hold everywhere: text is compared without regard to case and to spaces at the ends.
 An absent or empty attribute passes ``empty`` and ``not_in`` only. Of several values one
-suffices for ``equals``, ``in`` and ``regex``; all must pass ``not_in`` and ``range``.
+suffices for ``equals``, ``in`` and ``regex``; all must pass ``not_in`` and ``range``. A whole
+number matches a ``regex`` as its digits.
 """
 
 from __future__ import annotations
@@ -273,7 +274,9 @@ def _as_number(value: str | float) -> float | None:
 
 
 def _matches(value: str | float, pattern: str) -> bool:
-    text = str(value).strip()[:LONGEST_MATCHED_TEXT]
+    # Every number read from a file is a float; 512.0 must match as the 512 that the file says.
+    is_whole = isinstance(value, float) and value.is_integer()
+    text = str(int(value) if is_whole else value).strip()[:LONGEST_MATCHED_TEXT]
     return re.fullmatch(pattern, text, re.IGNORECASE) is not None
 
 
