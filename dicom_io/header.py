@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
@@ -37,6 +37,7 @@ from dicom_io.vocabulary import MANUFACTURER, InstanceHeader, checked_uid
 __all__ = [
     "AttributeValue",
     "is_known_keyword",
+    "is_person_name",
     "read_attributes",
     "read_header",
     "read_reference",
@@ -169,6 +170,12 @@ def _is_own(ds: Dataset) -> bool:
 def is_known_keyword(keyword: str) -> bool:
     """Return True for the DICOM keywords and pseudo keywords ``read_attributes`` answers for."""
     return keyword in PSEUDO_KEYWORDS or tag_for_keyword(keyword) is not None
+
+
+def is_person_name(keyword: str) -> bool:
+    """Return True for keywords of attributes that hold a person's name (VR PN)."""
+    tag = tag_for_keyword(keyword)
+    return tag is not None and dictionary_VR(tag) == "PN"
 
 
 def read_attributes(path: Path, keywords: Iterable[str]) -> dict[str, AttributeValue]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dicom_io.header import is_known_keyword
+from dicom_io.header import is_known_keyword, is_person_name
 from model.conditions import (
     AttributeTest,
     Condition,
@@ -27,10 +27,12 @@ COMPUTED_KEYWORDS = frozenset({"age_years", "lossy_ratio", "instance_count"})
 
 MAX_DEPTH = 12
 _IDENTIFYING = re.compile(
-    r"(Other)?Patient(s)?(BirthName|BirthDate|BirthTime|Name|Names|ID|IDs|Address|Telephone\w*|"
-    r"MotherBirthName|Comments|IDsSequence)|PatientMotherBirthName|ResponsiblePerson|"
-    r"AccessionNumber|MilitaryRank|.*(Physician|Operator|Person)s?\w*Name|PixelData"
+    r"(Other)?Patient(s)?(BirthDate\w*|DeathDate\w*|BirthTime|Name|Names|ID|IDs|Address|"
+    r"Telephone\w*|Telecom\w*|InstitutionResidence|Comments|IDsSequence)|AccessionNumber|"
+    r"MilitaryRank|ReferringPhysician(Address|TelephoneNumbers)|"
+    r"PersonAddress|PersonTele\w*|PixelData"
 )
+"""Beside every attribute whose value representation is a person's name."""
 
 
 def parse_condition(value: object, place: str = "condition") -> Condition:
@@ -132,7 +134,7 @@ def _attribute_fault(attribute: object) -> str:
             f"must be a DICOM keyword such as BodyPartExamined or one of "
             f"{', '.join(sorted(COMPUTED_KEYWORDS))}; received {attribute!r}"
         )
-    if _IDENTIFYING.fullmatch(attribute) is not None:
+    if is_person_name(attribute) or _IDENTIFYING.fullmatch(attribute) is not None:
         return f"{attribute} names a person or holds pixels and cannot be a condition"
     return ""
 
