@@ -16,6 +16,8 @@ from dicom_io.errors import CannotDecode
 MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
 PALETTE = "PALETTE COLOR"
 _SINGLE_SAMPLE = MONOCHROME | {PALETTE}
+_BYTE_BITS = 8
+_REPRESENTATIONS = frozenset({0, 1})
 _BITS_ALLOCATED = frozenset({1, 8, 16, 32})
 
 
@@ -49,12 +51,13 @@ class ImagePixel:
 
 
 def image_pixel(ds: Dataset) -> ImagePixel:
-    """Read the module; what is absent and has a default takes it.
+    """Read the module; what is absent and can be told from the rest takes that.
 
     Raises
     ------
     CannotDecode
-        A dimension is absent or not positive, or the attributes contradict each other.
+        A dimension is absent or not positive, values may be signed or not, or the attributes
+        contradict each other.
     """
     bits_allocated = _required(ds, "BitsAllocated")
     bits_stored = _default(integer(ds, "BitsStored"), bits_allocated)
@@ -66,7 +69,7 @@ def image_pixel(ds: Dataset) -> ImagePixel:
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
         high_bit=_default(integer(ds, "HighBit"), bits_stored - 1),
-        is_signed=integer(ds, "PixelRepresentation") == 1,
+        is_signed=_is_signed(ds, bits_stored),
         photometric_interpretation=text(ds, "PhotometricInterpretation").upper(),
         planar_configuration=_default(integer(ds, "PlanarConfiguration"), 0),
     )
@@ -82,6 +85,22 @@ def _frames(ds: Dataset) -> int:
             "NumberOfFrames (0028,0008) must be a whole number (PS3.3 C.7.6.6): correct the sender"
         )
     return _default(frames, 1)
+
+
+def _is_signed(ds: Dataset, bits_stored: int) -> bool:
+    """Return the sign; what is absent is taken for unsigned up to 8 bits alone.
+
+    A negative number read without its sign is the largest there is: black becomes white.
+    """
+    representation = integer(ds, "PixelRepresentation")
+    is_absent = representation is None and not text(ds, "PixelRepresentation")
+    if representation not in _REPRESENTATIONS and not (is_absent and bits_stored <= _BYTE_BITS):
+        raise CannotDecode(
+            "PixelRepresentation (0028,0103) must be 0 or 1 (PS3.3 C.7.6.3): received "
+            f"{'nothing' if is_absent else 'something else'}; it is not known whether values "
+            "are signed, correct the sender"
+        )
+    return representation == 1
 
 
 def _default(value: int | None, default: int) -> int:

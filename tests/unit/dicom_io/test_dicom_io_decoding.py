@@ -69,6 +69,23 @@ def test_signed_values_keep_their_sign(write_image: WriteImage) -> None:
     assert frame.tolist() == [[-1024, 0, 3071]]
 
 
+@pytest.mark.parametrize("representation", [None, 2])
+def test_values_that_may_be_signed_are_not_guessed(
+    write_image: WriteImage, representation: int | None
+) -> None:
+    # As unsigned, air of -1024 would be 64512, whiter than bone.
+    path = write_image(np.array([[-1024, 3071]], np.int16), PixelRepresentation=representation)
+
+    with pytest.raises(CannotDecode, match=r"PixelRepresentation \(0028,0103\) must be 0 or 1"):
+        open_image(path)
+
+
+def test_bytes_without_a_sign_are_unsigned(write_image: WriteImage) -> None:
+    path = write_image(np.array([[0, 255]], np.uint8), PixelRepresentation=None)
+
+    assert _frames(path)[0].tolist() == [[0, 255]]
+
+
 def test_overlay_bits_above_bits_stored_are_masked(write_image: WriteImage) -> None:
     # 12 bits stored; old devices put overlay planes into the four bits above.
     pixels = np.array([[0xF001, 0x1FFF]], dtype=np.uint16)
