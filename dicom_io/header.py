@@ -13,6 +13,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     JPEG2000MC,
     JPEGBaseline8Bit,
@@ -88,6 +89,7 @@ _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroup
 _LOSSY_SYNTAXES = frozenset(
     str(uid)
     for uid in (
+        HTJ2K,
         JPEGBaseline8Bit,
         JPEGExtended12Bit,
         JPEGLSNearLossless,
@@ -184,7 +186,8 @@ def read_attributes(path: Path, keywords: Iterable[str]) -> dict[str, AttributeV
     Attributes of enhanced objects are looked up in the shared functional groups, then in those of
     the first frame, when the top level does not hold them. ``age_years`` is the patient's age
     as number of years; ``lossy_ratio`` is 1 for images never compressed lossily, else the largest
-    ratio stated, else the ratio of pixel bytes to file size.
+    ratio stated, else the ratio of pixel bytes to file size, and None where pixels that were
+    compressed lossily once no longer are.
 
     Parameters
     ----------
@@ -256,14 +259,14 @@ def _keywords_of(item: Dataset) -> list[str]:
 
 def _lossy_ratio(path: Path, ds: Dataset) -> float | None:
     """Return the strongest lossy compression the pixels went through (PS3.3 C.7.6.1.1.5)."""
-    stated = numbers(ds, "LossyImageCompressionRatio")
-    if stated:
-        return max(stated)
-    is_lossy = (
-        text(ds, "LossyImageCompression") == "01"
-        or str(ds.file_meta.TransferSyntaxUID) in _LOSSY_SYNTAXES
-    )
-    return _size_ratio(path, ds) if is_lossy else 1.0
+    # A ratio below 1 is none: some devices write 0 where they know nothing.
+    stated = max(numbers(ds, "LossyImageCompressionRatio"), default=0.0)
+    if stated >= 1:
+        return stated
+    if str(ds.file_meta.TransferSyntaxUID) in _LOSSY_SYNTAXES:
+        return _size_ratio(path, ds)
+    # The size of pixels that were decompressed since says nothing of what they went through.
+    return None if text(ds, "LossyImageCompression") == "01" else 1.0
 
 
 def _size_ratio(path: Path, ds: Dataset) -> float | None:

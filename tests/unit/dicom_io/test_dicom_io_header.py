@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import WriteImage, image_data_set, save
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit
 
 from dicom_io.decoding import open_image
 from dicom_io.display import display_image
@@ -527,6 +529,29 @@ def test_lossy_ratio_is_the_strongest_one_stated(write_image: WriteImage) -> Non
     path = write_image(PIXELS, LossyImageCompression="01", LossyImageCompressionRatio=["10.5", "3"])
 
     assert read_attributes(path, ["lossy_ratio"]) == {"lossy_ratio": 10.5}
+
+
+@pytest.mark.parametrize("ratio", [None, "0", "0.1"])
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000, HTJ2K])
+def test_lossy_ratio_that_is_not_stated_is_that_of_sizes(
+    write_image: WriteImage, syntax: str, ratio: str | None
+) -> None:
+    pixels = np.zeros((400, 400), np.uint8)
+    stated = {} if ratio is None else {"LossyImageCompressionRatio": ratio}
+    path = write_image(
+        pixels, transfer_syntax_uid=syntax, PixelData=encapsulate([bytes(20_000)]), **stated
+    )
+
+    found = read_attributes(path, ["lossy_ratio"])["lossy_ratio"]
+
+    assert found == pytest.approx(160_000 / path.stat().st_size)
+    assert 7 < found < 8
+
+
+def test_lossy_ratio_of_pixels_decompressed_since_is_unknown(write_image: WriteImage) -> None:
+    path = write_image(PIXELS, LossyImageCompression="01")
+
+    assert read_attributes(path, ["lossy_ratio"]) == {"lossy_ratio": None}
 
 
 def test_reference_is_settled_and_without_bulk(write_image: WriteImage) -> None:
