@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
@@ -44,27 +46,44 @@ class Fragment:
 
 
 def check_fragments(
-    encoded: EncodedDataSet, element: PixelElement, pixel: ImagePixel, transfer_syntax_uid: str
+    encoded: EncodedDataSet,
+    element: PixelElement,
+    pixel: ImagePixel,
+    transfer_syntax_uid: str,
+    extended_offsets: bytes = b"",
 ) -> None:
     """Refuse encapsulated pixel data that is cut short or disagrees with its header.
+
+    Parameters
+    ----------
+    encoded, element, pixel, transfer_syntax_uid
+        Of one image.
+    extended_offsets : bytes
+        Extended Offset Table (7FE0,0001) of its header; empty where there is none.
 
     Raises
     ------
     CannotDecode
-        A fragment ends behind the file, frames are missing, a codestream has other dimensions
-        than Rows and Columns, or lacks its end marker.
+        A fragment ends behind the file, frames are missing, an offset table points elsewhere than
+        to the frames, a codestream has other dimensions than Rows and Columns, or lacks its end
+        marker.
 
     References
     ----------
     PS3.5 Annex A.4
     """
     name = syntax_name(transfer_syntax_uid)
-    fragments = _fragments(encoded, element, name)[1:]
+    items = _fragments(encoded, element, name)
+    fragments = items[1:]
     if len(fragments) < pixel.frames:
         raise CannotDecode(
             f"PixelData (7FE0,0010) in {name} holds {len(fragments)} fragments for "
             f"{pixel.frames} frames: truncated, send the object again"
         )
+    if pixel.frames > 1:
+        basic_offsets = _read(encoded, items[0].offset, items[0].length)
+        _check_offsets(basic_offsets, "<u4", fragments, pixel.frames, name)
+        _check_offsets(extended_offsets, "<u8", fragments, pixel.frames, name)
     for first, last in _frame_ends(fragments, pixel.frames):
         _check_head(_read(encoded, first.offset, min(first.length, _HEAD_BYTES)), pixel, name)
         tail_length = min(last.length, _TAIL_BYTES)
@@ -88,6 +107,23 @@ def _fragments(encoded: EncodedDataSet, element: PixelElement, name: str) -> lis
         found.append(Fragment(offset + 8, length))
         offset += 8 + length
     return found
+
+
+def _check_offsets(
+    table: bytes, kind: str, fragments: list[Fragment], frames: int, name: str
+) -> None:
+    """Refuse a table by which another frame than the one asked for would be decoded."""
+    if not table:
+        return
+    width = np.dtype(kind).itemsize
+    offsets = np.frombuffer(table[: len(table) // width * width], kind).tolist()
+    starts = {fragment.offset - fragments[0].offset for fragment in fragments}
+    is_rising = all(first < second for first, second in pairwise(offsets))
+    if len(offsets) != frames or offsets[0] != 0 or not is_rising or not starts.issuperset(offsets):
+        raise CannotDecode(
+            f"the offset table of PixelData (7FE0,0010) in {name} does not point to its {frames} "
+            "frames one after the other: it is not known which is which, send the object again"
+        )
 
 
 def _frame_ends(fragments: list[Fragment], frames: int) -> list[tuple[Fragment, Fragment]]:

@@ -97,7 +97,8 @@ def open_image(path: Path) -> StoredImage:
         decoder = _decoder(image)
         _check_size(image, encoded)
         if decoder.is_encapsulated:
-            check_fragments(encoded, element, pixel, image.transfer_syntax_uid)
+            offsets, _ = _extended_offsets(image)
+            check_fragments(encoded, element, pixel, image.transfer_syntax_uid, offsets)
         elif not encoded.is_deflated:
             _check_native(image, encoded)
     if encoded.is_deflated:
@@ -289,11 +290,19 @@ def _options(image: StoredImage) -> dict[str, Any]:
         options["planar_configuration"] = pixel.planar_configuration
     if _needs_shift(image):
         options["correct_unused_bits"] = False
+    offsets, lengths = _extended_offsets(image)
+    if offsets:
+        options["extended_offsets"] = (offsets, lengths)
+    return options
+
+
+def _extended_offsets(image: StoredImage) -> tuple[bytes, bytes]:
+    """Return the Extended Offset Table and its lengths, empty where one of them is absent."""
     offsets = raw_value(image.header, "ExtendedOffsetTable")
     lengths = raw_value(image.header, "ExtendedOffsetTableLengths")
     if isinstance(offsets, bytes) and isinstance(lengths, bytes):
-        options["extended_offsets"] = (offsets, lengths)
-    return options
+        return offsets, lengths
+    return b"", b""
 
 
 def _checked_element(element: PixelElement | None) -> PixelElement:

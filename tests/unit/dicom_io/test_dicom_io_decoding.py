@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from dicom_io.codestreams import codestream_size
-from dicom_io.decoding import MAX_DECODED_BYTES, iter_frames, masked, open_image
+from dicom_io.decoding import MAX_DECODED_BYTES, StoredImage, iter_frames, masked, open_image
 from dicom_io.errors import CannotDecode, InstanceUnavailable, MedimgdError, RefusalReason
 
 RAMP = np.arange(6, dtype=np.uint16).reshape(2, 3) * 1000
@@ -389,6 +389,41 @@ def test_refusals_name_no_patient(write_image: WriteImage) -> None:
         open_image(write_image(RAMP, Rows=20, PatientName="Zzmarked^Name"))
 
     assert "Zzmarked" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [[0, 0, 0], [0, 2, 1], [0, 1, 1], [1, 2, 2], [0, 1], [0, 1, 9]])
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_offset_table_that_points_elsewhere_is_refused(
+    tmp_path: Path, wrong: list[int], is_extended: bool
+) -> None:
+    # Frame by number would be another frame: with zeros alone, always the first.
+    pixels = np.stack([np.full((8, 8), number, np.uint8) for number in (10, 20, 30)])
+    ds = pydicom.dcmread(_compressed(tmp_path, pixels, RLELossless))
+    frames = list(generate_frames(ds.PixelData, number_of_frames=3))
+    path = tmp_path / "offsets.dcm"
+
+    right = _with_offsets(ds, frames, [0, 1, 2], path, is_extended=is_extended)
+    assert [frame[0, 0] for frame in iter_frames(right, [2, 0])] == [30, 10]
+    with pytest.raises(CannotDecode, match="does not point to its 3 frames"):
+        _with_offsets(ds, frames, wrong, path, is_extended=is_extended)
+
+
+def _with_offsets(
+    ds: pydicom.Dataset, frames: list[bytes], order: list[int], path: Path, *, is_extended: bool
+) -> StoredImage:
+    starts = [sum(8 + len(frame) for frame in frames[:number]) for number in order]
+    basic = b"" if is_extended else struct.pack(f"<{len(starts)}L", *starts)
+    items = b"".join(
+        struct.pack("<HHL", 0xFFFE, 0xE000, len(item)) + item for item in (basic, *frames)
+    )
+    ds.PixelData = items
+    if is_extended:
+        ds.ExtendedOffsetTable = struct.pack(f"<{len(starts)}Q", *starts)
+        ds.ExtendedOffsetTableLengths = struct.pack(
+            f"<{len(starts)}Q", *(len(frames[min(number, 2)]) for number in order)
+        )
+    ds.save_as(path)
+    return open_image(path)
 
 
 def test_jpeg_frame_header_is_found_behind_other_segments() -> None:
