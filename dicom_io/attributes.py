@@ -21,6 +21,9 @@ from dicom_io.reading import PARSER_FAULTS
 AttributeValue = str | float | tuple[str, ...] | tuple[float, ...] | None
 """None means absent, empty or illegal; numbers are floats; several values are a tuple."""
 
+SHORTEST_MM, LONGEST_MM = 1e-6, 1e6
+"""A nanometre and a kilometre: what is beyond them is no distance in an image."""
+
 _NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
 _INTEGER_LOW, _INTEGER_HIGH = -(2**31), 2**31 - 1
 _AGE_PATTERN = re.compile(r"\s*(\d{1,3})\s*([DWMY]?)\s*")
@@ -93,6 +96,18 @@ def integer(ds: Dataset, keyword: str) -> int | None:
     if value is None or value != int(value) or not _INTEGER_LOW <= value <= _INTEGER_HIGH:
         return None
     return int(value)
+
+
+def spacing_mm(ds: Dataset, keyword: str) -> tuple[float, float] | None:
+    """Return the distances between rows and between columns, None when absent or illegal.
+
+    What no detector or microscope resolves, and no body fills, is illegal: proportions and lengths
+    computed of it would not be finite.
+    """
+    values = numbers(ds, keyword)
+    if len(values) != 2 or not all(SHORTEST_MM <= part <= LONGEST_MM for part in values):
+        return None
+    return values[0], values[1]
 
 
 def attribute_value(ds: Dataset, keyword: str) -> AttributeValue:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from dicom_io.attributes import integer, items, numbers, text, texts
+from dicom_io.attributes import LONGEST_MM, integer, items, numbers, spacing_mm, text, texts
 from dicom_io.errors import RefusalReason, UnsuitableSeries
 from dicom_io.grayscale import FUNCTIONAL_GROUPS, macro_item
 from dicom_io.reading import parse_header, quiet_pydicom
@@ -142,7 +142,7 @@ def _plane(path: Path, ds: Dataset, frame: int) -> SliceGeometry:
         orientation=_vector(
             macro_item(ds, frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6
         ),
-        spacing_mm=_vector(macro_item(ds, frame, "PixelMeasuresSequence"), "PixelSpacing", 2),
+        spacing_mm=spacing_mm(macro_item(ds, frame, "PixelMeasuresSequence"), "PixelSpacing"),
         frame_of_reference_uid=text(ds, "FrameOfReferenceUID"),
         is_localiser=bool(_LOCALISER_TYPES & {part.upper() for part in texts(ds, "ImageType")}),
     )
@@ -209,7 +209,8 @@ def _checked_planes(planes: Sequence[SliceGeometry]) -> npt.NDArray[np.float64]:
 
 def _check_present(plane: SliceGeometry) -> None:
     attributes: dict[str, object] = {
-        "ImagePositionPatient (0020,0032)": plane.position_mm,
+        "ImagePositionPatient (0020,0032)": plane.position_mm is not None
+        and all(abs(part) <= LONGEST_MM for part in plane.position_mm),
         "ImageOrientationPatient (0020,0037)": plane.orientation,
         "PixelSpacing (0028,0030)": plane.spacing_mm is not None
         and all(part > 0 for part in plane.spacing_mm),

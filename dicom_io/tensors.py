@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from dicom_io.attention import source_region
-from dicom_io.attributes import numbers
+from dicom_io.attributes import spacing_mm
 from dicom_io.decoding import instance_uid, iter_frames, open_image
 from dicom_io.errors import OutsideContract
 from dicom_io.films import read_film
@@ -209,18 +209,13 @@ def patient_spacing(ds: Dataset) -> tuple[float, float] | None:
     the detector's: magnification is not taken out of it (PS3.3 10.7.1.3).
     """
     with quiet_pydicom():
-        spacing = numbers(ds, "PixelSpacing")
-        if len(spacing) != 2 or min(spacing) <= 0:
-            return None
+        spacing = spacing_mm(ds, "PixelSpacing")
         is_calibrated = bool(str(ds.get("PixelSpacingCalibrationType", "") or ""))
-        at_detector = spacing == numbers(ds, "ImagerPixelSpacing") and not is_calibrated
-    return None if at_detector else (spacing[0], spacing[1])
+        at_detector = spacing == spacing_mm(ds, "ImagerPixelSpacing") and not is_calibrated
+    return None if at_detector else spacing
 
 
 def _image_spacing(ds: Dataset) -> tuple[float, float] | None:
     with quiet_pydicom():
-        for keyword in _SPACING_KEYWORDS:
-            spacing = numbers(ds, keyword)
-            if len(spacing) == 2 and min(spacing) > 0:
-                return spacing[0], spacing[1]
-    return None
+        known = (spacing_mm(ds, keyword) for keyword in _SPACING_KEYWORDS)
+        return next((spacing for spacing in known if spacing is not None), None)

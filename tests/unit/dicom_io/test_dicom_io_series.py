@@ -123,6 +123,13 @@ def test_order_follows_the_normal_not_the_z_axis() -> None:
     assert stack.slice_spacing_mm == pytest.approx(2)
 
 
+def test_positions_out_of_this_world_are_illegal(make_slice: MakeSlice) -> None:
+    paths = [make_slice(1, z=1e308), make_slice(2, z=-1e308)]
+
+    with pytest.raises(UnsuitableSeries, match=r"ImagePositionPatient .* is missing or illegal"):
+        order_slices(plane for path in paths for plane in read_slices(path))
+
+
 def test_missing_slice_is_an_incomplete_series() -> None:
     planes = _stack()
     del planes[3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -309,6 +309,19 @@ def test_pad_keeps_the_aspect_ratio_and_centres(write_image: WriteImage) -> None
 
     assert np.array_equal(plane[:, [0, 3]], np.zeros((4, 2)))
     assert plane[:, 1:3] == pytest.approx(pixels / 800)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("spacing", ["1e308", "1e-320", "0", "-1"])
+def test_spacing_that_is_no_distance_is_no_spacing(
+    write_image: WriteImage, film: np.ndarray, spacing: str, fit: Literal["pad", "crop"]
+) -> None:
+    path = write_image(film, PixelSpacing=[spacing, spacing])
+
+    tensor = build_image_tensor(path, TensorRecipe("image", rows=8, columns=8, fit=fit))
+
+    assert tensor.spacing_mm is None
+    assert tensor.notes["source_pixel_spacing_mm"] is None
 
 
 def test_pad_takes_pixels_that_are_not_square_into_account() -> None:
