@@ -129,24 +129,40 @@ def _resampled_stack(
     shape = (len(series.stack.slices), *plane_shape)
     stack = np.empty(shape, dtype=np.float32)
     masks: Values | None = None
+    empty = np.zeros(len(stack), dtype=bool)
     for index, grey in iter_slices(series, timings):
         with timed(timings, "range"):
             plane = _stackable(grey, fixed, series.transforms[index])
         with timed(timings, "resample"):
             stack[index] = fitted(plane, placement, recipe.rows, recipe.columns)
             if grey.padding is not None and fixed is None:
+                empty[index] = bool(grey.padding.all())
                 masks = np.zeros(shape, dtype=np.float32) if masks is None else masks
                 mask = grey.padding.astype(np.float32)
                 masks[index] = fitted(mask, placement, recipe.rows, recipe.columns)
     with timed(timings, "resample"):
+        _darken(stack, empty, series.transforms[0])
         slices = recipe.slices or shape[0]
         # A voxel is padding when at least half of what it covers is.
         padding = None if masks is None else resampled_slices(masks, slices) >= 0.5
         return resampled_slices(stack, slices), padding
 
 
+def _darken(stack: Values, empty: Mask, transform: GreyTransform) -> None:
+    """Give slices of nothing but padding what is darkest in the others, in place.
+
+    Padding lies far below all else, and resampling would mix it into their neighbours.
+    """
+    if empty.any() and not empty.all():
+        inside = stack[~empty]
+        stack[empty] = inside.max() if transform.is_inverted else inside.min()
+
+
 def _stackable(grey: GreyFrame, fixed: Scaling | None, transform: GreyTransform) -> Values:
-    """Return a slice that may be mixed with its neighbours: padding no longer stands out."""
+    """Return a slice that may be mixed with its neighbours: padding no longer stands out.
+
+    A slice of nothing but padding has nothing to take its place: see ``_darken``.
+    """
     if fixed is not None:
         return unit_values(grey.values, fixed, transform, grey.padding)
     if grey.padding is None or grey.padding.all():

@@ -487,6 +487,30 @@ def test_padding_of_an_inverted_volume_bleeds_no_white(make_slice: MakeSlice) ->
     assert values.tolist() == pytest.approx([1, 1 / 3, 2 / 3, 0], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("photometric", "expected"),
+    [("MONOCHROME2", [0, 0, 0, 0.25, 0.75, 1]), ("MONOCHROME1", [0, 0, 1, 1, 1 / 3, 0])],
+)
+def test_slice_of_nothing_but_padding_bleeds_into_no_other(
+    make_slice: MakeSlice, photometric: str, expected: list[float]
+) -> None:
+    # Six slices of three: the third is a quarter padding, which counts as 100, or shown the other
+    # way round as 300; the next two are 150 and 250.
+    planes = [np.full((4, 6), value, np.int16) for value in (-2000, 100, 300)]
+    paths = [
+        make_slice(
+            number, z=number, pixels=plane, PixelPaddingValue=-2000,
+            PhotometricInterpretation=photometric,
+        )
+        for number, plane in enumerate(planes)
+    ]  # fmt: skip
+    recipe = TensorRecipe("volume", rows=4, columns=6, slices=6, intensity=PercentileRange(0, 100))
+
+    values = build_tensor(paths, recipe).values[:, 0, 0, 0]
+
+    assert values.tolist() == pytest.approx(expected)
+
+
 def test_inverted_volume_is_inverted_once(make_slice: MakeSlice) -> None:
     paths = [
         make_slice(number, z=number, PhotometricInterpretation="MONOCHROME1")
