@@ -42,6 +42,13 @@ StoredValues = npt.NDArray[np.integer[Any]]
 MAX_DECODED_BYTES = 2 * 1024**3
 """An image larger than this when decoded is refused: no radiograph or enhanced series needs it."""
 
+EXCESS = 2
+"""Native pixel data so many times as long as promised has wider cells or more frames than its
+header says; less is what devices leave behind the pixels."""
+
+LEAST_BYTES = 64
+"""What is padded to the size of a block may be many times as long as a few pixels."""
+
 MAX_LOOKUP_BYTES = 16 * 1024 * 1024
 """Header values above this are left out; palettes and lookup tables stay far below."""
 
@@ -346,6 +353,13 @@ def _check_native(image: StoredImage, encoded: EncodedDataSet) -> None:
             f"PixelData (7FE0,0010) holds {there} bytes; Rows {pixel.rows} x Columns "
             f"{pixel.columns} x {pixel.frames} frames x {pixel.samples} samples of "
             f"{pixel.bits_allocated} bits need {pixel.encoded_bytes}: truncated, send it again"
+        )
+    if element.length >= EXCESS * max(pixel.encoded_bytes, LEAST_BYTES):
+        raise CannotDecode(
+            f"PixelData (7FE0,0010) says {element.length} bytes, several times the "
+            f"{pixel.encoded_bytes} that Rows {pixel.rows} x Columns {pixel.columns} x "
+            f"{pixel.frames} frames x {pixel.samples} samples of {pixel.bits_allocated} bits need: "
+            "the object contradicts itself, correct the sender"
         )
 
 

@@ -19,6 +19,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -205,6 +206,30 @@ def test_truncated_native_pixels_are_refused(write_image: WriteImage) -> None:
     with pytest.raises(CannotDecode, match=r"holds 7192 bytes; .* need 8192: truncated") as caught:
         open_image(path)
     assert caught.value.reason is RefusalReason.CANNOT_DECODE
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, {"NumberOfFrames": 2}, {"Rows": 8}],
+    ids=["cells are wider", "there are more frames", "there are more rows"],
+)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_pixels_of_which_the_header_says_half_are_refused(
+    write_image: WriteImage, attributes: dict[str, int], syntax: str
+) -> None:
+    pixels = np.arange(4 * 16 * 8, dtype=np.uint16).reshape(4, 16, 8)
+    path = write_image(pixels, transfer_syntax_uid=syntax, **attributes)
+
+    with pytest.raises(CannotDecode, match="says 1024 bytes, several times the 512"):
+        open_image(path)
+
+
+def test_bytes_left_behind_the_pixels_are_ignored(write_image: WriteImage) -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+    (frame,) = _frames(write_image(pixels, PixelData=pixels.tobytes() + bytes(60)))
+
+    assert frame.tolist() == pixels.tolist()
 
 
 def test_rows_that_disagree_with_the_data_are_refused(write_image: WriteImage) -> None:
