@@ -48,7 +48,8 @@ def placement_of(
     source : tuple of int
         Rows and columns.
     spacing : tuple of float or None
-        Of rows and columns in mm; None, and pixels count as square, when the header has none.
+        Of rows and columns, in mm or in proportion to each other; None, and pixels count as square,
+        when the header has none.
 
     Raises
     ------

@@ -126,13 +126,14 @@ def _image_tensor(path: Path, recipe: TensorRecipe, timings: Timings | None) -> 
             )
         transform = grey_transform(image)
         spacing = _image_spacing(image.header)
+        proportions = spacing or _aspect_ratio(image.header)
     with timed(timings, "decode"):
         (stored,) = iter_frames(image, [0])
     with timed(timings, "modality"):
         frame = grey_frame(stored, transform)
     source = frame.values.shape
-    placement = placement_of(recipe, (source[0], source[1]), spacing)
-    values, facts = _plane_tensor(frame, transform, recipe, spacing, timings)
+    placement = placement_of(recipe, (source[0], source[1]), proportions)
+    values, facts = _plane_tensor(frame, transform, recipe, proportions, timings)
     return ImageTensor(
         values=values,
         axes=("rows", "columns", "channels"),
@@ -184,7 +185,7 @@ def _plane_tensor(
     frame: GreyFrame,
     transform: GreyTransform,
     recipe: TensorRecipe,
-    spacing: tuple[float, float] | None,
+    proportions: tuple[float, float] | None,
     timings: Timings | None,
 ) -> tuple[Values, dict[str, object]]:
     with timed(timings, "range"):
@@ -192,7 +193,7 @@ def _plane_tensor(
         unit = checked_unit(unit_values(frame.values, scaling, transform, frame.padding))
     with timed(timings, "resample"):
         shape = (unit.shape[0], unit.shape[1])
-        placement = placement_of(recipe, shape, spacing)
+        placement = placement_of(recipe, shape, proportions)
         part = fitted(unit, placement, recipe.rows, recipe.columns)
         if recipe.fit == "crop":
             # What made it no blank image may have been cut off.
@@ -219,3 +220,9 @@ def _image_spacing(ds: Dataset) -> tuple[float, float] | None:
     with quiet_pydicom():
         known = (spacing_mm(ds, keyword) for keyword in _SPACING_KEYWORDS)
         return next((spacing for spacing in known if spacing is not None), None)
+
+
+def _aspect_ratio(ds: Dataset) -> tuple[float, float] | None:
+    """Return a pixel's height and width where no distance is known (PS3.3 C.7.6.3.1.7)."""
+    with quiet_pydicom():
+        return spacing_mm(ds, "PixelAspectRatio")

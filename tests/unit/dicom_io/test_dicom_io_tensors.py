@@ -324,6 +324,22 @@ def test_spacing_that_is_no_distance_is_no_spacing(
     assert tensor.notes["source_pixel_spacing_mm"] is None
 
 
+def test_pad_keeps_the_aspect_ratio_of_pixels_without_a_spacing(write_image: WriteImage) -> None:
+    # Pixels half as high as wide: four by four of them fill half of a square.
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    recipe = TensorRecipe("image", rows=4, columns=4, fit="pad")
+
+    tensor = build_image_tensor(write_image(pixels, PixelAspectRatio=[1, 2]), recipe)
+    measured = build_image_tensor(
+        write_image(pixels, PixelAspectRatio=[1, 2], PixelSpacing=[1, 1]), recipe
+    )
+
+    assert tensor.notes["source_region"] == (0.25, 0, 0.75, 1)
+    assert tensor.values[[0, 3]].max() == 0
+    assert tensor.spacing_mm is None
+    assert measured.notes["source_region"] == (0, 0, 1, 1)
+
+
 def test_pad_takes_pixels_that_are_not_square_into_account() -> None:
     # 100 x 100 pixels, rows twice as far apart as columns: twice as tall as wide.
     placement = padded((100, 100), 64, 64, (1.0, 0.5))
