@@ -140,6 +140,16 @@ def macro_item(ds: Dataset, frame: int, macro: str) -> Dataset:
     return ds
 
 
+def states_modality(image: StoredImage, frame: int = 0) -> bool:
+    """Return True when a header states what the unit of a frame's values is made of."""
+    ds = image.header
+    with quiet_pydicom():
+        item = macro_item(ds, frame, _MODALITY_MACRO)
+        stated = ("RescaleSlope", "RescaleIntercept")
+        is_rescaled = any(number(item, keyword) is not None for keyword in stated)
+        return is_rescaled or bool(items(ds, "ModalityLUTSequence"))
+
+
 def _modality(item: Dataset, ds: Dataset) -> Rescale | LookupTable:
     # Modality LUT and rescale exclude each other; a table that is there was meant to be used.
     tables = items(ds, "ModalityLUTSequence")

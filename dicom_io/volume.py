@@ -14,7 +14,14 @@ import numpy as np
 
 from dicom_io.decoding import StoredImage, iter_frames, open_image
 from dicom_io.errors import UnsuitableSeries
-from dicom_io.grayscale import GreyFrame, GreyTransform, grey_frame, grey_transform
+from dicom_io.grayscale import (
+    GreyFrame,
+    GreyTransform,
+    Rescale,
+    grey_frame,
+    grey_transform,
+    states_modality,
+)
 from dicom_io.intensity import Values
 from dicom_io.series import SliceStack, order_slices, slices_of
 from dicom_io.timing import Timings, timed
@@ -54,7 +61,8 @@ def open_series(paths: Sequence[Path], timings: Timings | None = None) -> OpenSe
     UnreadableInstance, CannotDecode
         A file cannot be parsed, or holds no pixel data that can be decoded.
     UnsuitableSeries
-        The slices make no even stack, hold colour, or mix MONOCHROME1 with MONOCHROME2.
+        The slices make no even stack, hold colour, mix MONOCHROME1 with MONOCHROME2, or are not
+        all in the same unit.
     InstanceUnavailable
         A file cannot be read now.
     """
@@ -71,6 +79,7 @@ def open_series(paths: Sequence[Path], timings: Timings | None = None) -> OpenSe
     for plane in stack.slices:
         _check_grey(images[plane.path], plane.label)
     _check_one_interpretation(stack, images)
+    _check_one_unit(stack, images, transforms)
     return OpenSeries(stack, images, transforms)
 
 
@@ -95,6 +104,27 @@ def _check_one_interpretation(stack: SliceStack, images: dict[Path, StoredImage]
         raise UnsuitableSeries(
             f"the series mixes PhotometricInterpretation (0028,0004): {found}; the slices of one "
             "volume must be shown the same way round: correct the sender"
+        )
+
+
+def _check_one_unit(
+    stack: SliceStack, images: dict[Path, StoredImage], transforms: Sequence[GreyTransform]
+) -> None:
+    """Refuse a stack of which only some slices state the modality transform that changes others.
+
+    Slopes may differ by slice, but stored values beside Hounsfield units are another tissue.
+    """
+    planes = stack.slices
+    silent = [each for each in planes if not states_modality(images[each.path], each.frame)]
+    changed = [
+        plane
+        for plane, transform in zip(planes, transforms, strict=True)
+        if transform.modality != Rescale()
+    ]
+    if silent and changed:
+        raise UnsuitableSeries(
+            f"slice {changed[0].label} states a rescale or a modality table and {silent[0].label} "
+            "none: their values have different units, correct the sender"
         )
 
 

@@ -99,6 +99,20 @@ def test_slices_shown_the_other_way_round_are_refused(make_slice: MakeSlice) -> 
         open_series(paths)
 
 
+def test_slices_without_the_rescale_of_the_others_are_refused(make_slice: MakeSlice) -> None:
+    # Unscaled, air of 0 would lie beside air of -1024.
+    paths = [make_slice(1, z=1, RescaleSlope=1, RescaleIntercept=-1024), make_slice(2, z=2)]
+
+    with pytest.raises(UnsuitableSeries, match=r"slice \S+\.1 states .* and \S+\.2 none"):
+        open_series(paths)
+
+
+def test_rescale_that_changes_nothing_may_be_left_out(make_slice: MakeSlice) -> None:
+    paths = [make_slice(1, z=1, RescaleSlope=1, RescaleIntercept=0), make_slice(2, z=2)]
+
+    assert assemble_volume(paths).values[:, 0, 0].tolist() == [1, 2]
+
+
 def test_one_truncated_slice_refuses_the_series(make_slice: MakeSlice) -> None:
     paths = [make_slice(number, z=number) for number in (1, 2, 3)]
     paths[1].write_bytes(paths[1].read_bytes()[:-10])
