@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import PersonName
 
-from dicom_io.reading import PARSER_FAULTS
+from dicom_io.reading import CONVERSION_FAULTS
 
 AttributeValue = str | float | tuple[str, ...] | tuple[float, ...] | None
 """None means absent, empty or illegal; numbers are floats; several values are a tuple."""
@@ -36,7 +36,7 @@ def raw_value(ds: Dataset, keyword: str) -> object:
     """Return what pydicom makes of an element, or None when absent, empty or illegal."""
     try:
         value: object = ds.get(keyword)
-    except PARSER_FAULTS:
+    except CONVERSION_FAULTS:
         return None
     return value
 
@@ -48,7 +48,7 @@ def items(ds: Dataset, keyword: str) -> list[Dataset]:
         return []
     try:
         return list(value)
-    except PARSER_FAULTS:
+    except CONVERSION_FAULTS:
         return []
 
 
@@ -137,7 +137,7 @@ def readable_name(name: PersonName) -> str:
     """
     try:
         groups = (str(name.alphabetic), str(name.ideographic), str(name.phonetic))
-    except PARSER_FAULTS:
+    except CONVERSION_FAULTS:
         return ""
     group = next((group for group in groups if group.replace("^", "").strip()), "")
     parts = [_clean(part) for part in group.split("^")] + [""] * 5

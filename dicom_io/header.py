@@ -32,7 +32,7 @@ from dicom_io.attributes import (
     text,
 )
 from dicom_io.errors import UnreadableInstance
-from dicom_io.reading import PARSER_FAULTS, machine_faults, parse_header, quiet_pydicom
+from dicom_io.reading import CONVERSION_FAULTS, machine_faults, parse_header, quiet_pydicom
 from dicom_io.vocabulary import MANUFACTURER, InstanceHeader, checked_uid
 
 __all__ = [
@@ -305,7 +305,7 @@ def _settle(ds: Dataset, depth: int) -> None:
         try:
             value = ds[tag].value
             too_deep = isinstance(value, DicomSequence) and depth == 0
-        except PARSER_FAULTS:
+        except CONVERSION_FAULTS:
             too_deep = True
         if too_deep:
             del ds[tag]

@@ -53,6 +53,10 @@ PARSER_FAULTS = (
 Not OSError, of which pydicom raises some of its own (`is_machine_fault` tells), nor MemoryError.
 """
 
+CONVERSION_FAULTS = (*PARSER_FAULTS, OSError)
+"""What asking a parsed data set for a value raises. Values are converted from memory, so that an
+OSError then is pydicom's own, about a sequence that ends too early, and no fault of the machine."""
+
 HEADER_INFLATE_BYTES = 64 * 1024 * 1024
 """How much of a deflated data set is inflated for its header: a bomb must not fill the memory."""
 
@@ -259,7 +263,7 @@ def parse_header(
     -------
     pydicom.Dataset
         With ``file_meta.TransferSyntaxUID``. Values are converted when they are asked for: ask
-        inside ``quiet_pydicom`` and expect ``PARSER_FAULTS``.
+        inside ``quiet_pydicom`` and expect ``CONVERSION_FAULTS``.
 
     Raises
     ------

@@ -567,6 +567,26 @@ def test_reference_is_settled_and_without_bulk(write_image: WriteImage) -> None:
     assert str(ds)
 
 
+@pytest.mark.parametrize("length", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("element", "keyword"),
+    [(0x0018A001, "ContributingEquipmentSequence"), (0x00082218, "AnatomicRegionSequence")],
+)
+def test_sequence_that_ends_within_its_first_item_reads_as_absent(
+    write_image: WriteImage, element: int, keyword: str, length: int
+) -> None:
+    path = write_image(PIXELS)
+    data = path.read_bytes()
+    at = data.index(b"\x10\0\x10\0PN" if element < 0x00100000 else b"\x20\0\x0d\0UI")
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, 8)[:length]
+    head = struct.pack("<HH2sHL", element >> 16, element & 0xFFFF, b"SQ", 0, length)
+    path.write_bytes(data[:at] + head + item + data[at:])
+
+    assert read_header(path).sop_instance_uid == "1.2.3.1.1.1"
+    assert read_attributes(path, [keyword]) == {keyword: None}
+    assert keyword not in read_reference(path)
+
+
 def test_value_of_odd_length_is_left_out_of_the_reference(write_image: WriteImage) -> None:
     path = write_image(PIXELS, SeriesNumber=1)
     data = path.read_bytes()
