@@ -76,8 +76,8 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
     Raises
     ------
     CannotDecode
-        A rescale slope, intercept or lookup table that is present is illegal, or the header
-        contradicts itself on whether low values are black.
+        A rescale slope, intercept or lookup table that is present is illegal, a sequence that may
+        hold one is damaged, or the header contradicts itself on whether low values are black.
 
     References
     ----------
@@ -86,6 +86,7 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
     """
     ds, pixel = image.header, image.pixel
     with quiet_pydicom():
+        _check_readable(ds)
         is_colour = pixel.photometric_interpretation not in {"MONOCHROME1", "MONOCHROME2"}
         modality = Rescale() if is_colour else _modality(macro_item(ds, frame, _MODALITY_MACRO), ds)
         return GreyTransform(
@@ -95,6 +96,19 @@ def grey_transform(image: StoredImage, frame: int = 0) -> GreyTransform:
             padding=None if is_colour else _padding(ds, pixel),
             full_range=_colour_range(ds, pixel) if is_colour else _full_range(modality, pixel),
         )
+
+
+def _check_readable(ds: Dataset) -> None:
+    """Refuse a sequence that decides what values mean and is there but damaged.
+
+    It would read as absent, and the values as if nothing had been said of them.
+    """
+    for keyword in (*FUNCTIONAL_GROUPS, "ModalityLUTSequence"):
+        if keyword in ds and len(ds.get_item(keyword).value or b"") and not items(ds, keyword):
+            raise CannotDecode(
+                f"{keyword} is damaged: it is not known what the pixel values mean, send the "
+                "object again"
+            )
 
 
 def grey_frame(stored: StoredValues, transform: GreyTransform) -> GreyFrame:

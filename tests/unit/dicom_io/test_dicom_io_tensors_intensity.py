@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import suppress
 from typing import Any
 
@@ -93,6 +94,30 @@ def test_modality_table_of_signed_pixels_starts_below_zero(write_image: WriteIma
 def test_short_modality_table_is_refused(write_image: WriteImage) -> None:
     with pytest.raises(CannotDecode, match="LUTDescriptor says 4"):
         _transform(write_image, ModalityLUTSequence=_table([4, 0, 16], [1, 2]))
+
+
+@pytest.mark.parametrize(
+    "element",
+    [0x00283000, 0x52009229],
+    ids=["ModalityLUTSequence", "SharedFunctionalGroupsSequence"],
+)
+def test_damaged_sequence_is_not_taken_for_an_absent_one(
+    write_image: WriteImage, element: int
+) -> None:
+    path = write_image(RAMP)
+    data = path.read_bytes()
+    at = data.index(b"\xe0\x7f\x10\0")
+    head = struct.pack("<HH2sHL", element >> 16, element & 0xFFFF, b"SQ", 0, 4)
+    path.write_bytes(data[:at] + head + b"\xfe\xff\x00\xe0" + data[at:])
+
+    with pytest.raises(CannotDecode, match="Sequence is damaged"):
+        grey_transform(open_image(path))
+
+
+def test_empty_sequences_say_nothing(write_image: WriteImage) -> None:
+    empty = {"ModalityLUTSequence": Sequence(), "SharedFunctionalGroupsSequence": Sequence()}
+
+    assert _transform(write_image, **empty).modality == Rescale(1.0, 0.0)
 
 
 def test_zero_slope_is_refused(write_image: WriteImage) -> None:
