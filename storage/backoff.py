@@ -20,8 +20,7 @@ class DeliveryPolicy:
     """Answers of permanent failure after which a delivery waits for a person; some archives
     answer so while they start."""
     max_age_seconds: float = 7 * 86400.0
-    """Older deliveries that fail once more are dead."""
-    max_attempts: int = 500
+    """Older deliveries that fail once more are dead; however often they were tried before."""
 
 
 def backoff_seconds(

@@ -168,7 +168,7 @@ def judge_outcome(
     if permanent and attempts >= policy.rejected_after:
         return DeliveryState.REJECTED
     age = (now - delivery.created_at).total_seconds()
-    if age >= policy.max_age_seconds or attempts >= policy.max_attempts:
+    if age >= policy.max_age_seconds:
         return DeliveryState.DEAD
     return DeliveryState.PENDING
 

@@ -222,19 +222,35 @@ def test_a_permanent_refusal_is_repeated_a_little_and_then_waits_for_a_person(
     assert actions[-1] == "delivery rejected"
 
 
-def test_what_is_too_old_or_tried_too_often_is_dead_and_can_be_retried(hospital) -> None:
+def test_what_is_too_old_is_dead_and_can_be_retried(hospital) -> None:
     _compose(hospital)
     (group,) = due_deliveries(hospital.database, NOON)
     picture, report = (DeliveryOutcome(each.id, None) for each in group.deliveries)
 
-    (old,) = _answer(hospital, picture, now=NOON + seconds(3601), max_age_seconds=3600)
-    (tried,) = _answer(hospital, report, max_attempts=1)
+    dead = _answer(hospital, picture, report, now=NOON + seconds(3601), max_age_seconds=3600)
     retried = retry_study(hospital.database, STUDY, NOON + seconds(4000))
 
-    assert (old.state, tried.state) == (DeliveryState.DEAD, DeliveryState.DEAD)
+    assert [each.state for each in dead] == [DeliveryState.DEAD] * 2
     assert retried.delivery_ids == (report.delivery_id, picture.delivery_id)
     (again,) = due_deliveries(hospital.database, NOON + seconds(99999))
     assert [each.attempts for each in again.deliveries] == [0, 0]
+
+
+def test_a_destination_may_be_away_as_long_as_the_site_says_however_often_it_is_tried(
+    hospital,
+) -> None:
+    _compose(hospital, documents=(SR,))
+    (group,) = due_deliveries(hospital.database, NOON)
+    silence = DeliveryOutcome(group.deliveries[0].id, None, "connection refused")
+    every_five_minutes = range(0, 7 * 86400, 300)
+
+    states = {
+        _answer(hospital, silence, now=NOON + seconds(each))[0].state for each in every_five_minutes
+    }
+
+    assert states == {DeliveryState.PENDING}
+    (dead,) = _answer(hospital, silence, now=NOON + seconds(7 * 86400))
+    assert dead.state is DeliveryState.DEAD
 
 
 def test_an_answer_that_comes_twice_changes_nothing_more(hospital) -> None:
