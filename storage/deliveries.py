@@ -96,6 +96,7 @@ class DeliveryRecord:
     state: DeliveryState
     state_since: datetime
     attempts: int
+    """Since it was made, or since its destination answers again."""
     next_attempt_at: datetime
     last_status: int | None
     """The DIMSE status of the last attempt; None when no answer came."""

@@ -138,8 +138,9 @@ def record_outcomes(
     """Record what came of one association's attempts.
 
     Success and warnings are ``sent``. No answer or A7xx is repeated with growing delay and opens
-    the destination's breaker; other failures are repeated a few times and then ``rejected``. What a
-    fault of ours kept here is tried again with growing delay and keeps nothing else waiting.
+    the destination's breaker; other failures are repeated a few times and then ``rejected``, where
+    what was tried during an outage does not count. What a fault of ours kept here is tried again
+    with growing delay and keeps nothing else waiting.
     A delivery that is not pending any more is left alone.
 
     Returns
@@ -160,7 +161,7 @@ def judge_outcome(
     delivery: DeliveryRecord, outcome: DeliveryOutcome, now: datetime, policy: DeliveryPolicy
 ) -> DeliveryState:
     """Return the state an outcome leads to; a pure function."""
-    attempts = delivery.attempts + 1
+    attempts = _attempts(delivery, outcome)
     status = outcome.status
     if status is not None and is_delivered(status):
         return DeliveryState.SENT
@@ -173,6 +174,20 @@ def judge_outcome(
     return DeliveryState.PENDING
 
 
+def _attempts(delivery: DeliveryRecord, outcome: DeliveryOutcome) -> int:
+    """Return how often it was tried with this one: anew when the destination answers again.
+
+    What was tried in vain during an outage says nothing of the document: an archive that answers
+    with a failure while it starts would reject all that waited for it, or be asked hours later.
+    """
+    answers = outcome.status is not None or outcome.context_refused
+    was_silent = delivery.last_status is None and not (
+        # A refused context has no status either; its words are always the same.
+        outcome.context_refused and delivery.last_comment == outcome.comment
+    )
+    return 1 if answers and was_silent else delivery.attempts + 1
+
+
 def _record(
     connection: Connection,
     delivery: DeliveryRecord,
@@ -180,7 +195,7 @@ def _record(
     now: datetime,
     policy: DeliveryPolicy,
 ) -> None:
-    attempts = delivery.attempts + 1
+    attempts = _attempts(delivery, outcome)
     values: dict[str, Any] = {
         "attempts": attempts,
         "last_status": outcome.status,

@@ -253,6 +253,41 @@ def test_a_destination_may_be_away_as_long_as_the_site_says_however_often_it_is_
     assert dead.state is DeliveryState.DEAD
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [{"status": 0x0110}, {"status": None, "context_refused": True}],
+    ids=["failure", "context"],
+)
+def test_what_was_tried_during_an_outage_is_not_held_against_a_document(hospital, refusal) -> None:
+    _compose(hospital, documents=(SR,))
+    (group,) = due_deliveries(hospital.database, NOON)
+    silence = DeliveryOutcome(group.deliveries[0].id, None, "connection refused")
+    starting = replace(silence, comment="starting", **refusal)
+    for each in range(40):
+        _answer(hospital, silence, now=NOON + seconds(300 * each))
+
+    answers = [
+        _answer(hospital, starting, now=NOON + seconds(20000 + 100 * each))[0] for each in range(3)
+    ]
+
+    assert [each.state for each in answers] == ["pending", "pending", "rejected"]
+    assert [each.attempts for each in answers] == [1, 2, 3]
+    assert answers[0].next_attempt_at == NOON + seconds(20015)
+
+
+def test_an_archive_that_is_back_and_full_is_tried_again_soon(hospital) -> None:
+    _compose(hospital, documents=(SR,))
+    (group,) = due_deliveries(hospital.database, NOON)
+    silence = DeliveryOutcome(group.deliveries[0].id, None, "connection refused")
+    for each in range(40):
+        _answer(hospital, silence, now=NOON + seconds(300 * each))
+
+    back = replace(silence, status=StoreStatusValues.OUT_OF_RESOURCES)
+    (delivery,) = _answer(hospital, back, now=NOON + seconds(20000))
+
+    assert delivery.next_attempt_at == NOON + seconds(20015)
+
+
 def test_an_answer_that_comes_twice_changes_nothing_more(hospital) -> None:
     _compose(hospital, documents=(SR,))
     (group,) = due_deliveries(hospital.database, NOON)
