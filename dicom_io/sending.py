@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
@@ -34,6 +36,7 @@ from dicom_io.reading import machine_faults
 from dicom_io.statuses import describe, is_delivered
 
 CONTEXT_REFUSED = "presentation context not accepted"
+OUT_OF_STEP = "not answered: the peer answered another message than the one it was sent"
 
 _T = TypeVar("_T")
 
@@ -194,19 +197,40 @@ def _send_all(
 ) -> Iterator[SendOutcome]:
     is_lost = False
     with open_association(destination, contexts) as assoc:
+        answered = deque[int]() if assoc is None else _answered_messages(assoc)
         for number, source in enumerate(sources):
             if assoc is None or not accepts(assoc, source.context):
                 yield SendOutcome(source.sop_instance_uid, None, CONTEXT_REFUSED, True)
             elif is_lost:
                 yield SendOutcome(source.sop_instance_uid, None, "not tried: association had ended")
             else:
-                outcome = _send_one(assoc, source, message_id=number % 0xFFFF + 1)
+                outcome = _send_one(assoc, source, number % 0xFFFF + 1, answered)
                 is_lost = outcome.status is None
                 yield outcome
 
 
+def _answered_messages(assoc: Association) -> deque[int]:
+    """Return where the Message IDs that the peer responds to will come in, in order.
+
+    pynetdicom takes the next response for the answer to what it sent last: a peer that answers one
+    instance twice would be believed to hold the next one, which it may have refused.
+    """
+    answered: deque[int] = deque()
+
+    def note(event: evt.Event) -> None:
+        command_set = event.message.command_set
+        if "MessageIDBeingRespondedTo" in command_set:
+            answered.append(int(command_set.MessageIDBeingRespondedTo))
+
+    assoc.bind(evt.EVT_DIMSE_RECV, note)
+    return answered
+
+
 def _send_one(
-    assoc: Association, source: OutgoingInstance | _StoredFile, message_id: int
+    assoc: Association,
+    source: OutgoingInstance | _StoredFile,
+    message_id: int,
+    answered: deque[int],
 ) -> SendOutcome:
     try:
         with _path_of(source) as path:
@@ -222,6 +246,9 @@ def _send_one(
     if "Status" not in answer:
         comment = "no answer: the peer was silent or broke the association"
         return SendOutcome(source.sop_instance_uid, None, comment)
+    if not answered or answered.popleft() != message_id:
+        assoc.abort()
+        return SendOutcome(source.sop_instance_uid, None, OUT_OF_STEP)
     comment = str(answer.get("ErrorComment", "") or "")
     return SendOutcome(source.sop_instance_uid, int(answer.Status), comment)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from dicom_io.association import Destination
@@ -26,7 +28,14 @@ from dicom_io.query import holds_instance
 from dicom_io.receiving.folder_sink import FolderSink
 from dicom_io.receiving.instances import STORED, StoreAnswer, StoreRequest
 from dicom_io.receiving.server import StorageServer
-from dicom_io.sending import CONTEXT_REFUSED, OutgoingInstance, echo, send, send_paths
+from dicom_io.sending import (
+    CONTEXT_REFUSED,
+    OUT_OF_STEP,
+    OutgoingInstance,
+    echo,
+    send,
+    send_paths,
+)
 from dicom_io.statuses import StoreStatusValues
 from tests.sinks import GatheringSink
 
@@ -322,6 +331,43 @@ def test_statuses_are_kept_verbatim_with_their_comments(receiver, ct_and_sr):
         (0xB007, "something is odd"),
     ]
     assert [outcome.is_delivered for outcome in outcomes] == [False, True]
+
+
+def response_to(message_id: int, request: C_STORE) -> C_STORE:
+    answer = C_STORE()
+    answer.MessageIDBeingRespondedTo = message_id
+    answer.AffectedSOPClassUID = request.AffectedSOPClassUID
+    answer.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
+    answer.Status = 0x0000
+    return answer
+
+
+# pynetdicom's server leaves the socket of what its peer aborted to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("answered_as", [0, 7], ids=["twice", "as another message"])
+def test_an_answer_to_another_message_is_no_answer(ct_and_sr, answered_as):
+    """Answer the first instance twice, or under a wrong Message ID, and refuse the second."""
+
+    def store(event) -> int:
+        if event.message_id == 1:
+            answer = response_to(answered_as or 1, event.request)
+            event.assoc.dimse.send_msg(answer, event.context.context_id)
+            return 0x0000
+        return 0xA700
+
+    ae = AE("PACS")
+    for instance in ct_and_sr:
+        ae.add_supported_context(instance.sop_class_uid, instance.transfer_syntax_uid)
+    handlers = [(evt.EVT_C_STORE, store)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+
+    outcomes = send(destination_at(server.server_address[1]), ct_and_sr)
+
+    server.shutdown()
+    gc.collect()
+    delivered = [True, False] if not answered_as else [False, False]
+    assert [outcome.is_delivered for outcome in outcomes] == delivered
+    assert OUT_OF_STEP in {outcome.comment for outcome in outcomes}
 
 
 def test_a_peer_that_breaks_off_keeps_what_it_answered(start_storescp, ct_and_sr):
