@@ -65,6 +65,10 @@ def studies(
         raise typer.BadParameter(f"must be one of {known}; received {flag!r}", param_hint="--flag")
     with _opened(config) as (loaded, database):
         found = read_worklist(database, loaded, search=search, flag=wanted, limit=limit)
+    if len(found.lines) < found.matching:
+        # Beside the answer, so that a program that reads JSON does not take a part for the whole.
+        cut = f"the first {len(found.lines)} of {found.matching} studies: --limit lists more"
+        typer.echo(f"medimgd: {cut}", err=True)
     if as_json:
         print_json(found.lines)
         return

@@ -78,6 +78,7 @@ class Site:
             preliminary=PRELIMINARY,
             version=__version__,
             refresh_seconds=REFRESH_SECONDS,
+            most_studies=MOST_STUDIES,
             **values,
         )
         return HTMLResponse(html, status)
@@ -135,6 +136,7 @@ def _add_data(app: FastAPI, site: Site) -> None:
                 "notice": PRELIMINARY,
                 "read_at": machine_time(now_utc()),
                 "counts": {one.key: worklist.counts.get(one, 0) for one in FlagValues},
+                "matching": worklist.matching,
                 "judged": worklist.judged,
                 "is_complete": worklist.is_complete,
                 "studies": worklist.lines,

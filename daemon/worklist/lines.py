@@ -106,6 +106,8 @@ class Worklist:
     lines: tuple[StudyLine, ...]
     counts: Mapping[FlagValues, int]
     """Over all studies that match the search, whatever the filter."""
+    matching: int
+    """Studies that match search and filter; more than there are lines where `limit` cut them."""
     judged: int
     """Studies that match the search and were judged."""
     is_complete: bool
@@ -143,6 +145,7 @@ def read_worklist(
     return Worklist(
         lines=tuple(wanted[:limit]),
         counts=Counter(line.flag for line in judged),
+        matching=len(wanted),
         judged=len(judged),
         is_complete=len(found) <= MOST_STUDIES,
     )

@@ -189,6 +189,28 @@ def test_the_filter_shows_studies_of_one_flag(page: Page, one: FlagValues) -> No
     assert f'href="/?flag={one.key}" aria-current=true' in page.text(f"/?flag={one.key}")
 
 
+def test_a_list_that_is_cut_says_so_and_where_the_rest_is(page: Page) -> None:
+    found = page.json("/api/studies?limit=3")
+    html = page.text("/?flag=positive&limit=3")
+
+    assert (len(found["studies"]), found["matching"], found["judged"]) == (3, 14, 14)
+    assert "The first 3 of 4 are listed" in html
+    assert 'href="/?limit=500&amp;flag=positive"' in html
+    assert "are listed" not in page.text("/?flag=positive")
+
+
+def test_a_cut_list_says_so_to_whoever_reads_the_command(page: Page) -> None:
+    path = page.config.site.data_folder / "cut.toml"
+    path.write_text(f"[site]\ndata_folder = '{page.config.site.data_folder}'\n")
+
+    for arguments in (["--limit", "3"], ["--limit", "3", "--json"]):
+        done = CliRunner().invoke(app, ["studies", *arguments, "--config", str(path)])
+
+        assert done.exit_code == 0
+        assert "the first 3 of 14 studies" in done.stderr
+        assert "of 14 studies" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
