@@ -82,12 +82,21 @@ def studies(
     say("AI results are preliminary and not verified by a physician.")
 
 
-def _row(line: StudyLine, now: datetime) -> tuple[object, ...]:
+def _finding(line: StudyLine) -> str:
+    """Return what gave a study its flag, with all that takes weight from it."""
+    from daemon.worklist.flags import FlagValues
+
+    absent = " absent" if line.flag is FlagValues.NEGATIVE else ""
     certainty = "" if line.certainty_percent is None else f" {line.certainty_percent:g} %"
     stale = " (earlier images only)" if line.earlier_images_only else ""
+    demonstration = " (demonstration model)" if line.demonstration else ""
+    return f"{line.finding}{absent}{certainty}{stale}{demonstration}"
+
+
+def _row(line: StudyLine, now: datetime) -> tuple[object, ...]:
     return (
         line.flag,
-        f"{line.finding}{certainty}{stale}",
+        _finding(line),
         f"{line.patient_name} ({line.patient_id})",
         f"{'/'.join(line.modalities)} {line.description} {line.study_date}",
         line.state,
@@ -115,8 +124,10 @@ def show(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = Fals
 
 
 def _print_page(page: StudyPage) -> None:
+    from storage.results import ResultKind
+
     line = page.line
-    say(f"{line.flag}: {line.finding}   study {line.study_instance_uid}")
+    say(f"{line.flag}: {_finding(line)}   study {line.study_instance_uid}")
     say(f"{line.patient_name} ({line.patient_id}), {line.description} {line.study_date}")
     say(f"state: {line.state}  {line.reason}")
     if line.waits_for:
@@ -134,8 +145,13 @@ def _print_page(page: StudyPage) -> None:
             f"{version.model.at_version}, version {version.version_number}{replaced}, "
             f"result {version.result_id}:"
         )
-        if version.refusal_message:
-            say(f"  NOT ANALYSED ({version.refusal_reason}): {version.refusal_message}")
+        if version.model.demonstration:
+            say("  demonstration model, no clinical claim")
+        if version.earlier_images_only:
+            say("  earlier images only: images arrived that this result does not know")
+        if version.kind is not ResultKind.FINDING:
+            word = "NOT ANALYSED" if version.kind is ResultKind.REFUSAL else "FAILED"
+            say(f"  {word} ({version.refusal_reason}): {version.refusal_message}")
         for finding in version.findings:
             say(
                 f"  {finding.label}: {finding.presence.upper()} "

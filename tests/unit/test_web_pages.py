@@ -211,6 +211,36 @@ def test_a_cut_list_says_so_to_whoever_reads_the_command(page: Page) -> None:
         assert "of 14 studies" not in done.stdout
 
 
+def said_by_show(page: Page, word: str) -> str:
+    path = page.config.site.data_folder / "show.toml"
+    path.write_text(f"[site]\ndata_folder = '{page.config.site.data_folder}'\n")
+    done = CliRunner().invoke(app, ["show", page.uids[word], "--config", str(path)])
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_the_command_says_that_a_negative_is_about_earlier_images(page: Page) -> None:
+    said = said_by_show(page, "late")
+
+    assert "Intracranial haemorrhage: ABSENT" in said
+    assert "earlier images only: images arrived that this result does not know" in said
+    current = said_by_show(page, "negative")
+    assert "earlier images only" not in current
+    assert "NEGATIVE: Pneumonia absent 2 %" in current
+
+
+def test_the_command_says_that_a_demonstration_model_speaks(page: Page) -> None:
+    said = said_by_show(page, "demo")
+
+    assert "POSITIVE: Bright 70 % (demonstration model)" in said
+    assert "  demonstration model, no clinical claim" in said
+
+
+@pytest.mark.parametrize(("word", "said"), [("failed", "FAILED ("), ("refused", "NOT ANALYSED (")])
+def test_the_command_says_failed_of_what_failed(page: Page, word: str, said: str) -> None:
+    assert f"\n  {said}" in said_by_show(page, word)
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
