@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import unicodedata
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,13 +40,24 @@ def _uri(path: Path, parameters: str) -> str:
 
 def _open(path: Path, parameters: str) -> sqlite3.Connection:
     # isolation_level None: transactions are begun and ended by ``storage.database`` alone.
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         _uri(path, parameters),
         uri=True,
         timeout=BUSY_TIMEOUT_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
+    connection.create_function("folded", 1, folded, deterministic=True)
+    return connection
+
+
+def folded(text: str) -> str:
+    """Return a text as it is compared in a search; known to SQL under the same name.
+
+    SQLite's own ``lower`` knows the letters A to Z only: a Cyrillic or Greek name would be found in
+    the very spelling of its sender alone. Half-width and full-width letters are one.
+    """
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def connect_writer(path: Path, *, create: bool = False) -> sqlite3.Connection:

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, or_, select, union
 
 from storage import schema
+from storage.connections import folded
 from storage.database import Database
 from storage.errors import ImagesRemoved, NotFound
 from storage.states import JobState, StudyState
@@ -196,11 +197,12 @@ def list_studies(
     if states is not None:
         query = query.where(table.c.state.in_([str(state) for state in states]))
     if search:
+        part = folded(search)
         query = query.where(
             or_(
-                table.c.patient_name.icontains(search, autoescape=True),
-                table.c.patient_id.icontains(search, autoescape=True),
-                table.c.accession_number.icontains(search, autoescape=True),
+                func.folded(table.c.patient_name).contains(part, autoescape=True),
+                func.folded(table.c.patient_id).contains(part, autoescape=True),
+                func.folded(table.c.accession_number).contains(part, autoescape=True),
                 table.c.study_instance_uid.startswith(search, autoescape=True),
             )
         )

@@ -253,6 +253,27 @@ def test_a_search_finds_part_of_a_name(ward: Ward) -> None:
     assert [line.patient_name for line in found.lines] == ["Muster^Mara"]
 
 
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("ИВАНОВ, ИВАН", "иванов"),
+        ("Παπαδόπουλος, Άννα", "ΠΑΠΑΔΌΠΟΥΛΟΣ"),
+        ("MÜLLER, JÖRG", "müller, jörg"),
+        ("ﾔﾏﾀﾞ, ﾀﾛｳ", "ヤマダ"),
+    ],
+    ids=["Cyrillic", "Greek", "German", "half-width Japanese"],
+)
+def test_a_search_finds_a_name_in_whatever_letters_it_is_typed(
+    ward: Ward, name: str, typed: str
+) -> None:
+    ward.positive(name, present("Pneumonia"))
+    ward.positive("Beispiel, Bruno", present("Pneumonia"))
+
+    found = read_worklist(ward.database, config(), search=typed)
+
+    assert [line.patient_name for line in found.lines] == [name]
+
+
 def test_a_line_keeps_the_patient_out_of_its_repr(ward: Ward) -> None:
     uid = ward.positive("Marked^Name", present("Pneumonia"), description="Marked^Name")
 
