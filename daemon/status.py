@@ -204,8 +204,11 @@ def _attention(
         )
     for process in processes:
         yield from _model_trouble(process.detail)
+    configured = {section.name for section in config.destinations}
     for destination in destinations:
-        if destination.consecutive_failures:
+        # One that was taken out while it was away has nothing to say any more.
+        is_wanted = destination.name in configured or destination.pending
+        if destination.consecutive_failures and is_wanted:
             yield (
                 f"destination {destination.name} does not take results "
                 f"({destination.consecutive_failures} failures in a row, "

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     RowMapping,
     Select,
     and_,
@@ -46,11 +47,18 @@ LOST = (_DELIVERY.c.state == DeliveryState.SENT) & (
 """Of a row of ``delivery``: accepted, and not found since."""
 
 
+def _given_up_for_good(delivery: FromClause) -> ColumnElement[bool]:
+    """Return the condition on a row of ``delivery`` that its destination is no longer configured.
+
+    Nobody can do anything about it, and nothing is expected of it.
+    """
+    return and_(
+        delivery.c.state == DeliveryState.DEAD, delivery.c.last_comment == NO_LONGER_CONFIGURED
+    )
+
+
 def _overtaken() -> ColumnElement[bool]:
     own, later, other = schema.result.alias(), schema.result.alias(), _DELIVERY.alias()
-    given_up = and_(
-        other.c.state == DeliveryState.DEAD, other.c.last_comment == NO_LONGER_CONFIGURED
-    )
     return (
         exists()
         .where(
@@ -58,7 +66,7 @@ def _overtaken() -> ColumnElement[bool]:
             replaces(later, own),
             other.c.result_id == later.c.id,
             other.c.destination == _DELIVERY.c.destination,
-            ~given_up,
+            ~_given_up_for_good(other),
         )
         .correlate(_DELIVERY)
     )
@@ -113,6 +121,11 @@ class DeliveryRecord:
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+
+    @property
+    def is_given_up_for_good(self) -> bool:
+        """True when an operator's retry gave it up: its destination is no longer configured."""
+        return self.state is DeliveryState.DEAD and self.last_comment == NO_LONGER_CONFIGURED
 
     @property
     def is_stuck(self) -> bool:
@@ -229,10 +242,13 @@ def is_overtaken_within(connection: Connection, delivery_id: int) -> bool:
 def delivery_states(
     database: Database, result_ids: Iterable[int]
 ) -> dict[int, dict[DeliveryState, int]]:
-    """Return how many deliveries of each result stand in which state, for the worklist."""
+    """Return how many deliveries of each result stand in which state, for the worklist.
+
+    Those to destinations that are no longer configured, and given up for it, are left out.
+    """
     query = (
         select(_DELIVERY.c.result_id, _DELIVERY.c.state, func.count())
-        .where(_DELIVERY.c.result_id.in_(list(result_ids)))
+        .where(_DELIVERY.c.result_id.in_(list(result_ids)), ~_given_up_for_good(_DELIVERY))
         .group_by(_DELIVERY.c.result_id, _DELIVERY.c.state)
     )
     counts: dict[int, dict[DeliveryState, int]] = {}

@@ -9,19 +9,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from daemon.config import Config, WebSection
+from daemon.config import Config, DestinationSection, SiteSection, WebSection
 from daemon.errors import UnknownStudy
+from daemon.status import read_status
 from daemon.worklist.flags import (
     SEVERITY,
     FlagValues,
     Statement,
     flag_of,
 )
-from daemon.worklist.lines import StudyLine, read_worklist
+from daemon.worklist.lines import DeliverySummary, StudyLine, read_worklist
 from daemon.worklist.lookup import find_study
 from daemon.worklist.study_page import read_study_page
 from dicom_io.errors import RefusalReason
 from storage.database import Database, migrate, open_database
+from storage.retry import retry_study
 from storage.states import StudyState
 from storage.studies import list_studies
 from tests.worklist_material import CXR, HEAD, TINY, Ward, absent, present, undetermined
@@ -272,6 +274,29 @@ def test_a_search_finds_a_name_in_whatever_letters_it_is_typed(
     found = read_worklist(ward.database, config(), search=typed)
 
     assert [line.patient_name for line in found.lines] == [name]
+
+
+def test_a_destination_that_was_taken_out_needs_nobody_any_more(
+    ward: Ward, testdata: Path, tmp_path: Path
+) -> None:
+    """One archive is away and taken out of the configuration; its successor takes everything."""
+    uid = ward.positive("A", present("Pneumonia"))
+    ward.compose(testdata / "single/dx_image.dcm")
+    ward.deliver(uid, None, "connection refused", times=3)
+    retry_study(ward.database, uid, ward.pass_time(9), destinations=["new"])
+    ward.deliver(uid, 0x0000)
+    new = DestinationSection(name="new", host="127.0.0.1", port=104, ae_title="NEW")
+    settings = config().model_copy(
+        update={"site": SiteSection(data_folder=tmp_path), "destinations": (new,)}
+    )
+
+    line = line_of(ward, uid)
+
+    assert line.delivery == DeliverySummary("sent 2/2", needs_person=False)
+    assert line.waits_for == "confirmation by the archive"
+    assert read_study_page(ward.database, settings, uid).line == line
+    attention = read_status(settings, ward.now).attention
+    assert not [sentence for sentence in attention if "does not take results" in sentence]
 
 
 def test_a_line_keeps_the_patient_out_of_its_repr(ward: Ward) -> None:
