@@ -6,7 +6,7 @@ Owns the picture on the result card and the link to the version before. Composes
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from dicom_io.results.capture import compose_capture
 from dicom_io.results.refusal_report import compose_refusal_report
 from dicom_io.results.region_report import compose_region_report
 from dicom_io.results.request import (
+    SECONDARY_CAPTURE_CLASS_UID,
     DocumentRole,
     EncodedDocument,
     PredecessorReference,
@@ -32,6 +33,7 @@ from dicom_io.results.request import (
 )
 from dicom_io.results.study_report import compose_study_report
 from storage.database import Database
+from storage.documents import documents_of_result, read_document
 from storage.explanations import read_explanations
 from storage.installation import Installation
 from storage.results import ResultKind, ResultRecord, predecessor_documents
@@ -77,6 +79,15 @@ class Composer:
         CannotCompose
             The reference header cannot carry a valid object, or its files are gone.
         """
+        return self._composed(result, sr_class, {})
+
+    def _composed(
+        self,
+        result: ResultRecord,
+        sr_class: SRClassValues,
+        kept: Mapping[tuple[str, str], EncodedDocument],
+    ) -> tuple[EncodedDocument, ...]:
+        """As ``compose``; picture and regions that are kept in the wanted class are those."""
         evidence = self._paths(result)
         pictured = self._pictured(result, evidence)
         marked = pictured_regions(result, evidence)
@@ -90,9 +101,13 @@ class Composer:
         shown = [each.shown for each in pictured]
         explained = [each.label for each in shown if each.is_available]
         boxes = None if marked is None else marked.shown
-        picture = None if explained or boxes else self._picture(result, request.cited)
-        capture = compose_capture(request, picture, explanations=shown, regions=boxes)
-        regions = compose_region_report(request, sr_class) if request.regions else None
+        capture = kept.get((DocumentRole.CAPTURE, SECONDARY_CAPTURE_CLASS_UID))
+        if capture is None:
+            picture = None if explained or boxes else self._picture(result, request.cited)
+            capture = compose_capture(request, picture, explanations=shown, regions=boxes)
+        regions = kept.get((DocumentRole.REGIONS, sr_class))
+        if regions is None and request.regions:
+            regions = compose_region_report(request, sr_class)
         report = _report(request, sr_class, capture, explained, regions)
         return (capture, report) if regions is None else (capture, regions, report)
 
@@ -104,18 +119,34 @@ class Composer:
     ) -> EncodedDocument:
         """Return one report alone in another SOP class, referring to the same picture.
 
-        The picture is composed again, which gives the same UID and the same bytes; where a
-        destination takes this class, it is sent the regions in it too.
+        It refers to the picture that was composed first: composed anew by a later version of
+        medimgd, or under another name of this node, that would have another UID, and nobody is sent
+        it. Where a destination takes this class, it is sent the regions in it too.
 
         Raises
         ------
         CannotCompose
             As for ``compose``, or the result has no document of this role.
         """
-        for document in self.compose(result, sr_class):
+        for document in self._composed(result, sr_class, self._kept(result)):
             if document.role is role:
                 return document
         raise CannotCompose(f"result {result.id}: has no document of role {role}")
+
+    def _kept(self, result: ResultRecord) -> Mapping[tuple[str, str], EncodedDocument]:
+        """Return the documents of a result that are here, by role and SOP class."""
+        return {
+            (each.role, each.sop_class_uid): EncodedDocument(
+                DocumentRole(each.role),
+                result.study_instance_uid,
+                each.series_instance_uid,
+                each.sop_class_uid,
+                each.sop_instance_uid,
+                read_document(self._database, each.id),
+            )
+            for each in documents_of_result(self._database, result.id)
+            if each.is_here
+        }
 
     def _pictured(
         self, result: ResultRecord, evidence: Sequence[Path]

@@ -72,6 +72,12 @@ def documents_of_results_within(
     return tuple(DocumentRecord(**row) for row in rows)
 
 
+def documents_of_result(database: Database, result_id: int) -> tuple[DocumentRecord, ...]:
+    """Return the documents of one result, in the order they were composed; empty before."""
+    with database.read() as connection:
+        return documents_of_results_within(connection, [result_id])
+
+
 def insert_document_within(
     connection: Connection, result_id: int, document: ComposedDocument, now: datetime
 ) -> int:

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from pynetdicom import AE, _config, evt
 
+from daemon import composing
 from daemon.cli.studies import explain, show
 from daemon.composing import Composer
 from daemon.config import DestinationSection, WebSection
@@ -491,6 +492,30 @@ def test_both_reports_step_down_to_the_class_an_archive_takes(
     assert is_own_sop_instance_uid(site.database, str(regions.SOPInstanceUID))
     processing = regions.ContributingEquipmentSequence[-1]
     assert processing.Manufacturer == MANUFACTURER
+
+
+@pytest.mark.parametrize("archive", [[CAPTURE, SRClassValues.COMPREHENSIVE]], indirect=True)
+def test_a_report_composed_again_by_a_later_version_lists_what_was_composed_before(
+    site: MarkedSite,
+    archive: tuple[list[pydicom.Dataset], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The archive was away during an update and takes another class than was composed."""
+    received, port = archive
+    site.receive()
+    result = site.analyse()
+    destination = DestinationSection(name="old", host="127.0.0.1", port=port, ae_title="ARCHIVE")
+    config = site.config.model_copy(update={"destinations": (destination,)})
+    documents = site.documents(result)
+    store_documents(site.database, result.id, list(documents.values()), ["old"], now_utc())
+    monkeypatch.setattr(composing, "__version__", "99.0.0")
+
+    Courier(config, site.database, site.composer()).work()
+
+    card, regions, report = received
+    assert str(card.SOPInstanceUID) == documents["SC"].sop_instance_uid
+    assert report.SoftwareVersions == "99.0.0"
+    assert {card.SOPInstanceUID, regions.SOPInstanceUID} < evidence_of(report)
 
 
 @pytest.mark.parametrize(
