@@ -105,9 +105,10 @@ def normalise_reference(source: Dataset) -> Dataset:
     """Return a new header-only data set in which every attribute keeps its rules.
 
     Type 2 attributes that are absent or broken become empty; type 3 attributes are left out.
-    Free text that is too long is cut. An identifier that is too long becomes empty: cut short, it
-    could be another patient's or another order's. Values are Unicode whatever character set the
-    source was written in, to be encoded as ISO_IR 192.
+    Free text that is too long is cut. An identifier that is too long, holds control characters or
+    has several values becomes empty: a part of it could be another patient's or another order's.
+    Values are Unicode whatever character set the source was written in, to be encoded as
+    ISO_IR 192.
 
     Raises
     ------
@@ -119,9 +120,9 @@ def normalise_reference(source: Dataset) -> Dataset:
         for keyword in _IDENTITY:
             setattr(header, keyword, _uid(source, keyword))
         for keyword, rule in _TYPE_2.items():
-            setattr(header, keyword, rule(_value(source, keyword)))
+            setattr(header, keyword, _ruled(source, keyword, rule))
         for keyword, rule in _TYPE_3.items():
-            value = rule(_value(source, keyword))
+            value = _ruled(source, keyword, rule)
             if value:
                 setattr(header, keyword, value)
         if (pregnancy := _value(source, "PregnancyStatus")) in _PREGNANCY:
@@ -161,6 +162,24 @@ def _value(source: Dataset, keyword: str) -> str:
         return ""
 
 
+def _whole(source: Dataset, keyword: str) -> str:
+    """Return the value as it stands, empty when absent, one of several, or in need of cleaning."""
+    try:
+        value = source.get(keyword)
+        several = isinstance(value, MultiValue)
+        values = [str(each) for each in value if each] if several else [str(value or "")]
+    except PARSER_FAULTS:
+        return ""
+    text = values[0].strip(" \0") if len(values) == 1 else ""
+    return text if _clean(text) == text else ""
+
+
+def _ruled(source: Dataset, keyword: str, rule: Callable[[str], str]) -> str:
+    """Return a value by its rule; an identifier is taken whole or not at all."""
+    read = _whole if isinstance(rule, _Identifier) else _value
+    return rule(read(source, keyword))
+
+
 def _clean(text: str) -> str:
     """Return text without control characters, surrogates and backslashes, blanks trimmed."""
     return "".join(
@@ -176,8 +195,14 @@ def _uid(source: Dataset, keyword: str) -> str:
         raise CannotCompose(f"the source instance cannot be referenced: {error}") from error
 
 
-def _identifier(limit: int) -> Callable[[str], str]:
-    return lambda value: value if len(value) <= limit else ""
+@dataclass(frozen=True, slots=True)
+class _Identifier:
+    """The rule of what names a patient, an order or a concept."""
+
+    limit: int
+
+    def __call__(self, value: str) -> str:
+        return value if len(value) <= self.limit else ""
 
 
 def _text(limit: int) -> Callable[[str], str]:
@@ -244,7 +269,7 @@ def _items(source: Dataset, keyword: str) -> list[Dataset]:
 def _request_item(source: Dataset) -> Dataset:
     item = Dataset()
     for keyword, rule in _REQUEST_ATTRIBUTES.items():
-        setattr(item, keyword, rule(_value(source, keyword)))
+        setattr(item, keyword, _ruled(source, keyword, rule))
     item.RequestedProcedureCodeSequence = [
         coded_item(code) for code in _codes(source, "RequestedProcedureCodeSequence")[:1]
     ]
@@ -255,8 +280,8 @@ def _codes(source: Dataset, keyword: str) -> list[Code]:
     """Return the codes that are complete; many modalities send empty or halved ones."""
     found = []
     for item in _items(source, keyword):
-        value = _identifier(_SHORT)(_value(item, "CodeValue"))
-        scheme = _identifier(_SHORT)(_value(item, "CodingSchemeDesignator"))
+        value = _ruled(item, "CodeValue", _Identifier(_SHORT))
+        scheme = _ruled(item, "CodingSchemeDesignator", _Identifier(_SHORT))
         meaning = _text(_LONG)(_value(item, "CodeMeaning"))
         if value and scheme and meaning:
             found.append(Code(value, scheme, meaning))
@@ -268,20 +293,20 @@ _Rules = Mapping[str, Callable[[str], str]]
 _TYPE_2: _Rules = MappingProxyType(
     {
         "PatientName": _person_name,
-        "PatientID": _identifier(_LONG),
+        "PatientID": _Identifier(_LONG),
         "PatientBirthDate": _date,
         "PatientSex": _sex,
         "StudyDate": _date,
         "StudyTime": _time,
-        "StudyID": _identifier(_SHORT),
-        "AccessionNumber": _identifier(_SHORT),
+        "StudyID": _Identifier(_SHORT),
+        "AccessionNumber": _Identifier(_SHORT),
         "ReferringPhysicianName": _person_name,
         "Modality": _matching(_CODE_STRING),
     }
 )
 _TYPE_3: _Rules = MappingProxyType(
     {
-        "IssuerOfPatientID": _identifier(_LONG),
+        "IssuerOfPatientID": _Identifier(_LONG),
         "PatientAge": _age,
         "PatientSize": _matching(_DECIMAL),
         "PatientWeight": _matching(_DECIMAL),
@@ -303,10 +328,10 @@ _TYPE_3: _Rules = MappingProxyType(
 )
 _REQUEST_ATTRIBUTES: _Rules = MappingProxyType(
     {
-        "AccessionNumber": _identifier(_SHORT),
-        "PlacerOrderNumberImagingServiceRequest": _identifier(_LONG),
-        "FillerOrderNumberImagingServiceRequest": _identifier(_LONG),
-        "RequestedProcedureID": _identifier(_SHORT),
+        "AccessionNumber": _Identifier(_SHORT),
+        "PlacerOrderNumberImagingServiceRequest": _Identifier(_LONG),
+        "FillerOrderNumberImagingServiceRequest": _Identifier(_LONG),
+        "RequestedProcedureID": _Identifier(_SHORT),
         "RequestedProcedureDescription": _text(_LONG),
     }
 )
