@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from dicom_io.results.explained_rows import draw_rows
+from dicom_io.results.explained_rows import draw_rows, named
 from dicom_io.results.heat import ShownExplanation
 from dicom_io.results.lettering import (
     AMBER,
@@ -141,7 +141,7 @@ def _finding_lines(
         word = finding.presence.value
         word = word if finding.presence is PresenceValues.ABSENT else word.upper()
         stated = f"{word}, certainty of finding {finding.certainty_percent:g} %"
-        yield _Line(finding.label, 21, colour, 13)
+        yield _Line(named(finding), 21, colour, 13)
         yield _Line(stated, 16, colour, 2)
         yield _Line(operating_point(finding), 14, MUTED, 1)
         if finding.label in missing:
@@ -178,5 +178,5 @@ def _panel(lines: list[_Line]) -> npt.NDArray[np.uint8]:
     image = Image.new("RGB", (PANEL_WIDTH, max(PICTURE_SIDE, top + _MARGIN)), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for position, part, line in placed:
-        draw.text((_MARGIN, position), part, font=font(line.size), fill=line.colour)
+        draw.text((_MARGIN, position), part, font=font(line.size, part), fill=line.colour)
     return np.asarray(image, dtype=np.uint8)

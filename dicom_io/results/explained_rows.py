@@ -25,9 +25,11 @@ from dicom_io.results.lettering import (
     font,
     grey_square,
     in_square,
+    is_drawable,
     wrapped,
 )
 from dicom_io.results.request import ReportRequest, percent
+from dicom_io.vocabulary import Finding
 
 _SCALE_SIZE = (140, 12)
 
@@ -36,6 +38,16 @@ _CAUTION = (
     "The map shows which parts of the image spoke for the finding in the model's computation. "
     "It does not outline a disease, and what it leaves dark is not cleared."
 )
+
+
+def named(finding: Finding) -> str:
+    """Return what is found, in letters that can be drawn: the label, its code's meaning, or code.
+
+    A row of empty boxes would not say which finding is present.
+    """
+    code = f"{finding.code.value} ({finding.code.scheme})"
+    names = (finding.label, finding.code.meaning)
+    return next((each for each in names if is_drawable(each)), code)
 
 
 def draw_rows(
@@ -66,10 +78,10 @@ def _strip(request: ReportRequest, shown: ShownExplanation) -> npt.NDArray[np.ui
     left = CELL_SIDE + MARGIN
     (finding,) = [each for each in request.findings if each.label == shown.label]
     stated = (
-        f"{finding.label} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
+        f"{named(finding)} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
     )
     heading = next(wrapped(stated, 15, CELL_SIDE - 2 * MARGIN))
-    draw.text((left, 8), heading, font=font(15), fill=RED)
+    draw.text((left, 8), heading, font=font(15, heading), fill=RED)
     draw.text((left, 30), NOT_A_SEGMENTATION, font=font(13), fill=AMBER)
     source = f"{shown.method} by {request.model.at_version}"
     draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * MARGIN)), font=font(13),

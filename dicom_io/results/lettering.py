@@ -6,7 +6,9 @@ Owns the measures of a row of two pictures, no wording.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -55,7 +57,7 @@ def grey_square(picture: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.u
 
 def wrapped(text: str, size: int, width: int) -> Iterator[str]:
     """Yield the lines of a text; a word wider than a line is broken inside."""
-    letters, current = font(size), ""
+    letters, current = font(size, text), ""
     for word in text.split():
         candidate = f"{current} {word}".strip()
         if letters.getlength(candidate) <= width:
@@ -76,7 +78,52 @@ def wrapped(text: str, size: int, width: int) -> Iterator[str]:
         yield current
 
 
+def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the letters to draw a text with; no font of the host is needed.
+
+    Pillow's own font knows English only. What it has no letters for is drawn with the one that
+    comes with matplotlib: Latin, Greek, Cyrillic and more, but no Chinese, Japanese or Korean.
+    """
+    return _plain(size) if all(map(_is_plain, text)) else _wide(size)
+
+
+def is_drawable(text: str) -> bool:
+    """Return True when every letter of a text shows as itself and not as an empty box."""
+    return all(_is_plain(letter) or _is_wide(letter) for letter in text)
+
+
+_NO_LETTER = "\uffff"
+_PROBE_SIZE = 20
+
+
 @lru_cache(maxsize=16)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own scalable font: no font of the host is needed."""
+def _plain(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=16)
+def _wide(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    # Found without importing matplotlib, which takes longer than a card.
+    found = find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return _plain(size)
+    try:
+        return ImageFont.truetype(
+            Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size
+        )
+    except OSError:
+        return _plain(size)
+
+
+@cache
+def _is_plain(letter: str) -> bool:
+    return _is_in(_plain(_PROBE_SIZE), letter)
+
+
+@cache
+def _is_wide(letter: str) -> bool:
+    return _is_in(_wide(_PROBE_SIZE), letter)
+
+
+def _is_in(letters: ImageFont.FreeTypeFont | ImageFont.ImageFont, letter: str) -> bool:
+    return bytes(letters.getmask(letter)) != bytes(letters.getmask(_NO_LETTER))

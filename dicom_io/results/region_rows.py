@@ -111,7 +111,7 @@ def _strip(request: ReportRequest, shown: ShownRegions) -> npt.NDArray[np.uint8]
         draw.text((MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
     left = CELL_SIDE + MARGIN
     heading = next(wrapped(_named(request.regions, shown), 15, CELL_SIDE - 2 * MARGIN))
-    draw.text((left, 8), heading, font=font(15), fill=AMBER)
+    draw.text((left, 8), heading, font=font(15, heading), fill=AMBER)
     draw.text((left, 30), BY_THE_MODEL, font=font(13), fill=AMBER)
     source = f"Detection map of {request.model.at_version}"
     draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * MARGIN)), font=font(13),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import CannotCompose
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card
-from dicom_io.results.lettering import grey_square
-from dicom_io.vocabulary import PresenceValues
+from dicom_io.results.lettering import font, grey_square, is_drawable
+from dicom_io.vocabulary import Code, PresenceValues
 from tests.results_material import (
     NEGATIVE,
     POSITIVE,
@@ -52,6 +53,30 @@ def test_a_picture_fills_the_square_with_its_aspect_kept() -> None:
     assert square[:, PICTURE_SIDE // 2].min() == 255
     assert square[:, : PICTURE_SIDE // 4 - 1].max() == 0
     assert square[:, 3 * PICTURE_SIDE // 4 + 1 :].max() == 0
+
+
+@pytest.mark.parametrize("text", ["Épanchement", "Πνευμονία", "Пневмония", "Zápal pľúc", "Ödem"])
+def test_letters_beyond_english_are_drawn_as_letters(text: str) -> None:
+    letters = font(21, text)
+
+    assert is_drawable(text)
+    box = bytes(letters.getmask("\uffff"))
+    assert box not in {bytes(letters.getmask(letter)) for letter in text}
+
+
+def test_english_is_drawn_in_the_same_letters_as_ever() -> None:
+    assert font(21, "Pneumonia PRESENT (83 %)") is font(21)
+
+
+def test_a_finding_is_named_by_its_code_where_its_label_cannot_be_drawn(film: Path) -> None:
+    """No row of empty boxes may be all that is said of which finding is present."""
+    japanese = replace(POSITIVE, label="肺炎")
+    only_japanese = replace(japanese, code=Code("233604007", "SCT", "肺炎"))
+    by_code = replace(POSITIVE, label="233604007 (SCT)")
+
+    for finding, twin in ((japanese, POSITIVE), (only_japanese, by_code)):
+        card = captured(film, findings=(finding,)).pixel_array
+        assert np.array_equal(card, captured(film, findings=(twin,)).pixel_array)
 
 
 def test_values_that_are_no_numbers_are_drawn_black() -> None:
