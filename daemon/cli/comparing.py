@@ -57,11 +57,11 @@ def compare(
 def moment(text: str, now: datetime) -> datetime:
     """Return what ``--since`` means: an instant, a day (UTC), or a span before `now`."""
     span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if span:
-        return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
     try:
+        if span:
+            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
         found = datetime.fromisoformat(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
             f"must be a day, an instant, or a span such as 12h or 7d; received {text!r}",
             param_hint="--since",

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.output import AsJSON, failures_become_exit_codes, print_json, say
+from daemon.cli.output import (
+    AsJSON,
+    failures_become_exit_codes,
+    print_json,
+    printable,
+    say,
+)
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -59,7 +65,7 @@ def send(
         print_json({"sent": sent, "failed": len(failed), "outcomes": outcomes})
     else:
         for result in failed:
-            typer.echo(f"{result.path}: {result.outcome}", err=True)
+            typer.echo(f"{result.path}: {printable(str(result.outcome))}", err=True)
         say(f"{sent} instances stored by {to}, {len(failed)} not")
     if failed or not sent:
         raise typer.Exit(ExitCode.PEER)

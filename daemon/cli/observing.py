@@ -78,7 +78,7 @@ def _print_status(found: Status) -> None:
             ],
         )
     for sentence in found.attention:
-        say(f"! {sentence}")
+        say(f"! {printable(sentence)}")
     if not found.attention:
         say("nothing needs a person")
 

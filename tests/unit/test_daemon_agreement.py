@@ -102,3 +102,5 @@ def test_since_takes_a_day_an_instant_or_a_span() -> None:
     assert moment("2025-03-01T08:00:00+01:00", now) == datetime(2025, 3, 1, 7, tzinfo=UTC)
     with pytest.raises(typer.BadParameter, match="7d"):
         moment("last week", now)
+    with pytest.raises(typer.BadParameter):
+        moment("999999w", now)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from daemon.cli.application import app
+from dicom_io import sending
 from dicom_io.association import Context
-from dicom_io.sending import SendOutcome, plan_associations
+from dicom_io.sending import PathOutcome, SendOutcome, plan_associations
 
 
 def make_contexts(count: int) -> list[Context]:
@@ -57,3 +63,15 @@ def test_only_success_and_warnings_count_as_delivered():
     delivered = [SendOutcome("1.2", s).is_delivered for s in (0, 0xB000, 0xBFFF, 0xA700, None)]
 
     assert delivered == [True, True, True, False, False]
+
+
+def test_the_command_prints_no_control_characters_of_a_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = PathOutcome(tmp_path, SendOutcome("1.2", 0xA700, "\x1b[2Jfull"))
+    monkeypatch.setattr(sending, "send_paths", lambda *_: iter([outcome]))
+
+    done = CliRunner().invoke(app, ["send", str(tmp_path), "--to", "127.0.0.1:104"])
+
+    assert done.exit_code == 6
+    assert "A700 out of resources:  [2Jfull" in done.stderr
