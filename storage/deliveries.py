@@ -17,6 +17,7 @@ from sqlalchemy import (
     RowMapping,
     Select,
     and_,
+    case,
     exists,
     func,
     or_,
@@ -40,6 +41,10 @@ MISSES_UNTIL_STUCK = 10
 """Queries in vain, about five hours of them, after which a person should look."""
 
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
+
+NOT_FOUND = "not found"
+"""What the worklist counts a delivery as that was accepted and is not there: no state of its own,
+for the archive may find it yet."""
 
 LOST = (_DELIVERY.c.state == DeliveryState.SENT) & (
     _DELIVERY.c.confirm_misses >= MISSES_UNTIL_STUCK
@@ -128,10 +133,19 @@ class DeliveryRecord:
         return self.state is DeliveryState.DEAD and self.last_comment == NO_LONGER_CONFIGURED
 
     @property
+    def is_lost(self) -> bool:
+        """True when it was accepted, and not found since."""
+        return self.state is DeliveryState.SENT and self.confirm_misses >= MISSES_UNTIL_STUCK
+
+    @property
+    def counts_as(self) -> str:
+        """Its state, or that it is not found."""
+        return NOT_FOUND if self.is_lost else self.state
+
+    @property
     def is_stuck(self) -> bool:
         """True when it waits for a person: refused, given up, or accepted and not found."""
-        gone = self.state is DeliveryState.SENT and self.confirm_misses >= MISSES_UNTIL_STUCK
-        return gone or self.state in (DeliveryState.REJECTED, DeliveryState.DEAD)
+        return self.is_lost or self.state in (DeliveryState.REJECTED, DeliveryState.DEAD)
 
 
 def delivery_query() -> Select[Any]:
@@ -239,20 +253,20 @@ def is_overtaken_within(connection: Connection, delivery_id: int) -> bool:
     return connection.execute(query).first() is not None
 
 
-def delivery_states(
-    database: Database, result_ids: Iterable[int]
-) -> dict[int, dict[DeliveryState, int]]:
-    """Return how many deliveries of each result stand in which state, for the worklist.
+def delivery_states(database: Database, result_ids: Iterable[int]) -> dict[int, dict[str, int]]:
+    """Return how many deliveries of each result count as what, for the worklist.
 
-    Those to destinations that are no longer configured, and given up for it, are left out.
+    That is their state, or ``NOT_FOUND``. Those to destinations that are no longer configured, and
+    given up for it, are left out.
     """
+    counts_as = case((LOST, NOT_FOUND), else_=_DELIVERY.c.state)
     query = (
-        select(_DELIVERY.c.result_id, _DELIVERY.c.state, func.count())
+        select(_DELIVERY.c.result_id, counts_as, func.count())
         .where(_DELIVERY.c.result_id.in_(list(result_ids)), ~_given_up_for_good(_DELIVERY))
-        .group_by(_DELIVERY.c.result_id, _DELIVERY.c.state)
+        .group_by(_DELIVERY.c.result_id, counts_as)
     )
-    counts: dict[int, dict[DeliveryState, int]] = {}
+    counts: dict[int, dict[str, int]] = {}
     with database.read() as connection:
-        for result_id, state, count in connection.execute(query):
-            counts.setdefault(result_id, {})[DeliveryState(state)] = count
+        for result_id, word, count in connection.execute(query):
+            counts.setdefault(result_id, {})[word] = count
     return counts

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 from daemon.config import Config
 from daemon.worklist.flags import (
@@ -21,7 +22,7 @@ from daemon.worklist.flags import (
     top_statement,
 )
 from storage.database import Database
-from storage.deliveries import delivery_states
+from storage.deliveries import NOT_FOUND, delivery_states
 from storage.jobs import JobRecord
 from storage.jobs import open_jobs as open_jobs_of
 from storage.results import ResultKind, ResultRecord, latest_results
@@ -34,7 +35,10 @@ MOST_STUDIES = 500
 DEFAULT_LIMIT = 200
 """Lines of one page."""
 
-_NEEDS_A_PERSON = frozenset({DeliveryState.REJECTED, DeliveryState.DEAD})
+_NEEDS_A_PERSON = MappingProxyType(
+    {DeliveryState.REJECTED: "rejected", NOT_FOUND: NOT_FOUND, DeliveryState.DEAD: "given up"}
+)
+"""What waits for a person, in words; of several the first names them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def study_line(
     study: StudyRecord,
     results: Sequence[ResultRecord],
     open_jobs: Sequence[JobRecord],
-    deliveries: Mapping[int, Mapping[DeliveryState, int]],
+    deliveries: Mapping[int, Mapping[str, int]],
     order: FindingOrder,
 ) -> StudyLine:
     """Return the line of one study; a pure function.
@@ -192,7 +196,7 @@ def study_line(
     open_jobs : sequence of JobRecord
         Those that wait or run.
     deliveries : mapping
-        Of each result by its id: how many deliveries stand in which state.
+        Of each result by its id: how many deliveries count as what.
     order : FindingOrder
         The site's rule.
     """
@@ -246,12 +250,12 @@ def reading_key(line: StudyLine, order: FindingOrder) -> tuple[int, int, str, fl
 
 
 def delivery_summary(
-    results: Sequence[ResultRecord], deliveries: Mapping[int, Mapping[DeliveryState, int]]
+    results: Sequence[ResultRecord], deliveries: Mapping[int, Mapping[str, int]]
 ) -> DeliverySummary:
     """Return in a few words how far the documents of these results have come."""
     if any(result.state is ResultState.UNCOMPOSABLE for result in results):
         return DeliverySummary("no report could be written", needs_person=True)
-    counts: Counter[DeliveryState] = Counter()
+    counts: Counter[str] = Counter()
     for result in results:
         counts.update(deliveries.get(result.id, {}))
     if not counts.total():
@@ -268,13 +272,12 @@ def _unsent(results: Sequence[ResultRecord]) -> str:
     return "shown here only" if states else ""
 
 
-def _counted(counts: Counter[DeliveryState]) -> DeliverySummary:
+def _counted(counts: Counter[str]) -> DeliverySummary:
     total = counts.total()
     stuck = [state for state in _NEEDS_A_PERSON if counts[state]]
     if stuck:
         number = sum(counts[state] for state in stuck)
-        word = "rejected" if DeliveryState.REJECTED in stuck else "given up"
-        return DeliverySummary(f"{word} {number}/{total}", needs_person=True)
+        return DeliverySummary(f"{_NEEDS_A_PERSON[stuck[0]]} {number}/{total}", needs_person=True)
     confirmed = counts[DeliveryState.CONFIRMED]
     arrived = confirmed + counts[DeliveryState.SENT]
     if confirmed == total:
@@ -286,7 +289,7 @@ def _waits_for(
     study: StudyRecord,
     results: Sequence[ResultRecord],
     open_jobs: Sequence[JobRecord],
-    deliveries: Mapping[int, Mapping[DeliveryState, int]],
+    deliveries: Mapping[int, Mapping[str, int]],
 ) -> str:
     """Return what happens next, in the order it will happen."""
     waits = [_STATE_WAITS[study.state]] if study.state in _STATE_WAITS else []
@@ -300,7 +303,9 @@ def _waits_for(
         waits.append("delivery")
     elif DeliveryState.SENT in states:
         waits.append("confirmation by the archive")
-    if states & _NEEDS_A_PERSON or any(_is_given_up(result, open_jobs) for result in results):
+    if states & _NEEDS_A_PERSON.keys() or any(
+        _is_given_up(result, open_jobs) for result in results
+    ):
         waits.append("a person")
     return ", then ".join(waits)
 

@@ -187,12 +187,12 @@ def latest_of(results: Sequence[ResultRecord]) -> tuple[ResultRecord, ...]:
 
 
 def _line(dossier: StudyDossier, latest: Sequence[ResultRecord], order: FindingOrder) -> StudyLine:
-    counts: dict[int, dict[DeliveryState, int]] = {}
+    counts: dict[int, dict[str, int]] = {}
     for delivery in dossier.deliveries:
         if delivery.is_given_up_for_good:
             continue
         of_result = counts.setdefault(delivery.result_id, {})
-        of_result[delivery.state] = of_result.get(delivery.state, 0) + 1
+        of_result[delivery.counts_as] = of_result.get(delivery.counts_as, 0) + 1
     open_jobs = [job for job in dossier.jobs if job.state in OPEN_JOBS]
     return study_line(dossier.study, latest, open_jobs, counts, order)
 

@@ -22,7 +22,10 @@ from daemon.worklist.lines import DeliverySummary, StudyLine, read_worklist
 from daemon.worklist.lookup import find_study
 from daemon.worklist.study_page import read_study_page
 from dicom_io.errors import RefusalReason
+from storage.confirmation import record_confirmation_miss
 from storage.database import Database, migrate, open_database
+from storage.deliveries import MISSES_UNTIL_STUCK
+from storage.dossier import read_dossier
 from storage.retry import retry_study
 from storage.states import StudyState
 from storage.studies import list_studies
@@ -297,6 +300,23 @@ def test_a_destination_that_was_taken_out_needs_nobody_any_more(
     assert read_study_page(ward.database, settings, uid).line == line
     attention = read_status(settings, ward.now).attention
     assert not [sentence for sentence in attention if "does not take results" in sentence]
+
+
+def test_what_an_archive_accepted_and_does_not_hold_waits_for_a_person(
+    ward: Ward, testdata: Path
+) -> None:
+    uid = ward.positive("A", present("Pneumonia"))
+    ward.compose(testdata / "single/dx_image.dcm")
+    ward.deliver(uid, 0x0000)
+    lost = read_dossier(ward.database, uid).deliveries[0].id
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(ward.database, [lost], ward.pass_time(3600))
+
+    line = line_of(ward, uid)
+
+    assert line.delivery == DeliverySummary("not found 1/2", needs_person=True)
+    assert line.waits_for == "confirmation by the archive, then a person"
+    assert read_study_page(ward.database, config(), uid).line == line
 
 
 def test_a_line_keeps_the_patient_out_of_its_repr(ward: Ward) -> None:
