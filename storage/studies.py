@@ -211,6 +211,19 @@ def list_studies(
     return tuple(study_from_row(row) for row in rows)
 
 
+def studies_named(database: Database, text: str) -> tuple[str, ...]:
+    """Return the UIDs that begin with a text, and those of studies with that accession number."""
+    table = schema.study
+    query = select(table.c.study_instance_uid).where(
+        or_(
+            func.folded(func.trim(table.c.accession_number)) == folded(text),
+            table.c.study_instance_uid.startswith(text, autoescape=True),
+        )
+    )
+    with database.read() as connection:
+        return tuple(connection.scalars(query.order_by(table.c.study_instance_uid)))
+
+
 def read_series(connection: Connection, study_instance_uid: str) -> tuple[SeriesRecord, ...]:
     """Return the series of a study with their instances, within the caller's transaction."""
     series, instance = schema.series, schema.instance

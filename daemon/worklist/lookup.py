@@ -7,9 +7,8 @@ import re
 from daemon.errors import UnknownStudy
 from storage.database import Database
 from storage.errors import NotFound
-from storage.studies import StudyRecord, get_study, list_studies
+from storage.studies import get_study, studies_named
 
-_MOST_COMPARED = 1000
 _LIKE_A_UID = re.compile(r"[0-9.]{1,64}")
 _WHAT_TO_TYPE = (
     "type the whole Study Instance UID, a beginning of it that only one study has, or the whole "
@@ -38,19 +37,10 @@ def find_study(database: Database, text: str) -> str:
     try:
         return get_study(database, text).study_instance_uid
     except NotFound:
-        found = [
-            study.study_instance_uid
-            for study in list_studies(database, search=text, limit=_MOST_COMPARED)
-            if _means(study, text)
-        ]
+        found = studies_named(database, text)
     if len(found) == 1:
         return found[0]
     shown = f" {text!r}" if _LIKE_A_UID.fullmatch(text) else " what was typed"
     if found:
         raise UnknownStudy(f"{len(found)} studies match{shown}: {_WHAT_TO_TYPE}")
     raise UnknownStudy(f"no study matches{shown}: {_WHAT_TO_TYPE}")
-
-
-def _means(study: StudyRecord, text: str) -> bool:
-    by_accession = study.accession_number.strip().casefold() == text.casefold()
-    return by_accession or study.study_instance_uid.startswith(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy import insert, select
 
 from daemon.config import Config, DestinationSection, SiteSection, WebSection
 from daemon.errors import UnknownStudy
@@ -22,6 +23,7 @@ from daemon.worklist.lines import DeliverySummary, StudyLine, read_worklist
 from daemon.worklist.lookup import find_study
 from daemon.worklist.study_page import read_study_page
 from dicom_io.errors import RefusalReason
+from storage import schema
 from storage.confirmation import record_confirmation_miss
 from storage.database import Database, migrate, open_database
 from storage.deliveries import MISSES_UNTIL_STUCK
@@ -345,6 +347,35 @@ def test_what_means_no_study_or_several_is_refused_without_naming_anyone(
         find_study(ward.database, typed)
 
     assert "Marked" not in str(caught.value)
+
+
+def add_newer_studies(ward: Ward, like: str, count: int) -> None:
+    """Add studies whose accession number holds a 7, received after `like`."""
+    table, later = schema.study, ward.pass_time(60)
+    with ward.database.write() as connection:
+        found = connection.execute(select(table).where(table.c.study_instance_uid == like))
+        row = dict(found.mappings().one())
+        rows = [
+            row
+            | {
+                "study_instance_uid": f"2.25.9.{number}",
+                "accession_number": f"A7-{number}",
+                "last_instance_at": later,
+            }
+            for number in range(count)
+        ]
+        connection.execute(insert(table), rows)
+
+
+def test_an_old_study_is_meant_however_many_newer_ones_resemble_it(ward: Ward) -> None:
+    uid = ward.receive("A", study="1.2.3", accession="7")
+    add_newer_studies(ward, uid, 1001)
+
+    assert find_study(ward.database, "7") == uid
+
+    ward.receive("B", study="1.2.9", accession="7")
+    with pytest.raises(UnknownStudy, match="2 studies match '7'"):
+        find_study(ward.database, "7")
 
 
 def test_a_uid_is_found_although_it_begins_another(ward: Ward) -> None:
