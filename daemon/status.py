@@ -16,7 +16,7 @@ from typing import Any
 from daemon.config import Config
 from storage.errors import DatabaseMissing
 from storage.overview import Overview, ProcessOverview, read_overview
-from storage.states import JobState, StudyState
+from storage.states import JobState, ResultState, StudyState
 
 SILENT_SECONDS = 15.0
 """A process that has not beaten for this long is dead or stopped."""
@@ -258,14 +258,20 @@ def _missing_slots(processes: tuple[ProcessStatus, ...], roles: list[str]) -> li
 def _stuck_work(overview: Overview) -> Iterator[str]:
     held = overview.studies.get(StudyState.HELD, 0)
     failed = overview.jobs.get(JobState.FAILED, 0)
+    unwritten = overview.results.get(ResultState.UNCOMPOSABLE, 0)
     undelivered = overview.undelivered
     if held:
         yield f"{held} studies are held: see 'medimgd retry --state held --dry-run'"
     if failed:
         yield f"{failed} analyses failed for good: see 'medimgd retry --state failed --dry-run'"
+    if unwritten:
+        yield (
+            f"{unwritten} results could not be written and reach no archive: "
+            "see 'medimgd retry --state failed --dry-run'"
+        )
     if undelivered:
         yield (
-            f"{undelivered} results were rejected or given up: "
+            f"{undelivered} results were rejected or given up, or accepted and not found: "
             "'medimgd retry --state undelivered' sends them again"
         )
     for commitment in overview.unreported:
@@ -273,7 +279,7 @@ def _stuck_work(overview: Overview) -> Iterator[str]:
             f"{commitment.calling_ae_title!r} ({commitment.address}) could not be told about its "
             f"request for storage commitment and keeps its images: {commitment.last_answer}"
         )
-    others = overview.stuck_count - held - failed - undelivered
+    others = overview.stuck_count - held - failed - unwritten - undelivered
     if others > 0:
         yield f"{others} items have not moved for a quarter of an hour"
     if overview.studies_with_conflicts:

@@ -31,7 +31,8 @@ DEFAULT_STUCK_SECONDS = 900.0
 """Work that has not moved for this long is shown as stuck."""
 
 _MOST_STUCK = 50
-_UNDELIVERED = (DeliveryState.REJECTED, DeliveryState.DEAD)
+_UNDELIVERED = (DeliveryState.REJECTED, DeliveryState.DEAD, DeliveryState.SENT)
+"""Of deliveries that are stuck; one that was sent is so where it is not found."""
 _REFUSED_WINDOW = timedelta(days=1)
 
 
@@ -126,7 +127,7 @@ class Overview:
     """At most fifty, the longest stuck first."""
     stuck_count: int
     undelivered: int
-    """Deliveries among them that were rejected or given up, and that can be made again."""
+    """Deliveries among them that were rejected, given up or lost, and that can be made again."""
     destinations: tuple[DestinationOverview, ...]
     processes: tuple[ProcessOverview, ...]
     studies_with_conflicts: int

@@ -28,6 +28,7 @@ from storage.confirmation import record_confirmation_miss
 from storage.database import Database, migrate, open_database
 from storage.deliveries import MISSES_UNTIL_STUCK
 from storage.dossier import read_dossier
+from storage.results import mark_uncomposable, results_awaiting_composition
 from storage.retry import retry_study
 from storage.states import StudyState
 from storage.studies import list_studies
@@ -304,8 +305,26 @@ def test_a_destination_that_was_taken_out_needs_nobody_any_more(
     assert not [sentence for sentence in attention if "does not take results" in sentence]
 
 
+def attention_of(ward: Ward, folder: Path) -> str:
+    settings = config().model_copy(update={"site": SiteSection(data_folder=folder)})
+    return "\n".join(read_status(settings, ward.now).attention)
+
+
+def test_a_result_that_cannot_be_written_is_named_with_its_remedy(
+    ward: Ward, tmp_path: Path
+) -> None:
+    ward.positive("A", present("Pneumonia"))
+    (result,) = results_awaiting_composition(ward.database)
+    mark_uncomposable(ward.database, result.id, "no reference header", ward.now)
+
+    attention = attention_of(ward, tmp_path)
+
+    assert "1 results could not be written and reach no archive: see 'medimgd retry" in attention
+    assert "have not moved" not in attention
+
+
 def test_what_an_archive_accepted_and_does_not_hold_waits_for_a_person(
-    ward: Ward, testdata: Path
+    ward: Ward, testdata: Path, tmp_path: Path
 ) -> None:
     uid = ward.positive("A", present("Pneumonia"))
     ward.compose(testdata / "single/dx_image.dcm")
@@ -316,6 +335,9 @@ def test_what_an_archive_accepted_and_does_not_hold_waits_for_a_person(
 
     line = line_of(ward, uid)
 
+    attention = attention_of(ward, tmp_path)
+    assert "1 results were rejected or given up, or accepted and not found" in attention
+    assert "have not moved" not in attention
     assert line.delivery == DeliverySummary("not found 1/2", needs_person=True)
     assert line.waits_for == "confirmation by the archive, then a person"
     assert read_study_page(ward.database, config(), uid).line == line
