@@ -189,9 +189,42 @@ def test_a_list_that_cannot_be_renewed_says_so_loudly(
     assert len(rows_of(dom)) == len(filled[1])
 
 
+def test_a_list_that_waits_for_marked_text_says_so_loudly(
+    filled: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    """Text that stays marked keeps the list as it is: a new positive would not be seen."""
+    marking = 'getSelection().selectAllChildren(document.getElementById("live"));'
+    with _standing_before(filled[0], answers=100, script=marking) as (address, asked):
+        dom = dump_dom(address, tmp_path, after_seconds=40)
+
+    assert asked.count("/") == 1
+    assert "PAUSED while text is marked - list as of" in dom
+    assert re.search(r'<body class="[^"]*stale', dom)
+
+
+def test_a_list_goes_on_when_no_text_is_marked_any_more(
+    filled: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    marking = (
+        'getSelection().selectAllChildren(document.getElementById("live"));'
+        "setTimeout(() => getSelection().removeAllRanges(), 20000);"
+    )
+    with _standing_before(filled[0], answers=100, script=marking) as (address, asked):
+        dom = dump_dom(address, tmp_path, after_seconds=40)
+
+    assert asked.count("/") > 1
+    assert "PAUSED" not in dom
+    assert not re.search(r'<body class="[^"]*stale', dom)
+
+
 @contextmanager
-def _standing_before(origin: str, *, answers: int) -> Iterator[tuple[str, list[str]]]:
-    """Pass requests on to the page, the list so many times only; give what was asked for."""
+def _standing_before(
+    origin: str, *, answers: int, script: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Pass requests on to the page, the list so many times only; give what was asked for.
+
+    `script` runs after the page's own.
+    """
     asked: list[str] = []
 
     class Front(BaseHTTPRequestHandler):
@@ -203,6 +236,8 @@ def _standing_before(origin: str, *, answers: int) -> Iterator[tuple[str, list[s
                 self.send_header("Content-Type", answer.headers["Content-Type"])
                 self.end_headers()
                 self.wfile.write(answer.read())
+                if self.path.endswith("/worklist.js"):
+                    self.wfile.write(script.encode())
 
         def log_message(self, *args: object) -> None:
             """Say nothing."""

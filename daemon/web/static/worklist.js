@@ -12,8 +12,23 @@
     return link ? `#live a[href="${CSS.escape(link.getAttribute("href"))}"]` : null;
   }
 
+  // An old list that looks new is dangerous: it is greyed and says from when it is.
+  function outdated(why) {
+    freshness.textContent = `${why} - list ${lastSuccess}`;
+    freshness.classList.add("lost");
+    document.body.classList.add("stale");
+  }
+
+  let paused = false;
+
   async function refresh() {
-    if (document.hidden || !getSelection().isCollapsed) return;
+    if (document.hidden) return;
+    // Text that somebody marks, to copy it, must not vanish under the hand.
+    paused = !getSelection().isCollapsed;
+    if (paused) {
+      outdated("PAUSED while text is marked");
+      return;
+    }
     try {
       const answer = await fetch(location.href, { cache: "no-store", redirect: "error" });
       if (!answer.ok) throw new Error(String(answer.status));
@@ -32,10 +47,7 @@
       document.body.classList.remove("stale");
       if (focused) document.querySelector(focused)?.focus({ preventScroll: true });
     } catch {
-      // An old list that looks new is dangerous: it is greyed and says from when it is.
-      freshness.textContent = `NO CONNECTION - list ${lastSuccess}`;
-      freshness.classList.add("lost");
-      document.body.classList.add("stale");
+      outdated("NO CONNECTION");
     }
   }
 
@@ -68,4 +80,7 @@
 
   setInterval(refresh, every);
   document.addEventListener("visibilitychange", refresh);
+  document.addEventListener("selectionchange", () => {
+    if (paused && getSelection().isCollapsed) refresh();
+  });
 })();
