@@ -83,7 +83,8 @@ class ResultsSection(Section):
     """What is written back."""
 
     send_refusals: bool = False
-    """Whether "analysis not performed" goes to the archives too; the worklist always shows it."""
+    """Whether "analysis not performed" goes to the archives too; the worklist always shows it. One
+    that replaces a report goes there in any case."""
     title: Literal["126000", "private"] = "126000"
     """Root title of the report: Imaging Measurement Report, or a private one for OHIF viewers."""
     first_retry_seconds: Seconds = 10.0

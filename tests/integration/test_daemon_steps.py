@@ -25,7 +25,7 @@ from daemon.role import now_utc
 from daemon.setbacks import FAILURES_BEFORE_GIVING_UP
 from daemon.status import read_status
 from daemon.worker import ServedModels, Worker
-from dicom_io.errors import InstanceUnavailable
+from dicom_io.errors import InstanceUnavailable, RefusalReason
 from dicom_io.results.request import DocumentRole, EncodedDocument, SRClassValues
 from dicom_io.sending import OutgoingInstance, SendOutcome
 from model.catalogue import read_catalogue
@@ -48,6 +48,7 @@ from storage.spool import Spool
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 from tests.storage_hospital import NOON, PNEUMONIA, STUDY, Hospital, make_tensor
 from tests.tiny_models import write_package
+from tests.worklist_material import CXR, Ward, absent
 
 OTHER = f"{STUDY}.9"
 
@@ -338,6 +339,27 @@ def test_a_version_that_could_not_be_composed_in_time_is_not_sent_after_the_next
     earlier, _ = read_dossier(database, STUDY).results
     assert (earlier.version_number, earlier.state) == (1, ResultState.WITHHELD)
     assert "a later version" in earlier.reason
+
+
+def test_a_refusal_is_sent_where_an_archive_would_go_on_showing_a_negative(
+    config: Config, database: Database
+) -> None:
+    """Refusals stay here by default; one that replaces a report that was composed does not."""
+    ward = Ward(database)
+    courier = Courier(config, database, OneReport())  # type: ignore[arg-type]
+    seen = ward.positive("A", absent("Pneumonia"))
+    courier.work()
+    ward.receive("A", study=seen, first=2, images=1)
+    never_seen = ward.receive("B")
+    for study in (seen, never_seen):
+        ward.route(study, refusals=[(CXR, RefusalReason.QUALITY, "blurred")])
+
+    courier.work()
+
+    negative, refusal = read_dossier(database, seen).results
+    assert (negative.state, refusal.state) == (ResultState.COMPOSED, ResultState.COMPOSED)
+    (alone,) = read_dossier(database, never_seen).results
+    assert alone.state is ResultState.WITHHELD
 
 
 def test_index_writer_leaves_out_what_the_database_never_takes_and_writes_the_rest(
