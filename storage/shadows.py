@@ -6,17 +6,18 @@ shadow says is heard by nobody but ``medimgd models compare``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, or_, select, update
 
 from dicom_io.vocabulary import Finding, ImageTensor
 from storage import schema
 from storage.clock import after
 from storage.database import Database
 from storage.encoding import findings_to_json, tensor_from_columns
+from storage.errors import TensorDamaged
 from storage.prepared import tensor_as_stored
 from storage.shadow_runs import (
     ShadowRun,
@@ -31,6 +32,11 @@ from storage.states import Actor, ShadowState
 
 MOST_ATTEMPTS = 3
 """A run is worth no more: the study has its answer from the version that serves."""
+
+_DAMAGED = (
+    "its tensor in the database is missing or damaged: check the disk of the data folder; the "
+    "shadow is not asked about these images again"
+)
 
 _RUN, _TENSOR = schema.shadow_run, schema.shadow_tensor
 _LEASED = (ShadowState.PREPARING, ShadowState.RUNNING)
@@ -65,7 +71,10 @@ def claim_runs(
     now: datetime,
     lease_seconds: float,
 ) -> tuple[ClaimedRun, ...]:
-    """Claim up to `limit` runs of one shadow; one that was tried before goes alone."""
+    """Claim up to `limit` runs of one shadow; one that was tried before goes alone.
+
+    A run whose tensor is missing or damaged has failed, and no other run with it.
+    """
     query = (
         select(_RUN)
         .where(
@@ -91,15 +100,21 @@ def claim_runs(
         query = select(_TENSOR.c.run_id, *tensor_as_stored(_TENSOR)).where(which)
         rows = connection.execute(query).mappings().all()
     tensors = {row["run_id"]: row for row in rows}
-    return tuple(
-        ClaimedRun(
-            run,
-            tensor_from_columns(
-                tensors[run.id], run.sop_instance_uids, run.model.preprocessing_digest
-            ),
-        )
-        for run in claimed
-    )
+    usable = []
+    for run in claimed:
+        try:
+            usable.append(_with_tensor(run, tensors))
+        except TensorDamaged:
+            end_run(database, run, ShadowState.FAILED, _DAMAGED, now)
+    return tuple(usable)
+
+
+def _with_tensor(run: ShadowRun, tensors: Mapping[int, RowMapping]) -> ClaimedRun:
+    row = tensors.get(run.id)
+    if row is None:
+        raise TensorDamaged(_DAMAGED)
+    digest = run.model.preprocessing_digest
+    return ClaimedRun(run, tensor_from_columns(row, run.sop_instance_uids, digest))
 
 
 def finish_run(

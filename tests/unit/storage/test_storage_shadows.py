@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from storage_hospital import NOON, PNEUMONIA, STUDY, make_tensor, seconds
 
 from dicom_io.vocabulary import PresenceValues
@@ -189,6 +189,33 @@ def test_a_worker_that_dies_costs_an_attempt_and_the_third_is_the_last(hospital)
 
     assert only(hospital).state is ShadowState.FAILED
     assert claim_runs(hospital.database, "w", MODEL.name, MODEL.version, 4, now, 60) == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE shadow_tensor SET shape = '[2, 2, 4]' WHERE run_id = :run",
+        "DELETE FROM shadow_tensor WHERE run_id = :run",
+    ],
+)
+def test_a_run_whose_tensor_is_damaged_fails_alone(hospital, damage) -> None:
+    # Given two runs that wait, and the tensor of one is damaged,
+    run = waiting(hospital)
+    waiting(hospital, OTHER)
+    with hospital.database.write() as connection:
+        connection.execute(text(damage), {"run": run})
+
+    # when they are claimed, then the other one is computed at its first attempt,
+    claimed = running(hospital)
+    assert (claimed.run.study_instance_uid, claimed.run.attempts) == (OTHER, 1)
+
+    # and the damaged one has failed, says why, and leaves nothing behind.
+    failed = only(hospital)
+    assert failed.state is ShadowState.FAILED
+    assert "missing or damaged" in failed.reason
+    finish_run(hospital.database, claimed.run, [PNEUMONIA], LATER)
+    with hospital.database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(schema.shadow_tensor)) == 0
 
 
 def test_a_renewed_lease_is_kept_and_a_given_back_run_counts_no_attempt(hospital) -> None:
