@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +43,31 @@ class Environment:
     def as_mapping(self) -> dict[str, object]:
         """Return the record as plain data for JSON."""
         return asdict(self)
+
+    def differences(self, before: Mapping[str, object]) -> list[str]:
+        """Return what makes other numbers here than where `before` was written, in words.
+
+        Parameters
+        ----------
+        before : mapping
+            An earlier ``as_mapping``, as read back from JSON. Python, system, cores and threads
+            are no part of the comparison.
+        """
+        now, then = self._computing(self.as_mapping()), self._computing(before)
+        return [
+            f"{name} was {then.get(name) or 'not there'}, is {now.get(name) or 'not there'}"
+            for name in {**then, **now}
+            if now.get(name) != then.get(name)
+        ]
+
+    @staticmethod
+    def _computing(record: Mapping[str, object]) -> dict[str, object]:
+        libraries = record.get("libraries")
+        return {
+            "the device": record.get("device"),
+            "the precision": record.get("dtype_policy"),
+            **(libraries if isinstance(libraries, Mapping) else {}),
+        }
 
 
 def prepare(precision: PrecisionValues, threads: int) -> Environment:

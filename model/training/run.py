@@ -74,7 +74,8 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
     TrainingPlanFault
         No data are named, or the configuration makes no package that loads and serves.
     TrainingRunFault
-        The folder holds another run, or one that nobody asked to go on with.
+        The folder holds another run, one that nobody asked to go on with, or one that was begun
+        on another device, in another precision or with other libraries.
     DataGateFault, TrainingDataFault, EvaluationFault
         The data are not fit to be learned from, or the package could not be measured by them.
     TrainingStopped
@@ -92,6 +93,7 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
             watch.say(f"finished already: {finished}")
             return FinishedRun(folder, Path(str(finished)))
         environment = prepare(plan.fit.precision, wishes.threads)
+        _require_same(environment, folder)
         watch.say(f"training on {environment.device}, {environment.dtype_policy}: {folder.root}")
         untrained = try_untrained(plan, folder)
         with open_dataset(source) as dataset:
@@ -138,6 +140,20 @@ def _gone_on_with(folder: RunFolder, plan: TrainingPlan) -> dict[str, Any]:
             f"({CONFIG_NAME} in the folder has them), or train into a new folder"
         )
     return known
+
+
+def _require_same(environment: Environment, folder: RunFolder) -> None:
+    """Refuse to go on where other numbers are computed: the weights would be of neither run."""
+    record = folder.path(ENVIRONMENT_NAME)
+    if not record.is_file():
+        return
+    differences = environment.differences(read_json(record))
+    if differences:
+        raise TrainingRunFault(
+            f"{folder.root}: was begun where other numbers are computed "
+            f"({'; '.join(differences)}): what went on here would end in other weights; go on "
+            f"where it was begun, or train into a new folder"
+        )
 
 
 def _trained(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.errors import EvaluationFault, TrainingDataFault, TrainingPlanFault, TrainingStopped
+from model.errors import (
+    EvaluationFault,
+    TrainingDataFault,
+    TrainingPlanFault,
+    TrainingRunFault,
+    TrainingStopped,
+)
 from model.package import load_package
 from model.training import run
 from model.training.plan import TrainingPlan, read_plan
@@ -129,3 +136,34 @@ def test_networks_that_learned_from_all_images_need_a_test_split(films, tmp_path
 
     with pytest.raises(TrainingPlanFault, match="can be measured on a test split only"):
         run_training(plan, RunWishes(tmp_path / "run", films), STOP)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("device", "NVIDIA H200", "the device was NVIDIA H200, is "),
+        ("dtype_policy", "mixed_bfloat16", "the precision was mixed_bfloat16, is float32"),
+        ("libraries", {"keras": "3.0.0"}, "keras was 3.0.0, is "),
+    ],
+)
+def test_run_that_was_begun_where_other_numbers_are_computed_is_refused_and_stays_as_it_is(
+    films, tmp_path, field, value, words
+):
+    # Given a run that was stopped before its first epoch,
+    plan, root = plan_of(tmp_path), tmp_path / "run"
+    with pytest.raises(TrainingStopped):
+        run_training(plan, RunWishes(root, films), STOP)
+    record = root / "environment.json"
+    environment = json.loads(record.read_text(encoding="utf-8"))
+
+    # when something else computes, then it is refused with what differs,
+    other = {**environment[field], **value} if field == "libraries" else value
+    record.write_text(json.dumps({**environment, field: other}), encoding="utf-8")
+    with pytest.raises(TrainingRunFault, match=words):
+        run_training(plan, RunWishes(root, films, resume=True), STOP)
+    assert json.loads(record.read_text(encoding="utf-8"))[field] == other
+
+    # and a different number of threads is no reason.
+    record.write_text(json.dumps({**environment, "threads": 9}), encoding="utf-8")
+    with pytest.raises(TrainingStopped):
+        run_training(plan, RunWishes(root, films, resume=True), STOP)
