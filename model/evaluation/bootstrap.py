@@ -95,7 +95,7 @@ def rounds_of(truth: BoolArray, scores: Array, judged: BoolArray, weights: Array
         **_counted(truth, judged, weights),
         "roc_auc": _roc_areas(truth, scores, weights),
         "pr_auc": _average_precisions(truth, scores, weights),
-        "brier": _ratio(weights @ (scores - truth) ** 2, weights.sum(axis=1)),
+        "brier": ratio(weights @ (scores - truth) ** 2, weights.sum(axis=1)),
     }
 
 
@@ -105,15 +105,16 @@ def _counted(truth: BoolArray, judged: BoolArray, weights: Array) -> Rounds:
     positive, negative = weights @ truth, weights @ ~truth
     called = weights @ judged
     return {
-        "accuracy": _ratio(true_positive + true_negative, positive + negative),
-        "precision": _ratio(true_positive, called),
-        "sensitivity": _ratio(true_positive, positive),
-        "specificity": _ratio(true_negative, negative),
-        "f1": _ratio(2 * true_positive, positive + called),
+        "accuracy": ratio(true_positive + true_negative, positive + negative),
+        "precision": ratio(true_positive, called),
+        "sensitivity": ratio(true_positive, positive),
+        "specificity": ratio(true_negative, negative),
+        "f1": ratio(2 * true_positive, positive + called),
     }
 
 
-def _ratio(above: Array, below: Array) -> Array:
+def ratio(above: Array, below: Array) -> Array:
+    """Divide round by round; NaN where nothing was drawn to divide by."""
     result = np.full(above.shape, np.nan)
     np.divide(above, below, out=result, where=below > 0)
     return result
@@ -133,15 +134,15 @@ def _roc_areas(truth: BoolArray, scores: Array, weights: Array) -> Array:
     positive, negative = _steps(truth, scores, weights)
     below = np.cumsum(negative, axis=1) - negative
     won = (positive * (below + negative / 2)).sum(axis=1)
-    return _ratio(won, positive.sum(axis=1) * negative.sum(axis=1))
+    return ratio(won, positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def _average_precisions(truth: BoolArray, scores: Array, weights: Array) -> Array:
     """Return the sum of precision over the steps of recall, from the highest score down."""
     positive, negative = (part[:, ::-1] for part in _steps(truth, scores, weights))
     found = np.cumsum(positive, axis=1)
-    precision = np.nan_to_num(_ratio(found, found + np.cumsum(negative, axis=1)))
-    return _ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
+    precision = np.nan_to_num(ratio(found, found + np.cumsum(negative, axis=1)))
+    return ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
 
 
 def percentile_interval(values: Array) -> tuple[float, float] | None:

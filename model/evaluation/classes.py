@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from model.evaluation.bootstrap import Array, BoolArray, Resampling
+from model.evaluation.bootstrap import Array, BoolArray, Resampling, ratio
 from model.evaluation.metrics import Figure, figure_of
 
 NONE_OF_THEM = "none of these"
@@ -57,7 +57,7 @@ def class_matrix(
 
 def _accuracy(right: BoolArray, resampling: Resampling) -> Figure:
     rounds = resampling.collected(
-        lambda weights: {"accuracy": weights @ right / np.maximum(weights.sum(axis=1), 1)}
+        lambda weights: {"accuracy": ratio(weights @ right, weights.sum(axis=1))}
     )
     everything = np.ones_like(right)
     value = float(right.mean())

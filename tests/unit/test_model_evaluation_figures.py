@@ -436,3 +436,17 @@ def test_classes_that_exclude_each_other_are_compared_by_the_most_likely():
     assert found.names == ("A", "B", "none of these")
     assert found.counts == ((1, 1, 0), (0, 1, 0), (0, 0, 1))
     assert found.accuracy.value == 0.75
+
+
+def test_rounds_without_any_scored_image_say_nothing_of_the_likeliest_class():
+    # Given two patients with a score among ten: every tenth round draws neither,
+    drawn_from = tuple(f"p{number // 10}" for number in range(100))
+    resampling = Resampling(drawn_from, 0, 1000).part(np.arange(100) < 20)
+    right = np.arange(20) % 10 > np.repeat([0, 1], 10)
+    truth = np.tile([True, False], (20, 1))
+    scores = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+
+    accuracy = class_matrix(("A", "B"), truth, scores, resampling).accuracy
+
+    # then accuracy lies between that of one and that of the other.
+    assert (accuracy.value, accuracy.low, accuracy.high) == pytest.approx((0.85, 0.8, 0.9))
