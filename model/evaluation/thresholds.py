@@ -107,9 +107,13 @@ def choose_threshold(
         raise EvaluationFault(f"choose-threshold: {label} needs images with and without it")
     values = np.unique(scores)
     candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
-    sensitivity = _reaching(candidates, scores[truth])
-    specificity = 1 - _reaching(candidates, scores[~truth])
-    number = _chosen(rule, sensitivity, specificity)
+    positives, negatives = scores[truth], scores[~truth]
+    found = len(positives) - _below(candidates, positives)
+    rejected = _below(candidates, negatives)
+    sensitivity, specificity = found / len(positives), rejected / len(negatives)
+    # In whole numbers, so that equal sums are equal.
+    sums = found * len(negatives) + rejected * len(positives)
+    number = _chosen(rule, sensitivity, specificity, sums)
     return ChosenThreshold(
         label,
         rule.words,
@@ -120,10 +124,9 @@ def choose_threshold(
     )
 
 
-def _reaching(candidates: Array, scores: Array) -> Array:
-    """Return the share of scores at or above each candidate; (candidate,)."""
-    below = np.searchsorted(np.sort(scores), candidates, side="left")
-    return np.asarray((len(scores) - below) / len(scores))
+def _below(candidates: Array, scores: Array) -> npt.NDArray[np.int64]:
+    """Return how many scores are below each candidate; (candidate,)."""
+    return np.searchsorted(np.sort(scores), candidates, side="left").astype(np.int64)
 
 
 def _shortened(threshold: float, scores: Array) -> float:
@@ -133,11 +136,13 @@ def _shortened(threshold: float, scores: Array) -> float:
     return next((one for one in shorter if np.array_equal(scores >= one, judged)), threshold)
 
 
-def _chosen(rule: ThresholdRule, sensitivity: Array, specificity: Array) -> int:
+def _chosen(
+    rule: ThresholdRule, sensitivity: Array, specificity: Array, sums: npt.NDArray[np.int64]
+) -> int:
     """Return the place of the threshold; candidates ascend."""
     if rule.kind == "youden":
         # Of equal ones the lowest: a missed finding weighs more than a needless flag.
-        return int(np.argmax(sensitivity + specificity))
+        return int(np.argmax(sums))
     target = float(rule.target or 0.0)
     if rule.kind == "sensitivity":
         return int(np.flatnonzero(sensitivity >= target)[-1])

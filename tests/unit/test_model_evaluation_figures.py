@@ -413,6 +413,31 @@ def test_of_equal_thresholds_youden_takes_the_one_that_misses_less():
     assert (found.sensitivity, found.specificity) == (1.0, 0.5)
 
 
+def separated(positives: tuple[int, ...], negatives: tuple[int, ...]):
+    """Return truth and scores with so many images of each kind at ascending scores."""
+    truth = np.repeat([True, False], [sum(positives), sum(negatives)])
+    steps = [np.repeat(np.linspace(0.1, 0.9, len(each)), each) for each in (positives, negatives)]
+    return truth, np.concatenate(steps)
+
+
+def test_specificity_that_is_just_reached_is_reached_whatever_the_rounding():
+    # Given 93 of 100 negatives below the middle: 1 - 0.07 is a little less than 0.93,
+    truth, scores = separated((10, 40, 50), (93, 3, 4))
+
+    found = choose_threshold("X", truth, scores, parse_rule("specificity=0.93"))
+
+    assert (found.threshold, found.specificity, found.sensitivity) == (0.3, 0.93, 0.9)
+
+
+def test_of_equal_sums_youden_takes_the_lowest_whatever_the_rounding():
+    # Given 13 of each: 13 found and 9 rejected make the sum of 10 and 12.
+    truth, scores = separated((0, 3, 10), (9, 3, 1))
+
+    found = choose_threshold("X", truth, scores, parse_rule("youden"))
+
+    assert (found.threshold, found.sensitivity) == (0.3, 1.0)
+
+
 @pytest.mark.parametrize("words", ["f1", "sensitivity", "sensitivity=1.2", "sensitivity=-1", ""])
 def test_unknown_rule_is_refused(words):
     with pytest.raises(EvaluationFault, match="must be youden, sensitivity"):
