@@ -22,7 +22,7 @@ from model.evaluation.bootstrap import (
 )
 from model.evaluation.calibration import ScalingMethodValues, calibration_of, fitted_scaling
 from model.evaluation.classes import ClassMatrix, class_matrix
-from model.evaluation.metrics import FIGURES, confusion_of, figures_with_intervals
+from model.evaluation.metrics import FIGURES, Figure, confusion_of, figures_with_intervals
 from model.evaluation.readings import Answers, readings_of
 from model.evaluation.records import (
     Average,
@@ -226,15 +226,28 @@ def _subgroups(
 
 def _averages(measured: Sequence[tuple[LabelResult, Rounds]]) -> dict[str, Average]:
     rounds = averaged([part for _, part in measured])
-    found: dict[str, Average] = {}
-    for name in FIGURES:
-        values = [result.figures[name].value for result, _ in measured]
-        known = [value for value in values if value is not None]
-        ends = percentile_interval(rounds[name]) or (None, None)
-        whole = len(known) == len(values)
-        mean = sum(known) / len(known) if whole else None
-        found[name] = Average(mean, *(ends if whole else (None, None)))
-    return found
+    return {
+        name: _average([result.figures[name] for result, _ in measured], rounds[name])
+        for name in FIGURES
+    }
+
+
+def _average(figures: Sequence[Figure], rounds: Array) -> Average:
+    values, lows, highs = (
+        _mean_or_none([getattr(figure, part) for figure in figures])
+        for part in ("value", "low", "high")
+    )
+    if values is None or lows is None or highs is None:
+        return Average(values, None, None)
+    if all(figure.interval == "bootstrap" for figure in figures):
+        return Average(values, *(percentile_interval(rounds) or (None, None)))
+    # A label without exception is the same in every round: the mean of the ends is wide enough.
+    return Average(values, lows, highs)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _matrix(classes: ClassMap, split: ScoredSplit, resampling: Resampling) -> ClassMatrix:

@@ -35,9 +35,9 @@ CSS_PATH = Path(__file__).with_name("report.css")
 MOST_REFUSALS = 40
 _METHOD = (
     "Values are computed by scikit-learn. Where no image or every image counts, the interval is "
-    "the exact binomial one. An interval speaks of other patients of the same origin, not of other "
-    "hospitals. Among many groups some gap is to be expected; best and worst were picked after "
-    "the fact."
+    "the exact binomial one, of a ROC area over pairs of patients. An interval speaks of other "
+    "patients of the same origin, not of other hospitals. Among many groups some gap is to be "
+    "expected; best and worst were picked after the fact."
 )
 SPLIT_WORDS = {
     SplitValues.TRAIN: "Measured on the images the weights were fitted on: these figures say "

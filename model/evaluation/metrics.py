@@ -39,6 +39,11 @@ _PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity"}
 _NEEDS_POSITIVE = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
 _NEEDS_NEGATIVE = frozenset({"specificity", "roc_auc"})
 _ONE_PATIENT = "one patient only: it says nothing about others"
+_NO_EXCEPTION = "without exception in these images: they do not tell how far it may be elsewhere"
+_NO_OVERLAP = (
+    "the classes do not overlap in these images: the interval is the exact binomial one of {pairs} "
+    "pairs of patients"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ class Figure:
     patients: int
     """Different patients among them; where nobody is known each image counts as one."""
     interval: str
-    """``bootstrap``, ``exact`` where no image or every image counts, or ``none``."""
+    """``bootstrap``, ``exact`` where no image or every image counts, or ``none``; those of an
+    area are pairs of a patient with and one without the label."""
     note: str = ""
     """What a reader has to know about this value."""
 
@@ -91,12 +97,22 @@ def figures_with_intervals(
     rounds = resampling.collected(lambda weights: rounds_of(truth, scores, judged, weights))
     values = point_figures(truth, scores, judged)
     clusters = resampling.clusters
+    pairs = _pairs(truth, clusters)
     return {
         name: figure_of(
-            name, values[name], rounds[name], _counted_in(name, truth, judged), clusters
+            name, values[name], rounds[name], _counted_in(name, truth, judged), clusters, pairs
         )
         for name in FIGURES
     }, rounds
+
+
+def _pairs(truth: BoolArray, clusters: npt.NDArray[np.str_]) -> int:
+    """Return how many pairs of different patients there are, one with and one without the label.
+
+    No patient is in two of them: whether a pair is ordered rightly says nothing of the others.
+    """
+    having, lacking = set(clusters[truth].tolist()), set(clusters[~truth].tolist())
+    return min(len(having), len(lacking), len(having | lacking) // 2)
 
 
 def _counted_in(name: str, truth: BoolArray, judged: BoolArray) -> BoolArray:
@@ -106,25 +122,35 @@ def _counted_in(name: str, truth: BoolArray, judged: BoolArray) -> BoolArray:
 
 
 def figure_of(
-    name: str, value: float, rounds: Array, counted: BoolArray, clusters: npt.NDArray[np.str_]
+    name: str,
+    value: float,
+    rounds: Array,
+    counted: BoolArray,
+    clusters: npt.NDArray[np.str_],
+    pairs: int = 0,
 ) -> Figure:
-    """Put a value, its rounds and its counts into one record."""
+    """Put a value, its rounds and its counts into one record; `pairs` stand behind an area."""
     images = int(counted.sum())
     patients = len(set(clusters[counted].tolist()))
     if not np.isfinite(value):
         return Figure(None, None, None, images, patients, "none", _why_undefined(name))
-    if name in _PROPORTIONS and value in (0.0, 1.0):
-        low, high = exact_interval(value, patients)
+    is_extreme = value in (0.0, 1.0)
+    if is_extreme and name in _PROPORTIONS:
         note = f"no exception among {patients}: the interval is the exact binomial one"
-        return Figure(value, low, high, images, patients, "exact", note)
+        return Figure(value, *exact_interval(value, patients), images, patients, "exact", note)
     if patients < 2:
         # Every round would draw the same one: an interval without width says the opposite.
         return Figure(value, None, None, images, patients, "none", _ONE_PATIENT)
+    if is_extreme and name == "roc_auc" and pairs:
+        note = _NO_OVERLAP.format(pairs=pairs)
+        return Figure(value, *exact_interval(value, pairs), images, patients, "exact", note)
+    if is_extreme:
+        # So it would be in every round.
+        return Figure(value, None, None, images, patients, "none", _NO_EXCEPTION)
     ends = percentile_interval(rounds)
     if ends is None:
         return Figure(value, None, None, images, patients, "none", "no round defines it")
-    note = "the classes do not overlap in these images" * (name == "roc_auc" and value == 1.0)
-    return Figure(value, *ends, images, patients, "bootstrap", note)
+    return Figure(value, *ends, images, patients, "bootstrap")
 
 
 def _why_undefined(name: str) -> str:

@@ -343,7 +343,12 @@ def test_independent_labels_are_measured_each_by_itself(tmp_path):
     bright, dark = (label["figures"]["roc_auc"]["value"] for label in found["labels"])
     # The dull film that is Dark as well ranks above the one that is neither; for Dark below it.
     assert (bright, dark) == (1.0, pytest.approx(8 / 9))
-    assert found["averages"]["roc_auc"]["value"] == pytest.approx((1 + 8 / 9) / 2)
+    mean = found["averages"]["roc_auc"]
+    assert mean["value"] == pytest.approx((1 + 8 / 9) / 2)
+    # Rounds know no other area of the one whose classes do not overlap: its exact end counts.
+    ends = [label["figures"]["roc_auc"]["low"] for label in found["labels"]]
+    assert ends[0] ** 3 == pytest.approx(0.025)
+    assert mean["low"] == pytest.approx(sum(ends) / 2)
     assert found["matrix"] is None
 
 

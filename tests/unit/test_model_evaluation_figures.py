@@ -234,6 +234,25 @@ def test_share_without_exception_gets_the_exact_interval_over_patients():
     assert exact_interval(0.0, 15) == (0.0, pytest.approx(1 - figure.low))
 
 
+def test_classes_that_do_not_overlap_leave_open_how_far_they_may_elsewhere():
+    # Given six images of three patients with the label and as many of four without, and one of
+    # either kind of an eighth patient,
+    truth = np.repeat([True, False], 7)
+    names = [*"aabbcch", *"ddeefgh"]
+
+    figures, _ = figures_with_intervals(truth, truth * 1.0, truth, Resampling(tuple(names), 0, 100))
+
+    # then the area has the exact interval over four pairs of patients, and what has none says so.
+    area = figures["roc_auc"]
+    assert (area.value, area.interval, area.high) == (1.0, "exact", 1.0)
+    assert area.low**4 == pytest.approx(0.025)
+    for name in ("f1", "pr_auc", "brier"):
+        assert (figures[name].low, figures[name].high, figures[name].interval) == (
+            None, None, "none",
+        )  # fmt: skip
+        assert "without exception" in figures[name].note
+
+
 def test_average_over_labels_is_taken_round_by_round():
     mean = averaged([{"f1": np.array([0.2, 0.4])}, {"f1": np.array([0.6, 1.0])}])
 
