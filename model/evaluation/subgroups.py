@@ -5,6 +5,7 @@ Owns the grouping, the smallest group of which figures are given, and the gaps b
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -242,6 +243,28 @@ def _gap(figure: str, measured: dict[str, tuple[Group, Rounds]], limit: float) -
     best = max(known, key=lambda name: known[name])
     worst = min((name for name in known if name != best), key=lambda name: known[name])
     distance = known[best] - known[worst]
-    ends = percentile_interval(measured[best][1][figure] - measured[worst][1][figure])
-    low, high = ends if ends is not None else (None, None)
+    figures = (measured[best][0].figures[figure], measured[worst][0].figures[figure])
+    rounds = measured[best][1][figure] - measured[worst][1][figure]
+    low, high = _interval(*figures, rounds)
     return Gap(figure, best, worst, distance, low, high, distance > limit)
+
+
+def _interval(best: Figure, worst: Figure, rounds: Array) -> tuple[float | None, float | None]:
+    """Return the interval of the distance of two groups' figures; None where there is none.
+
+    References
+    ----------
+    Newcombe, Interval estimation for the difference between independent proportions, 1998: method
+    10, which takes the square and adds the distances to the ends of each.
+    """
+    if best.interval == worst.interval == "bootstrap":
+        return percentile_interval(rounds) or (None, None)
+    values = (best.value, best.low, best.high, worst.value, worst.low, worst.high)
+    if None in values:
+        return None, None
+    # A group without exception is the same in every round: the rounds know the other one only.
+    top, top_low, top_high, bottom, bottom_low, bottom_high = map(float, values)  # type: ignore[arg-type]
+    distance = top - bottom
+    below = math.hypot(top - top_low, bottom_high - bottom)
+    above = math.hypot(top_high - top, bottom - bottom_low)
+    return max(-1.0, distance - below), min(1.0, distance + above)

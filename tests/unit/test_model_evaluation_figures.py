@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from model.errors import EvaluationFault
@@ -28,6 +29,7 @@ from model.evaluation.metrics import (
     figures_with_intervals,
     point_figures,
 )
+from model.evaluation.subgroups import Gap, subgroups_of
 from model.evaluation.thresholds import choose_threshold, parse_rule, require_validation
 from model.training.dataset import SplitValues
 
@@ -494,3 +496,35 @@ def test_rounds_without_any_scored_image_say_nothing_of_the_likeliest_class():
 
     # then accuracy lies between that of one and that of the other.
     assert (accuracy.value, accuracy.low, accuracy.high) == pytest.approx((0.85, 0.8, 0.9))
+
+
+def gap_in_sensitivity(first: tuple[int, int], second: tuple[int, int], seed: int = 0) -> Gap:
+    """Return the gap between two groups with so many found of so many patients."""
+    judged = np.concatenate([np.arange(count) < found for found, count in (first, second)])
+    groups = ["F"] * first[1] + ["M"] * second[1]
+    truth = np.ones(len(judged), bool)
+    (gap,) = subgroups_of(
+        "sex", groups, (truth, judged * 1.0, judged), singles(len(judged), seed)
+    ).gaps
+    return gap
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((10, 10), (70, 100)), ((10, 10), (7, 10)), ((12, 12), (40, 60)), ((0, 12), (20, 60))],
+)
+def test_gap_to_a_group_without_exception_is_no_chance_only_where_fisher_agrees(first, second):
+    gap = gap_in_sensitivity(first, second)
+
+    table = [[found, count - found] for found, count in (first, second)]
+    assert gap.may_be_chance is bool(stats.fisher_exact(table).pvalue >= 0.05)
+    assert gap.low < gap.gap < gap.high
+
+
+def test_groups_that_are_alike_are_seldom_said_to_differ():
+    rng = np.random.default_rng(3)
+    found = [(int(rng.binomial(10, 0.9)), int(rng.binomial(60, 0.9))) for _ in range(200)]
+
+    gaps = [gap_in_sensitivity((a, 10), (b, 60), n) for n, (a, b) in enumerate(found)]
+
+    assert sum(not gap.may_be_chance for gap in gaps) <= 0.05 * len(gaps)
