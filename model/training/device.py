@@ -19,6 +19,7 @@ import tensorflow as tf
 from model.errors import TrainingRunFault
 from model.training.plan_fit import PrecisionValues
 
+CPU = "CPU"
 FULL = "float32"
 MIXED = "mixed_bfloat16"
 OLDEST_FOR_BFLOAT16 = (8, 0)
@@ -50,8 +51,8 @@ class Environment:
         Parameters
         ----------
         before : mapping
-            An earlier ``as_mapping``, as read back from JSON. Python, system, cores and threads
-            are no part of the comparison.
+            An earlier ``as_mapping``, as read back from JSON. Threads count on a CPU only: they
+            decide there in which order numbers are added.
         """
         now, then = self._computing(self.as_mapping()), self._computing(before)
         return [
@@ -63,9 +64,15 @@ class Environment:
     @staticmethod
     def _computing(record: Mapping[str, object]) -> dict[str, object]:
         libraries = record.get("libraries")
+        threads = record.get("threads") or record.get("cores")
         return {
             "the device": record.get("device"),
             "the precision": record.get("dtype_policy"),
+            **(
+                {"the number of threads (--threads)": threads}
+                if record.get("device") == CPU
+                else {}
+            ),
             **(libraries if isinstance(libraries, Mapping) else {}),
         }
 
@@ -107,7 +114,7 @@ def prepare(precision: PrecisionValues, threads: int) -> Environment:
 def _described(gpus: list[object]) -> tuple[str, tuple[int, int] | None]:
     """Return the device's name and the compute capability of the first GPU."""
     if not gpus:
-        return "CPU", None
+        return CPU, None
     details = tf.config.experimental.get_device_details(gpus[0])
     return str(details.get("device_name", "GPU")), details.get("compute_capability")
 

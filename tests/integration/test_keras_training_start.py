@@ -144,6 +144,7 @@ def test_networks_that_learned_from_all_images_need_a_test_split(films, tmp_path
         ("device", "NVIDIA H200", "the device was NVIDIA H200, is "),
         ("dtype_policy", "mixed_bfloat16", "the precision was mixed_bfloat16, is float32"),
         ("libraries", {"keras": "3.0.0"}, "keras was 3.0.0, is "),
+        ("threads", 99, r"the number of threads \(--threads\) was 99, is "),
     ],
 )
 def test_run_that_was_begun_where_other_numbers_are_computed_is_refused_and_stays_as_it_is(
@@ -163,7 +164,8 @@ def test_run_that_was_begun_where_other_numbers_are_computed_is_refused_and_stay
         run_training(plan, RunWishes(root, films, resume=True), STOP)
     assert json.loads(record.read_text(encoding="utf-8"))[field] == other
 
-    # and a different number of threads is no reason.
-    record.write_text(json.dumps({**environment, "threads": 9}), encoding="utf-8")
+    # and another Python on another system is no reason, nor are as many threads said otherwise.
+    alike = {"python": "3.0", "system": "another", "threads": environment["cores"]}
+    record.write_text(json.dumps({**environment, **alike}), encoding="utf-8")
     with pytest.raises(TrainingStopped):
         run_training(plan, RunWishes(root, films, resume=True), STOP)
