@@ -254,9 +254,15 @@ def _require_same_map(
             f"{source.at_version}: its regions would be lost ({error}); nothing was written. Serve "
             "it with its own runtime, or remove [regions] from the manifest"
         ) from error
+    if [each.shape for each in before] != [each.shape for each in after]:
+        raise ConversionFault(
+            f"{source.at_version}: the converted map has cells of {after[0].shape[1:]}, that of "
+            f"its own runtime of {before[0].shape[1:]}; nothing was written. Serve it with its own "
+            "runtime"
+        )
     pairs = zip(before, after, strict=True)
-    difference = max(float(np.abs(expit(one) - expit(two)).max()) for one, two in pairs)
-    if difference > tolerance:
+    difference = float(np.max([np.abs(expit(one) - expit(two)).max() for one, two in pairs]))
+    if not difference <= tolerance:  # a map that is no number is none that agrees
         raise ConversionFault(
             f"{source.at_version}: a position of the converted map differs by {difference:.3g}, "
             f"the tolerance is {tolerance:g}; nothing was written. Serve it with its own runtime"

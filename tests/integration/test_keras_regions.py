@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dicom_io.vocabulary import ImageTensor
 from model.conversion import optimise
-from model.errors import CannotLocate, RuntimeFault
+from model.errors import CannotLocate, ConversionFault, RuntimeFault
 from model.explain import Explicable
 from model.findings import judge
 from model.manifest_writing import write_manifest
@@ -24,6 +24,7 @@ from model.regions import detect, undetected
 from model.runtime_plan import RuntimeValues
 from model.runtimes.check import check_package
 from model.runtimes.keras_runtime import KerasPredictor
+from model.runtimes.onnx_runtime import ONNXPredictor
 from model.runtimes.opening import RuntimeOptions, open_predictor
 from model.runtimes.port import Detector
 from tests.tiny_models import BRIGHT, DARK, write_package
@@ -232,6 +233,27 @@ def test_a_converted_package_finds_the_same_regions(tmp_path, runtime, kind):
     converted.load()
     assert isinstance(converted, Detector)
     np.testing.assert_allclose(converted.locate(batch), loaded(package).locate(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.full((8, 8, 2), np.nan), "differs by nan"),
+        (np.zeros((1, 1, 2)), r"has cells of \(1, 1, 2\)"),
+    ],
+)
+def test_a_converted_map_that_cannot_be_compared_is_refused(
+    package, tmp_path, monkeypatch, given, words
+):
+    def locate(_self: ONNXPredictor, batch: np.ndarray) -> np.ndarray:
+        return np.repeat(given[np.newaxis].astype(np.float32), len(batch), axis=0)
+
+    monkeypatch.setattr(ONNXPredictor, "locate", locate)
+
+    with pytest.raises(ConversionFault, match=words):
+        optimise(package.folder, tmp_path / "converted", runtime=RuntimeValues.ONNX)
+
+    assert not (tmp_path / "converted").exists()
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
