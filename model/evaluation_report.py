@@ -19,8 +19,8 @@ from model.package import ModelPackage
 
 REPORT_FORMAT = 1
 LARGEST_REPORT_BYTES = 64 << 20
-SAME_THRESHOLD = 1e-6
-"""Reports round what they write."""
+SAME_THRESHOLD = 1e-9
+"""Reports round what they write. Networks that are sure have thresholds this near to 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,8 @@ def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]
 
 def _other_thresholds(reported: ReportedLabel, stated: Label) -> list[str]:
     return [
-        f"{stated.name}: the evaluation report used {what} {found:g}, the package has {wanted:g}: "
+        f"{stated.name}: the evaluation report used {what} {found:.9g}, the package has "
+        f"{wanted:.9g}: "
         "its sensitivity and specificity are those of another operating point"
         for what, found, wanted in (
             ("the threshold", reported.threshold, stated.threshold),

@@ -115,6 +115,7 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
         ({"labels__0__subgroups__0__gaps": []}, "no two groups of enough patients"),
         ({"labels__0__subgroups__0__gaps__0__gap": 0.2}, "found 0.2000 between F and M"),
         ({"labels__0__threshold": 0.6}, "used the threshold 0.6, the package has 0.5"),
+        ({"labels__0__threshold": 0.5000009}, "used the threshold 0.5000009, the package has 0.5"),
         ({"labels__0__undetermined_low": 0.1}, "undetermined from 0.1"),
         ({"labels__0__name": "Dark"}, "about the labels Dark"),
         ({"model__weights_sha256": "ab" * 32}, "about weights"),
