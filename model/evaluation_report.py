@@ -49,6 +49,8 @@ class ReportedLabel:
     """What was measured of one label."""
 
     name: str
+    index: int | None
+    """Which output spoke for it; None in reports of earlier versions."""
     threshold: float
     undetermined_low: float
     undetermined_high: float
@@ -66,6 +68,8 @@ class EvaluationReport:
     version: str
     weights_sha256: str
     preprocessing_digest: str
+    output_kind: str
+    """What was made of the network's numbers; empty in reports of earlier versions."""
     split: str
     images: int
     patients: int
@@ -110,6 +114,7 @@ def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]
             ("the model", report.name, identity.name),
             ("weights", report.weights_sha256, weights),
             ("preprocessing", report.preprocessing_digest, package.preprocessing_digest),
+            ("outputs of kind", report.output_kind or package.output.kind, package.output.kind),
         )
         if found != wanted
     ]
@@ -121,8 +126,19 @@ def contradictions(report: EvaluationReport, package: ModelPackage) -> list[str]
             f"the package speaks of {', '.join(sorted(stated))}"
         )
     for name in reported.keys() & stated.keys():
+        faults += _other_output(reported[name], stated[name])
         faults += _other_thresholds(reported[name], stated[name])
     return faults
+
+
+def _other_output(reported: ReportedLabel, stated: Label) -> list[str]:
+    if reported.index in (None, stated.index):
+        return []
+    fault = (
+        f"{stated.name}: in the evaluation report output {reported.index} speaks for it, in the "
+        f"package output {stated.index}: its figures are those of another answer"
+    )
+    return [fault]
 
 
 def _other_thresholds(reported: ReportedLabel, stated: Label) -> list[str]:
@@ -186,6 +202,9 @@ class _Reader:
             for number, one in enumerate(value)
         ]
 
+    def has(self, key: str) -> bool:
+        return key in self._values
+
     def names(self) -> list[str]:
         return list(self._values)
 
@@ -214,6 +233,7 @@ def _report(reader: _Reader) -> EvaluationReport:
         version=model.text("version"),
         weights_sha256=model.text("weights_sha256"),
         preprocessing_digest=model.text("preprocessing_digest"),
+        output_kind=model.text("output_kind") if model.has("output_kind") else "",
         split=data.text("split"),
         images=int(outcomes.number("images")),
         patients=int(outcomes.number("patients")),
@@ -226,9 +246,11 @@ def _report(reader: _Reader) -> EvaluationReport:
 
 def _label(reader: _Reader) -> ReportedLabel:
     figures = reader.inner("figures")
+    index = reader.number("index") if reader.has("index") else None
     subgroups = reader.each("subgroups")
     return ReportedLabel(
         name=reader.text("name"),
+        index=None if index is None else int(index),
         threshold=reader.number("threshold"),
         undetermined_low=reader.number("undetermined_low"),
         undetermined_high=reader.number("undetermined_high"),

@@ -69,6 +69,7 @@ def report_mapping(
             "demonstration": package.identity.demonstration,
             "weights_sha256": package.identity.weights_sha256,
             "preprocessing_digest": package.preprocessing_digest,
+            "output_kind": str(package.output.kind),
             **{k: v for k, v in known.description.as_mapping().items() if k != "model"},
         },
         "data": {
@@ -92,15 +93,18 @@ def report_mapping(
             "libraries": dict(known.libraries),
         },
         "outcomes": _plain(evaluation.outcomes),
-        "labels": [_label(label) for label in evaluation.labels],
+        "labels": [
+            _label(measured, label.index)
+            for measured, label in zip(evaluation.labels, package.labels, strict=True)
+        ],
         "averages": _plain(evaluation.averages),
         "matrix": _plain(evaluation.matrix),
         "without_score": [_without_score(one) for one in _open_ones(split)],
     }
 
 
-def _label(label: LabelResult) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(label)
+def _label(label: LabelResult, index: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {"index": index, **_plain(label)}
     for one, scaled in zip(plain["scaled"], label.scaled, strict=True):
         one["scaling"]["temperature"] = _plain(scaled.scaling.temperature)
     for part, subgroups in zip(plain["subgroups"], label.subgroups, strict=True):

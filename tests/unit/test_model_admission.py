@@ -119,6 +119,8 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
         ({"labels__0__undetermined_low": 0.1}, "undetermined from 0.1"),
         ({"labels__0__name": "Dark"}, "about the labels Dark"),
         ({"model__weights_sha256": "ab" * 32}, "about weights"),
+        ({"model__output_kind": "probability"}, "about outputs of kind probability"),
+        ({"labels__0__index": 1}, "output 1 speaks for it, in the package output 0"),
         ({"model__preprocessing_digest": "ab" * 32}, "about preprocessing"),
         ({"model__name": "giant"}, "about the model giant"),
         ({"data__split": "train"}, "evaluated split: wanted validation or test, found train"),

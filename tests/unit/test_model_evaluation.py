@@ -311,6 +311,7 @@ def test_report_is_understood_by_whoever_admits_the_model(folder, tmp_path):
 
     assert contradictions(read, done.known.package) == []
     assert (read.split, read.images, read.patients) == ("test", 6, 6)
+    assert (read.output_kind, read.labels[0].index) == ("logit", 0)
     figure, measured = (
         label.figures["roc_auc"] for label in (read.labels[0], done.evaluation.labels[0])
     )
