@@ -94,7 +94,7 @@ def fit_network(job: FitJob, build: Callable[[], Any], watch: Watch) -> Fitted:
     TrainingStopped
         Somebody asked for it; the folder holds all that was done.
     TrainingRunFault
-        The loss is no number, or the folder is damaged or belongs to another network.
+        The loss or an answer is no number, or the folder is damaged or belongs to another network.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = read_checkpoint(job.folder / LAST_NAME)
@@ -158,7 +158,14 @@ class _Training:
                 f"{job.name}: the loss of epoch {epoch + 1} is {loss}; lower the learning rate "
                 f"([optimiser]) or set a clip_norm, and train again"
             )
-        figures = figures_of(job.plan.head.kind, job.judging.targets, self.logits(job.judging))
+        logits = self.logits(job.judging)
+        if not np.isfinite(logits).all():
+            raise TrainingRunFault(
+                f"{job.name}: after epoch {epoch + 1} the network's answers to validation images "
+                f"are no numbers; lower the learning rate ([optimiser]) or set a clip_norm, and "
+                f"train again"
+            )
+        figures = figures_of(job.plan.head.kind, job.judging.targets, logits)
         return {
             EPOCH: float(epoch + 1),
             "loss": loss,

@@ -125,6 +125,26 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path):
     assert [e["epoch"] for e in course.history if e.get("chosen")] == [fitted.chosen_epoch]
 
 
+@keras.saving.register_keras_serializable("tests")
+class Overflown(keras.layers.Layer):
+    """Passes on while training, and gives no numbers after it: a mean that has overflown."""
+
+    def call(self, values, training=False):
+        return values if training else values * np.float32(np.nan)
+
+
+def test_answers_that_are_no_numbers_end_the_training_with_a_reason(tmp_path):
+    plan = tiny_plan(tmp_path, 2)
+
+    def overflowing() -> keras.Model:
+        image = keras.Input((32, 32, 1))
+        pooled = keras.layers.GlobalAveragePooling2D()(image)
+        return keras.Model(image, keras.layers.Dense(1, name="logits")(Overflown()(pooled)))
+
+    with pytest.raises(TrainingRunFault, match=r"epoch 1 the network's answers .* are no numbers"):
+        fit_network(job_of(tmp_path / "network", plan), overflowing, Watch())
+
+
 def with_backbone() -> keras.Model:
     """Return a network with a backbone of one convolution and its normalisation."""
     keras.utils.set_random_seed(1)
