@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from model.catalogue import LARGEST_PACKAGE_BYTES, MOST_PACKAGE_FILES
 from model.errors import PackageFault
@@ -24,6 +25,26 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _COPY_BYTES = 1 << 20
 _FIRST_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o644
+_LARGEST_HEADER_BYTES = 1 << 20
+"""Names and times beside an entry of a .tar; it is read into memory whole."""
+_HEADERS = frozenset(
+    {
+        tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+    }
+)  # fmt: skip
+
+
+class _Entry(tarfile.TarInfo):
+    """An entry whose headers are refused before they are read, where they are too large."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read the block that announces an entry or a header."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _HEADERS and found.size > _LARGEST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {found.size} bytes")
+        return found
 
 
 def is_archive_name(path: Path) -> bool:
@@ -95,8 +116,8 @@ def _unpack(path: Path, folder: Path) -> None:
                 with archive.open(each) as source:
                     _copy(source, folder / each.filename, each.file_size)
         return
-    with tarfile.open(path) as tar:
-        entries = [each for each in tar.getmembers() if not each.isdir()]
+    with tarfile.open(path, tarinfo=_Entry) as tar:
+        entries = _entries(tar)
         strange = [each.name for each in entries if not each.isreg()]
         if strange:
             raise PackageFault(
@@ -109,6 +130,19 @@ def _unpack(path: Path, folder: Path) -> None:
             assert opened is not None  # noqa: S101 - a regular file
             with opened:
                 _copy(opened, folder / entry.name, entry.size)
+
+
+def _entries(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """Return what is no folder; where that is too much, no more than shows it."""
+    found: list[tarfile.TarInfo] = []
+    size = 0
+    # What an entry holds is unpacked to find the next one: what is too large is not passed over.
+    for each in tar:
+        found += [] if each.isdir() else [each]
+        size += each.size
+        if size > LARGEST_PACKAGE_BYTES or len(found) > MOST_PACKAGE_FILES:
+            break
+    return found
 
 
 def _check(path: Path, members: list[tuple[str, int]]) -> None:

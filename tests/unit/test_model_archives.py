@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from model.archives import package_folder, write_archive
+from model.catalogue import LARGEST_PACKAGE_BYTES
 from model.errors import PackageFault
 from model.package import load_package
 from model.probes import read_probes, write_probes
@@ -83,6 +85,39 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     with (
         pytest.raises(PackageFault, match="links and devices"),
         package_folder(tar_of(tmp_path / "a.tar", member)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_header_that_would_fill_the_memory_is_not_read(
+    tmp_path: Path, kind: bytes, place: int
+) -> None:
+    # Given three kilobytes that unpack to a header of three megabytes,
+    announced = tarfile.TarInfo("header")
+    announced.type, announced.size = kind, 3 << 20
+    header = announced.tobuf(tarfile.USTAR_FORMAT) + bytes(announced.size)
+    parts = [tarfile.TarInfo("manifest.toml").tobuf(), tarfile.TarInfo("weights").tobuf()]
+    parts.insert(place, header)
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(b"".join(parts) + bytes(1024)))
+
+    with (
+        pytest.raises(PackageFault, match="a header of 3145728 bytes"),
+        package_folder(tmp_path / "a.tgz"),
+    ):
+        pass
+
+
+def test_an_entry_that_is_too_large_is_not_passed_over_to_find_the_next(tmp_path: Path) -> None:
+    # Given an archive that announces more than a package holds, and ends there,
+    member = tarfile.TarInfo("weights")
+    member.size = LARGEST_PACKAGE_BYTES + 1
+    (tmp_path / "a.tar").write_bytes(member.tobuf() + bytes(512))
+
+    with (
+        pytest.raises(PackageFault, match=f"received {member.size}"),
+        package_folder(tmp_path / "a.tar"),
     ):
         pass
 
