@@ -7,7 +7,7 @@ Reads the few fields it needs by itself (protocol buffers, ``onnx.proto3``) and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +24,15 @@ _DEEPEST = 8
 """Graphs within graphs; nobody writes more."""
 
 # Field numbers of onnx.proto3.
-_MODEL_PRODUCER, _MODEL_GRAPH, _MODEL_OPSETS = 2, 7, 8
-_GRAPH_NODES, _GRAPH_TENSORS, _GRAPH_OUTPUTS = 1, 5, 12
+_MODEL_PRODUCER, _MODEL_GRAPH, _MODEL_OPSETS, _MODEL_FUNCTIONS = 2, 7, 8, 25
+_GRAPH_NODES, _GRAPH_TENSORS, _GRAPH_OUTPUTS, _GRAPH_SPARSE = 1, 5, 12, 15
+_FUNCTION_NAME, _FUNCTION_OUTPUTS, _FUNCTION_NODES = 1, 5, 7
 _NODE_INPUTS, _NODE_OUTPUTS, _NODE_TYPE, _NODE_ATTRIBUTES = 1, 2, 4, 5
-_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = (5, 10), (6, 11)
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 _TENSOR_DIMENSIONS, _TENSOR_LOCATION = 1, 14
+_SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_ENUM_BITS = 0xFFFF_FFFF
+"""Protocol buffers read no more of an enumeration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ class ONNXFile:
 @dataclass(slots=True)
 class _Graph:
     parameters: int = 0
-    makers: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """By the name of what is made: operation and its first input."""
+    makers: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    """By the name of what is made: operation, its first input, and which of its outputs it is."""
     outputs: list[str] = field(default_factory=list)
 
 
@@ -82,6 +86,7 @@ def _content(path: Path) -> bytes:
 
 def _read_model(path: Path, content: bytes) -> ONNXFile:
     producer, opset, graph = "", 0, None
+    functions: dict[str, _Graph] = {}
     for number, value in _fields(memoryview(content)):
         if number == _MODEL_PRODUCER:
             producer = _text(value)
@@ -89,10 +94,13 @@ def _read_model(path: Path, content: bytes) -> ONNXFile:
             opset = max(opset, _default_opset(value))
         elif number == _MODEL_GRAPH:
             graph = _read_graph(path, _message(value), 0)
+        elif number == _MODEL_FUNCTIONS:
+            functions |= _read_function(path, _message(value))
     if graph is None or not graph.outputs:
         raise ValueError("it holds no graph with outputs")
-    last = {name: _last_operation(graph, name) for name in graph.outputs}
-    return ONNXFile(content, producer, opset, graph.parameters, last)
+    last = {name: _last_operation(graph, name, functions) for name in graph.outputs}
+    parameters = graph.parameters + sum(each.parameters for each in functions.values())
+    return ONNXFile(content, producer, opset, parameters, last)
 
 
 def _default_opset(value: int | memoryview) -> int:
@@ -111,9 +119,24 @@ def _read_graph(path: Path, data: memoryview, depth: int) -> _Graph:
             _read_node(path, _message(value), graph, depth)
         elif number == _GRAPH_TENSORS:
             graph.parameters += _numbers_in_tensor(path, _message(value))
+        elif number == _GRAPH_SPARSE:
+            graph.parameters += _numbers_in_sparse_tensor(path, _message(value))
         elif number == _GRAPH_OUTPUTS:
             graph.outputs.append(_text(dict(_fields(_message(value))).get(1, memoryview(b""))))
     return graph
+
+
+def _read_function(path: Path, data: memoryview) -> dict[str, _Graph]:
+    """Return what a function of the file's own is made of, by its name."""
+    name, graph = "", _Graph()
+    for number, value in _fields(data):
+        if number == _FUNCTION_NAME:
+            name = _text(value)
+        elif number == _FUNCTION_OUTPUTS:
+            graph.outputs.append(_text(value))
+        elif number == _FUNCTION_NODES:
+            _read_node(path, _message(value), graph, 0)
+    return {name: graph}
 
 
 def _read_node(path: Path, data: memoryview, graph: _Graph, depth: int) -> None:
@@ -129,14 +152,16 @@ def _read_node(path: Path, data: memoryview, graph: _Graph, depth: int) -> None:
             operation = _text(value)
         elif number == _NODE_ATTRIBUTES:
             _read_attribute(path, _message(value), graph, depth)
-    for name in outputs:
-        graph.makers[name] = (operation, inputs[0] if inputs else "")
+    for place, name in enumerate(outputs):
+        graph.makers[name] = (operation, inputs[0] if inputs else "", place)
 
 
 def _read_attribute(path: Path, data: memoryview, graph: _Graph, depth: int) -> None:
     for number, value in _fields(data):
         if number in _ATTRIBUTE_TENSORS and isinstance(value, memoryview):
             graph.parameters += _numbers_in_tensor(path, value)
+        elif number in _ATTRIBUTE_SPARSE and isinstance(value, memoryview):
+            graph.parameters += _numbers_in_sparse_tensor(path, value)
         elif number in _ATTRIBUTE_GRAPHS and isinstance(value, memoryview):
             graph.parameters += _read_graph(path, value, depth + 1).parameters
 
@@ -146,7 +171,7 @@ def _numbers_in_tensor(path: Path, data: memoryview) -> int:
     for number, value in _fields(data):
         if number == _TENSOR_DIMENSIONS:
             dimensions += [value] if isinstance(value, int) else list(_packed(value))
-        elif number == _TENSOR_LOCATION and value == _EXTERNAL:
+        elif number == _TENSOR_LOCATION and _enumerated(value) == _EXTERNAL:
             raise RuntimeFault(
                 f"{path.name}: keeps weights in other files, which the package's digest would not "
                 f"cover; save it as one file (onnx.save_model with save_as_external_data=False)"
@@ -154,13 +179,33 @@ def _numbers_in_tensor(path: Path, data: memoryview) -> int:
     return math.prod(dimensions)
 
 
-def _last_operation(graph: _Graph, name: str) -> str:
+def _numbers_in_sparse_tensor(path: Path, data: memoryview) -> int:
+    """Return how many numbers are not zero; they and their places must be inside."""
+    found = 0
+    for number, value in _fields(data):
+        if number in (_SPARSE_VALUES, _SPARSE_INDICES):
+            numbers = _numbers_in_tensor(path, _message(value))
+            found += numbers if number == _SPARSE_VALUES else 0
+    return found
+
+
+def _enumerated(value: int | memoryview) -> int:
+    return value & _ENUM_BITS if isinstance(value, int) else 0
+
+
+def _last_operation(
+    graph: _Graph, name: str, functions: Mapping[str, _Graph], depth: int = 0
+) -> str:
+    """Return what makes an output, inside functions too; empty where it is an input."""
     seen: set[str] = set()
     operation = ""
     while name in graph.makers and name not in seen:
         seen.add(name)
-        operation, before = graph.makers[name]
-        if operation not in _PASSING_ON:
+        operation, before, place = graph.makers[name]
+        inside = functions.get(operation)
+        if inside is not None and place < len(inside.outputs) and depth < _DEEPEST:
+            operation = _last_operation(inside, inside.outputs[place], functions, depth + 1)
+        if operation and operation not in _PASSING_ON:
             break
         name = before
     return operation
