@@ -20,6 +20,7 @@ from model.errors import CannotExplain, CannotLocate, RuntimeFault
 from model.package import ModelPackage
 from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.keras_attention import KerasAttention
+from model.runtimes.keras_end import last_operation
 from model.runtimes.keras_map import compiled_map, map_faults
 from model.runtimes.port import Attention, FloatArray, PredictorDescription
 from model.runtimes.signature import fits, probe_shape, squashing_faults
@@ -226,13 +227,7 @@ def disagreements(package: ModelPackage, network: Any) -> list[str]:
             f"the network gives {size}"
         )
     faults += map_faults(package, network)
-    return faults + squashing_faults(package, _last_activation(network))
-
-
-def _last_activation(network: Any) -> str:
-    layers = getattr(network, "layers", None) or []
-    activation = getattr(layers[-1], "activation", None) if layers else None
-    return str(getattr(activation, "__name__", ""))
+    return faults + squashing_faults(package, last_operation(network))
 
 
 def _precisions(network: Any) -> set[str]:

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ from model.errors import DeviceOutOfMemory, RuntimeFault, UnusableOutput
 from model.package import load_package
 from model.package_files import sha256_of
 from model.runtimes.check import check_package, try_package
+from model.runtimes.keras_end import last_operation
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.port import Predictor
 from tests.tiny_models import BRIGHT, DARK, WEIGHTS_NAME, TinyLabel, TinyModel, write_package
@@ -302,6 +304,36 @@ def test_network_that_squashes_its_output_already_is_refused(tmp_path, claimed):
     assert "the last layer applies sigmoid already: the kind is probability" in fault_of(
         model.folder
     )
+
+
+def two(values: Any, activation: str | None = None) -> Any:
+    return keras.layers.Dense(2, activation=activation)(values)
+
+
+def member() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        (lambda v: keras.layers.Softmax()(two(v)), "Softmax"),
+        (lambda v: keras.ops.sigmoid(two(v)), "Sigmoid"),
+        (member(), "softmax"),
+        (lambda v: keras.layers.Average()([member()(v), member()(v)]), "softmax"),
+        (lambda v: keras.layers.Activation("linear")(two(v, "sigmoid")), "sigmoid"),
+        (lambda v: keras.layers.Reshape((2,))(keras.layers.Softmax()(two(v))), "Softmax"),
+        (lambda v: keras.layers.Concatenate()([two(v, "sigmoid"), two(v)]), ""),
+        (lambda v: keras.layers.Average()([two(v), two(v)]), "linear"),
+        (lambda v: two(keras.ops.sigmoid(v)), "linear"),
+    ],
+    ids=["layer", "operation", "network", "networks", "behind linear", "reshaped", "mixed",
+         "linear", "before"],
+)  # fmt: skip
+def test_what_squashes_the_output_is_found_in_whatever_form(end, found):
+    values = keras.Input((4,))
+
+    assert last_operation(keras.Model(values, end(values))) == found
 
 
 def test_truncated_weights_are_named_as_such(tmp_path):
