@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from model.errors import RuntimeFault
 from model.runtimes.remote.grpc_messages import protocol_messages
 from model.runtimes.remote.messages import (
+    HEADER_LENGTH,
     Question,
     decoded_answer,
     encoded_question,
     excerpt,
     model_facts,
     server_facts,
+    tensor_from_bytes,
 )
 
 QUESTION = Question("tiny", "v2", "image", "scores", np.array([[1.0, 2.0]], np.float32))
@@ -86,6 +89,23 @@ def test_metadata_with_a_shape_that_is_none_is_refused(shape):
         model_facts(
             f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": {shape}}}]}}'.encode()
         )
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", "", "3"])
+def test_length_of_a_header_that_is_none_is_refused(length):
+    with pytest.raises(RuntimeFault, match="Content-Length is wrong"):
+        decoded_answer({HEADER_LENGTH: length}, b"{}", "")
+
+
+@pytest.mark.parametrize("shape", [[0, 10**30], [0, 2**62], [1] * 100])
+def test_shape_that_no_tensor_can_have_is_refused(shape):
+    data = [1.0] * math.prod(shape)
+    output = {"name": "y", "datatype": "FP32", "shape": shape, "data": data}
+
+    with pytest.raises(RuntimeFault, match="shape is that of no tensor"):
+        decoded_answer({}, json.dumps({"outputs": [output]}).encode(), "")
+    with pytest.raises(RuntimeFault, match="shape is that of no tensor"):
+        tensor_from_bytes(np.float32(data).tobytes(), tuple(shape))
 
 
 def test_foreign_text_is_fit_for_a_log_line():

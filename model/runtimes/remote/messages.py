@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model.errors import RuntimeFault
 from model.runtimes.port import FloatArray
@@ -30,6 +31,8 @@ FP32 = "FP32"
 _DATATYPES = {FP32: FLOAT32, "FP16": "float16", "FP64": "float64"}
 _LITTLE_ENDIAN = np.dtype("<f4")
 _LONGEST_EXCERPT = 200
+_MOST_DIGITS = 19
+"""Of a number of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,9 @@ def decoded_answer(headers: Mapping[str, str], body: bytes, output_name: str) ->
     header, tail = body, b""
     length = headers.get(HEADER_LENGTH)
     if length is not None:
-        if not length.isdigit() or int(length) > len(body):
+        # Digits of other scripts, and more of them than the body has bytes, are no length of it.
+        is_number = length.isascii() and length.isdigit() and len(length) <= _MOST_DIGITS
+        if not is_number or int(length) > len(body):
             raise RuntimeFault(f"the answer's {HEADER_LENGTH} is wrong: {excerpt(length)}")
         header, tail = body[: int(length)], body[int(length) :]
     answer = _object(header)
@@ -177,8 +182,7 @@ def tensor_from_bytes(data: bytes, shape: Shape) -> FloatArray:
             f"the answer holds {len(data)} bytes for an output of shape {edges}: "
             f"{4 * math.prod(edges)} are needed"
         )
-    values: FloatArray = np.frombuffer(data, _LITTLE_ENDIAN).astype(np.float32).reshape(edges)
-    return values
+    return _shaped(np.frombuffer(data, _LITTLE_ENDIAN), edges)
 
 
 def tensor_from_numbers(numbers: object, shape: Shape) -> FloatArray:
@@ -193,8 +197,15 @@ def tensor_from_numbers(numbers: object, shape: Shape) -> FloatArray:
             f"the answer must hold {math.prod(edges)} numbers for an output of shape {edges}, "
             f"received {values.size} of another kind or number"
         )
-    flat: FloatArray = values.astype(np.float32).reshape(edges)
-    return flat
+    return _shaped(values, edges)
+
+
+def _shaped(numbers: npt.NDArray[Any], edges: tuple[int, ...]) -> FloatArray:
+    try:
+        values: FloatArray = numbers.astype(np.float32).reshape(edges)
+    except ValueError as error:  # more edges, or longer ones, than an array can have
+        raise RuntimeFault(f"the answer's shape is that of no tensor: {excerpt(edges)}") from error
+    return values
 
 
 def datatype_of(name: str) -> str:
