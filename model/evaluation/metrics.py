@@ -39,6 +39,7 @@ _PROPORTIONS = frozenset({"accuracy", "precision", "sensitivity", "specificity"}
 _NEEDS_POSITIVE = frozenset({"sensitivity", "f1", "roc_auc", "pr_auc"})
 _NEEDS_NEGATIVE = frozenset({"specificity", "roc_auc"})
 _ONE_PATIENT = "one patient only: it says nothing about others"
+_ONE_OF_A_KIND = "one patient only is {} the label: it says nothing about others"
 _NO_EXCEPTION = "without exception in these images: they do not tell how far it may be elsewhere"
 _NO_OVERLAP = (
     "the classes do not overlap in these images: the interval is the exact binomial one of {pairs} "
@@ -97,22 +98,12 @@ def figures_with_intervals(
     rounds = resampling.collected(lambda weights: rounds_of(truth, scores, judged, weights))
     values = point_figures(truth, scores, judged)
     clusters = resampling.clusters
-    pairs = _pairs(truth, clusters)
     return {
         name: figure_of(
-            name, values[name], rounds[name], _counted_in(name, truth, judged), clusters, pairs
+            name, values[name], rounds[name], _counted_in(name, truth, judged), clusters, truth
         )
         for name in FIGURES
     }, rounds
-
-
-def _pairs(truth: BoolArray, clusters: npt.NDArray[np.str_]) -> int:
-    """Return how many pairs of different patients there are, one with and one without the label.
-
-    No patient is in two of them: whether a pair is ordered rightly says nothing of the others.
-    """
-    having, lacking = set(clusters[truth].tolist()), set(clusters[~truth].tolist())
-    return min(len(having), len(lacking), len(having | lacking) // 2)
 
 
 def _counted_in(name: str, truth: BoolArray, judged: BoolArray) -> BoolArray:
@@ -127,9 +118,15 @@ def figure_of(
     rounds: Array,
     counted: BoolArray,
     clusters: npt.NDArray[np.str_],
-    pairs: int = 0,
+    truth: BoolArray | None = None,
 ) -> Figure:
-    """Put a value, its rounds and its counts into one record; `pairs` stand behind an area."""
+    """Put a value, its rounds and its counts into one record.
+
+    Parameters
+    ----------
+    truth : ndarray, optional
+        (image,), for figures that look at images with and without the label apart.
+    """
     images = int(counted.sum())
     patients = len(set(clusters[counted].tolist()))
     if not np.isfinite(value):
@@ -138,19 +135,45 @@ def figure_of(
     if is_extreme and name in _PROPORTIONS:
         note = f"no exception among {patients}: the interval is the exact binomial one"
         return Figure(value, *exact_interval(value, patients), images, patients, "exact", note)
-    if patients < 2:
-        # Every round would draw the same one: an interval without width says the opposite.
-        return Figure(value, None, None, images, patients, "none", _ONE_PATIENT)
+    pairs = 0 if truth is None else _pairs(truth, clusters)
     if is_extreme and name == "roc_auc" and pairs:
         note = _NO_OVERLAP.format(pairs=pairs)
         return Figure(value, *exact_interval(value, pairs), images, patients, "exact", note)
-    if is_extreme:
-        # So it would be in every round.
-        return Figure(value, None, None, images, patients, "none", _NO_EXCEPTION)
-    ends = percentile_interval(rounds)
+    why = _one_only(name, patients, truth, clusters) or _NO_EXCEPTION * is_extreme
+    ends = None if why else percentile_interval(rounds)
     if ends is None:
-        return Figure(value, None, None, images, patients, "none", "no round defines it")
+        return Figure(value, None, None, images, patients, "none", why or "no round defines it")
     return Figure(value, *ends, images, patients, "bootstrap")
+
+
+def _pairs(truth: BoolArray, clusters: npt.NDArray[np.str_]) -> int:
+    """Return how many pairs of different patients there are, one with and one without the label.
+
+    No patient is in two of them: whether a pair is ordered rightly says nothing of the others.
+    """
+    having, lacking = set(clusters[truth].tolist()), set(clusters[~truth].tolist())
+    return min(len(having), len(lacking), len(having | lacking) // 2)
+
+
+def _one_only(
+    name: str, patients: int, truth: BoolArray | None, clusters: npt.NDArray[np.str_]
+) -> str:
+    """Return that a single patient stands behind a figure, or behind a side of it; else nothing.
+
+    Every round would draw the same one: an interval without its width says the opposite.
+    """
+    if patients < 2:
+        return _ONE_PATIENT
+    if truth is None:
+        return ""
+    sides = (
+        ("with", truth, _NEEDS_POSITIVE - _PROPORTIONS),
+        ("without", ~truth, _NEEDS_NEGATIVE - _PROPORTIONS),
+    )
+    for words, side, names in sides:
+        if name in names and len(set(clusters[side].tolist())) < 2:
+            return _ONE_OF_A_KIND.format(words)
+    return ""
 
 
 def _why_undefined(name: str) -> str:

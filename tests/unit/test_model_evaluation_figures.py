@@ -103,6 +103,31 @@ def test_many_images_of_one_patient_have_figures_and_no_interval():
         assert "one patient only" in figures[name].note
 
 
+@pytest.mark.parametrize(
+    ("truth", "words", "without_interval"),
+    [
+        (np.arange(40) < 1, "with", {"f1", "roc_auc", "pr_auc"}),
+        (np.arange(40) < 39, "without", {"roc_auc"}),
+        (np.arange(40) < 2, "", set()),
+    ],
+)
+def test_one_patient_with_or_without_the_label_says_nothing_of_others(
+    truth, words, without_interval
+):
+    # Given an area of which one side is the same patient in every round,
+    scores = np.random.default_rng(4).random(40)
+    scores[[0, -1]] = 0.6, 0.4
+
+    figures, _ = figures_with_intervals(truth, scores, scores >= 0.5, singles(40))
+
+    # then it has a value and no interval, and says why.
+    found = {name for name in ("f1", "roc_auc", "pr_auc") if figures[name].low is None}
+    assert found == without_interval
+    for name in found:
+        assert figures[name].value is not None
+        assert figures[name].note.startswith(f"one patient only is {words} the label")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
 def test_rounds_are_what_scikit_learn_gives_for_the_same_weights(seed):
