@@ -162,7 +162,7 @@ class ONNXPredictor(BatchedPredictor):
             )[0]
         except self._faults as error:
             message = str(error).casefold()
-            if any(words in message for words in _NO_MEMORY):
+            if isinstance(error, MemoryError) or any(words in message for words in _NO_MEMORY):
                 raise DeviceOutOfMemory(
                     f"{self._package.at_version}: {self.device} has no memory for a batch of "
                     f"{len(chunk)}; free the device or lower worker.maximum_batch"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import pytest
 from onnx import TensorProto
 
 from model.conversion import optimise, seeded_probes
-from model.errors import ConversionFault, RuntimeFault, UnusableOutput
+from model.errors import ConversionFault, DeviceOutOfMemory, RuntimeFault, UnusableOutput
 from model.package import load_package
 from model.runtime_plan import RuntimeValues
 from model.runtimes.check import check_package, try_package
@@ -197,6 +198,32 @@ def test_gpu_that_the_library_cannot_use_is_named(tmp_path, kind):
         kind(package, device="gpu").load()
     with pytest.raises(RuntimeFault, match="must be one of auto, cpu, gpu"):
         kind(package, device="tpu")
+
+
+class TightSession:
+    """An onnxruntime session in a process that may hold few inputs at once."""
+
+    def __init__(self, session: Any, most: int) -> None:
+        self._session, self._most = session, most
+
+    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if len(next(iter(given.values()))) > self._most:
+            raise MemoryError("Unable to allocate 1.00 GiB for an array")
+        return self._session.run(names, given)
+
+
+def test_process_without_memory_for_a_batch_computes_smaller_ones(tmp_path, monkeypatch):
+    model = write_onnx_package(tmp_path / "p", labels=LABELS)
+    predictor = opened(model.folder)
+    values = inputs(model, 20)
+    session = getattr(predictor, "_session")  # noqa: B009  what the runtime computes with
+
+    monkeypatch.setattr(predictor, "_session", TightSession(session, most=8))
+    np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
+
+    monkeypatch.setattr(predictor, "_session", TightSession(session, most=0))
+    with pytest.raises(DeviceOutOfMemory):
+        predictor.predict(values)
 
 
 def test_openvino_that_takes_another_precision_is_refused(tmp_path, monkeypatch):
