@@ -158,7 +158,8 @@ def _gather(sources: PackSources, draft: Mapping[str, Any], folder: Path) -> dic
     if sources.evaluation is not None:
         manifest["evaluation"] = _with_evaluation(sources, sources.evaluation, folder)
         report = read_evaluation_report(sources.evaluation)
-        manifest.setdefault("metrics", _metrics(report))
+        # Those of a draft, often an earlier version's manifest, may be of other weights.
+        manifest["metrics"] = _metrics(report)
     if sources.input_distribution is not None:
         _copy(sources.input_distribution, folder / DISTRIBUTION_NAME)
         digest = sha256_of(sources.input_distribution)

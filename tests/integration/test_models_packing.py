@@ -112,6 +112,43 @@ def test_a_packed_model_names_every_digest_and_what_its_probes_scored(
         assert score == pytest.approx(1 / (1 + np.exp(4 - 8 * mean)), abs=1e-5)
 
 
+def test_figures_are_those_of_the_report_whatever_the_draft_says(
+    draft: Path, tmp_path: Path
+) -> None:
+    # Given an earlier version's manifest as the draft, with its figures, and a report,
+    plain = tomllib.loads(draft.read_text())
+    stale = {**plain, "metrics": {"split": "test: 9 images of 9 patients", "roc_auc": 0.99}}
+    old = write_manifest(tmp_path, stale).rename(tmp_path / "draft.toml")
+    weights = draft.parent / plain["weights"]["file"]
+    label = plain["labels"][0]
+    figure = {"value": 0.7, "low": 0.6, "high": 0.8}
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({
+        "format": 1,
+        "model": {
+            "name": plain["name"], "version": "0.9.0", "weights_sha256": sha256_of(weights),
+            "preprocessing_digest": TensorRecipe.from_mapping(plain["input"]).digest,
+        },
+        "data": {"split": "test", "gate": {"findings": []}},
+        "outcomes": {"images": 100, "patients": 80, "refused": 0, "not_selected": 0},
+        "labels": [{
+            "name": label["name"], "threshold": label["threshold"],
+            "undetermined_low": label["threshold"], "undetermined_high": label["threshold"],
+            "figures": {"roc_auc": figure}, "subgroups": [],
+        }],
+    }))  # fmt: skip
+
+    done = run(
+        "pack", str(old), "--out", str(tmp_path / "out"), "--weights", str(weights),
+        "--evaluation", str(report),
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert dict(load_package(tmp_path / "out").metrics) == {
+        "split": "test: 100 images of 80 patients", "roc_auc": figure,
+    }  # fmt: skip
+
+
 def test_a_package_is_admitted_from_its_file_and_serves(packed: Path, site: Path) -> None:
     found, code = run_json("admit", str(packed), "--reason", "first", "--by", "dr-house")
 
