@@ -22,7 +22,9 @@ from model.package import ModelPackage, load_package
 BUNDLED_FOLDER = Path(__file__).resolve().parent / "packages"
 """The packages that come with medimgd."""
 
-VersionOrder = tuple[tuple[int, ...], bool, str, str]
+_Name = tuple[tuple[str, int], ...]
+"""A text and the number behind it, as often as they follow each other; -1 for no number."""
+VersionOrder = tuple[tuple[int, ...], bool, _Name, _Name]
 """Numbers, whether it is no candidate, the candidate's name, the build's name."""
 
 LARGEST_PACKAGE_BYTES = 4 << 30
@@ -173,7 +175,7 @@ def _without_twins(items: Sequence[InstalledPackage]) -> list[InstalledPackage]:
 
 def _order(item: InstalledPackage) -> tuple[str, VersionOrder, str]:
     if item.package is None:
-        return (item.folder.name, ((), False, "", ""), str(item.folder))
+        return (item.folder.name, ((), False, (), ()), str(item.folder))
     identity = item.package.identity
     return (identity.name, version_order(identity.version), str(item.folder))
 
@@ -181,11 +183,19 @@ def _order(item: InstalledPackage) -> tuple[str, VersionOrder, str]:
 def version_order(version: str) -> VersionOrder:
     """Return what sorts versions: ``1.10.0-rc1`` before ``1.10.0`` before ``1.10.0+onnx``.
 
-    What follows a plus says how the same weights were converted; the converted form comes later.
+    Numbers in the names of candidates and builds count as such: ``rc9`` before ``rc10``. What
+    follows a plus says how the same weights were converted; the converted form comes later.
     """
     numbers, mark, suffix = re.fullmatch(r"([\d.]+)([-+]?)(.*)", version, re.DOTALL).groups()  # type: ignore[union-attr]
     early, build = (suffix, "") if mark == "-" else ("", suffix)
-    return (tuple(int(part) for part in numbers.split(".")), mark != "-", early, build)
+    return (
+        tuple(int(part) for part in numbers.split(".")), mark != "-", _named(early), _named(build)
+    )  # fmt: skip
+
+
+def _named(name: str) -> _Name:
+    parts = re.findall(r"(\D*)(\d+)|(\D+)", name)
+    return tuple((text or last, int(number or -1)) for text, number, last in parts)
 
 
 def add_package(source: Path, folder: Path) -> ModelPackage:

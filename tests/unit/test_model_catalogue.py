@@ -33,6 +33,22 @@ def test_release_comes_after_its_candidates():
     assert version_order("1.0.0") < version_order("1.0.0+onnx") < version_order("1.0.1")
 
 
+@pytest.mark.parametrize(
+    "ascending",
+    [
+        ("1.0.0-rc2", "1.0.0-rc9", "1.0.0-rc10", "1.0.0"),
+        ("1.0.0-alpha.9", "1.0.0-alpha.10", "1.0.0-beta.1"),
+        ("1.0.0-rc", "1.0.0-rc1", "1.0.0-rc1.onnx", "1.0.0-rc2", "1.0.0-rc10.onnx"),
+        ("1.0.0-9", "1.0.0-10", "1.0.0-rc1"),
+        ("1.0.0", "1.0.0+site2", "1.0.0+site10"),
+    ],
+)
+def test_numbers_of_candidates_and_builds_count_as_numbers(ascending):
+    descending = ascending[::-1]
+
+    assert sorted(descending, key=version_order) == list(ascending)
+
+
 def test_broken_package_is_listed_with_its_faults_and_stops_no_other(tmp_path):
     put(tmp_path, "sound")
     broken = put(tmp_path, "broken")
