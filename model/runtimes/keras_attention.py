@@ -275,21 +275,43 @@ def linear_ends(network: Any) -> Iterator[None]:
     Where a probability is close to 1 its gradient vanishes, and the surest findings would have
     no map.
     """
-    ends = [
-        (part.layers[-1], part.layers[-1].activation)
-        for part in {id(each): each for each in (network, *_answering_networks(network))}.values()
-        if getattr(getattr(part.layers[-1], "activation", None), "__name__", "") in _SQUASHING
-    ]
-    for layer, _ in ends:
-        layer.activation = _unchanged
-    try:
+    parts = {id(each): each for each in (network, *_answering_networks(network))}.values()
+    with ExitStack() as stack:
+        for end in {id(each): each for part in parts for each in _ends(part)}.values():
+            stack.enter_context(_linear(end))
         yield
-    finally:
-        for layer, activation in ends:
-            layer.activation = activation
 
 
-def _unchanged(values: Any) -> Any:
+def _ends(network: Any) -> Iterator[Any]:
+    """Yield what may squash a network's answer: its last layer, and what makes its output."""
+    yield network.layers[-1]
+    # An operation such as keras.ops.sigmoid is no layer.
+    maker = getattr(network.outputs[0], "_keras_history", None)
+    if maker is not None:
+        yield maker.operation
+
+
+@contextmanager
+def _linear(end: Any) -> Iterator[None]:
+    """Let a layer give its score, and a Softmax layer or such an operation what it gets."""
+    activation = getattr(end, "activation", None)
+    if getattr(activation, "__name__", "") in _SQUASHING:
+        end.activation = _unchanged
+        try:
+            yield
+        finally:
+            end.activation = activation
+    elif type(end).__name__.casefold() in _SQUASHING:
+        end.call = _unchanged
+        try:
+            yield
+        finally:
+            del end.call
+    else:
+        yield
+
+
+def _unchanged(values: Any, *_arguments: Any, **_options: Any) -> Any:
     return values
 
 

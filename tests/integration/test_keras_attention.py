@@ -136,11 +136,30 @@ def test_each_output_has_its_own_map(written: Written) -> None:
     assert not brightest(dark) & brightest(bright)
 
 
-def test_the_surest_probability_still_has_a_map(written: Written) -> None:
-    # The sigmoid of 600 is 1 in float32 and its gradient 0.
-    network = detector(600.0)
+def with_activation(network: Any) -> Any:
     network.layers[-1].activation = keras.activations.sigmoid
-    predictor = written(network, output="probability")
+    return network
+
+
+def with_operation(network: Any) -> Any:
+    return keras.Model(network.inputs, keras.ops.sigmoid(network.outputs[0]))
+
+
+def with_softmax_layer(network: Any) -> Any:
+    """Return a network of two classes: what the network sees, and nothing."""
+    score = network.outputs[0]
+    both = layers.Concatenate()([score, layers.Rescaling(0.0)(score)])
+    return keras.Model(network.inputs, layers.Softmax()(both))
+
+
+@pytest.mark.parametrize("squashed", [with_activation, with_operation, with_softmax_layer])
+def test_the_surest_probability_still_has_a_map(
+    written: Written, squashed: Callable[[Any], Any]
+) -> None:
+    # The sigmoid of 600 is 1 in float32 and its gradient 0.
+    network = squashed(detector(600.0))
+    labels = (BRIGHT, DARK)[: network.outputs[0].shape[-1]]
+    predictor = written(network, output="probability", labels=labels)
     film = film_with((8, 16), (16, 16), (24, 16), (0, 16))[None]
 
     found = predictor.explain(film, [0])
