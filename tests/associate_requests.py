@@ -90,26 +90,36 @@ def damaged(request: bytes, rng: random.Random) -> bytes:
 
 
 def request_of(
-    contexts: list[tuple[int, str, list[str]]], *, more: bytes = b"", more_information: bytes = b""
+    contexts: list[tuple[int, str, list[str]]],
+    *,
+    more: bytes = b"",
+    more_information: bytes = b"",
+    more_in_contexts: bytes = b"",
 ) -> bytes:
     """Return a request for contexts of ID, abstract and transfer syntaxes; none for "".
 
-    `more` are items behind them, `more_information` are sub-items of the user information.
+    `more` are items behind them, `more_information` are sub-items of the user information, and
+    `more_in_contexts` those of each context.
     """
-    items = [_context(*each) for each in contexts]
+    items = [_item(0x20, _context(*each)[4:] + more_in_contexts) for each in contexts]
     information = _item(0x51, b"\0\0\1\0") + _item(0x52, b"1.2.3.4") + more_information
     return _request([*items, _item(0x50, information), more])
 
 
+UNKNOWN_USER = struct.pack(">BBHBBH", 0x58, 0, 9, 6, 0, 3) + b"joe" + b"\0\0"
+"""User identity of a type that the standard does not know."""
+NAME_WITH_NUL = struct.pack(">BBH", 0x55, 0, 6) + b"OLDER\0"
+"""An implementation version name that is padded as no text may be."""
 UNKNOWN_ITEM = struct.pack(">BBH", 0x5F, 0, 3) + b"new"
 
 
 def as_the_standard_reads_it(request: bytes) -> bytes:
     """Return the request without what an acceptor has to pass over, and pynetdicom fails on.
 
-    - Items that the standard does not know, at the top and within the user information: acceptors
-      are required to ignore unrecognised user information sub-items and not to reject an
-      association because of their presence (PS3.8 D.2).
+    - Items that the standard does not know, at the top, within a presentation context and within
+      the user information: they are to be ignored (PS3.8 9.3.1), and no association is to be
+      rejected because of their presence (PS3.8 D.2). So are users identified in an unknown way.
+    - Who made the requestor, which decides nothing.
     - Role selections that propose neither role, which say as little as none (PS3.7 D.3.3.4).
 
     Where the items do not add up to the request, it is returned as it is.
@@ -125,16 +135,20 @@ _KNOWN = frozenset((0x10, 0x20, 0x21, 0x30, 0x40, *range(0x50, 0x5A)))
 
 
 def _as_read(kind: int, item: bytes) -> bytes:
+    if kind == 0x20:
+        kept = (sub for sub_kind, sub in _items(item[8:]) if sub_kind in (0x30, 0x40))
+        return _item(kind, item[4:8] + b"".join(kept))
     if kind != 0x50:
         return item
-    return _item(
-        kind,
-        b"".join(
-            sub
-            for sub_kind, sub in _items(item[4:])
-            if sub_kind in _KNOWN and not (sub_kind == 0x54 and sub.endswith(b"\0\0"))
-        ),
-    )
+    return _item(kind, b"".join(sub for each, sub in _items(item[4:]) if _is_of_use(each, sub)))
+
+
+def _is_of_use(kind: int, item: bytes) -> bool:
+    if kind == 0x54:
+        return not item.endswith(b"\0\0")
+    if kind == 0x58:
+        return len(item) > 4 and item[4] in range(1, 6)
+    return kind in _KNOWN - {0x52, 0x55}
 
 
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -49,7 +49,10 @@ _LONGEST_REMEMBERED = 80
 _ASSOCIATE_RQ, _ASSOCIATE_AC = 0x01, 0x02
 _CONTEXT_RQ, _CONTEXT_AC = 0x20, 0x21
 _SYNTAXES = frozenset((0x30, 0x40))
-_USER_INFORMATION, _ROLES = 0x50, 0x54
+_USER_INFORMATION, _ROLES, _USER_IDENTITY = 0x50, 0x54, 0x58
+_IMPLEMENTATION = frozenset((0x52, 0x55))
+"""Implementation class UID and version name."""
+_USER_IDENTITY_TYPES = frozenset(bytes([kind]) for kind in range(1, 6))
 _NEITHER_ROLE = b"\0\0"
 _TAKEN = 0x00
 _NO_ABSTRACT_SYNTAX, _NO_TRANSFER_SYNTAX = 0x03, 0x04
@@ -103,13 +106,24 @@ class _ProposedInformation(UserInformationItem):
         return _USER_INFORMATION
 
     def _wrap_generate_items(self, bytestream: bytes) -> list[Any]:
-        # Unknown sub-items are to be ignored (PS3.8 D.2), and to propose neither role for a class
-        # says as little as to propose none; pynetdicom cannot answer it.
         return [
-            _item(data)
-            for kind, data in self._generate_items(bytestream)
-            if kind in PDU_ITEM_TYPES and not (kind == _ROLES and data.endswith(_NEITHER_ROLE))
+            _item(data) for kind, data in self._generate_items(bytestream) if _is_of_use(kind, data)
         ]
+
+
+def _is_of_use(kind: int, data: bytes) -> bool:
+    """Tell whether a sub-item of the user information says anything that can be answered.
+
+    Unknown sub-items, and users identified in a way that the standard does not know, are to be
+    ignored (PS3.8 9.3.1, PS3.7 D.3.3.7). To propose neither role for a class says as little as to
+    propose none. Who made the sender is of interest to nobody, so that no association fails over a
+    name that is too long or ends in NUL.
+    """
+    if kind == _USER_IDENTITY:
+        return data[_ITEM_HEAD.size : _ITEM_HEAD.size + 1] in _USER_IDENTITY_TYPES
+    if kind == _ROLES:
+        return not data.endswith(_NEITHER_ROLE)
+    return kind in PDU_ITEM_TYPES and kind not in _IMPLEMENTATION
 
 
 class _ProposedContext(PresentationContextItemRQ):
@@ -127,8 +141,9 @@ class _ProposedContext(PresentationContextItemRQ):
             at += _ITEM_HEAD.size + length
             if at > end:
                 raise ValueError("a presentation context ends within a syntax")
-            is_usual = kind in _SYNTAXES and len(data) <= _LONGEST_REMEMBERED
-            items.append(_remembered_item(data) if is_usual else _item(data))
+            if kind in _SYNTAXES:  # All others are to be ignored (PS3.8 9.3.1).
+                is_usual = len(data) <= _LONGEST_REMEMBERED
+                items.append(_remembered_item(data) if is_usual else _item(data))
 
     def to_primitive(self) -> PresentationContext:
         # A dict, because a context may name thousands and each of them again and again.

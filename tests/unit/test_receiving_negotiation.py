@@ -32,9 +32,11 @@ from dicom_io.receiving.negotiation import (
 )
 from tests import upper_layer as ul
 from tests.associate_requests import (
+    NAME_WITH_NUL,
     ROLE_OF_CT,
     TRANSFER_SYNTAXES,
     UNKNOWN_ITEM,
+    UNKNOWN_USER,
     any_request,
     as_the_standard_reads_it,
     damaged,
@@ -234,6 +236,16 @@ def test_items_of_unknown_kinds_are_passed_over():
     assert is_answered(plain)
     assert OURS.outcome(request_of(contexts, more=UNKNOWN_ITEM)) == plain
     assert OURS.outcome(request_of(contexts, more_information=UNKNOWN_ITEM)) == plain
+    assert OURS.outcome(request_of(contexts, more_in_contexts=UNKNOWN_ITEM)) == plain
+
+
+@pytest.mark.parametrize("item", [UNKNOWN_USER, NAME_WITH_NUL], ids=["user", "name"])
+def test_what_decides_nothing_ends_no_association(item):
+    contexts = [(1, ul.CT_IMAGE_STORAGE, TRANSFER_SYNTAXES)]
+
+    assert OURS.outcome(request_of(contexts, more_information=item)) == OURS.outcome(
+        request_of(contexts)
+    )
 
 
 @pytest.mark.parametrize("padded", [b"CT1" + bytes(13), b"\0CT1".ljust(16), b"CT1 \0 ".ljust(16)])
