@@ -348,8 +348,10 @@ def _filled_in(study: RowMapping, headers: Sequence[InstanceHeader]) -> tuple[di
     """Return attributes that the study lacked and a later instance has, and how many differ.
 
     An instance that names another patient fills in nothing: its values belong to somebody else.
+    Where nothing but conflicts is known, theirs count for nothing: they are not what is analysed.
     """
-    found: dict[str, str] = {name: study[name] for name in _STUDY_ATTRIBUTES}
+    is_begun = study["instance_count"] > 0
+    found: dict[str, str] = {name: study[name] if is_begun else "" for name in _STUDY_ATTRIBUTES}
     strangers = 0
     for header in headers:
         if _names_another_patient(found, header):

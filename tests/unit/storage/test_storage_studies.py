@@ -388,6 +388,18 @@ def test_what_was_acknowledged_and_not_recorded_is_indexed_at_the_next_start(hos
     assert get_study(hospital.database, "1.2.3").state is StudyState.RECEIVING
 
 
+def test_after_the_loss_of_the_database_the_patient_is_that_of_the_images(hospital) -> None:
+    for patient_id in ("1", "2"):  # The second content of the UID is kept beside the first.
+        hospital.store(1, patient_id=patient_id, accession=f"A{patient_id}")
+    hospital.store(2, patient_id="1")
+
+    reindex(hospital.database, hospital.spool, NOON)
+
+    study = get_study(hospital.database, STUDY)
+    assert (study.patient_id, study.accession_number) == ("1", "A1")
+    assert (study.instance_count, study.conflict_count, study.patient_mismatch_count) == (2, 1, 0)
+
+
 def test_a_file_the_database_refuses_does_not_stop_the_indexing_of_others(
     hospital, monkeypatch
 ) -> None:
