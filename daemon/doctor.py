@@ -6,6 +6,7 @@ nothing but a small file it writes to the spool's disk and removes again.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -131,15 +132,20 @@ def _port(config: Config) -> Iterator[Diagnosis]:
             "receiver.peers or receiver.users leaves this machine out, that is as it should be",
         )  # fmt: skip
         return
-    free = _can_bind(section.address, section.port)
-    yield Diagnosis(
-        "receiver",
-        ok=free,
-        detail=f"not running; port {section.port} is free for it"
-        if free
-        else f"port {section.port} cannot be taken and no medimgd answers there "
-        f"({answer.detail}): stop what holds it, or set receiver.port",
-    )
+    fault = _fault_of_binding(section.address, section.port)
+    detail = f"not running; port {section.port} is free for it"
+    if fault is not None and fault.errno == errno.EADDRINUSE:
+        detail = (
+            f"port {section.port} cannot be taken and no medimgd answers there "
+            f"({answer.detail}): stop what holds it, or set receiver.port"
+        )
+    elif fault is not None:
+        detail = (
+            f"not running; cannot listen on {section.address} port {section.port} "
+            f"({fault.strerror or fault}): set receiver.address to an address of this machine, "
+            "0.0.0.0 for all of them (ports below 1024 need a privilege)"
+        )
+    yield Diagnosis("receiver", ok=fault is None, detail=detail)
 
 
 def _receiver_lives(config: Config) -> bool:
@@ -147,13 +153,15 @@ def _receiver_lives(config: Config) -> bool:
     return any(each.role == "receiver" and each.alive for each in processes)
 
 
-def _can_bind(address: str, port: int) -> bool:
+def _fault_of_binding(address: str, port: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe, suppress(OSError):
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((address, port))
-        return True
-    return False
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error
+    return None
 
 
 def _peers(config: Config) -> Iterator[Diagnosis]:

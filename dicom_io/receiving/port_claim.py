@@ -7,6 +7,7 @@ in silence. Knows nothing of associations.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -135,6 +136,7 @@ def _is_listened_on(address: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return True
+        except OSError as error:
+            # An address that is not ours, or no privilege: whoever listens says what it is.
+            return error.errno == errno.EADDRINUSE
     return False

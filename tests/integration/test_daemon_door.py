@@ -109,6 +109,18 @@ def test_the_doctor_is_not_taken_in_by_another_certificate(
     assert "certificate is not accepted" in found["receiver"].detail
 
 
+def test_the_doctor_tells_a_wrong_address_from_a_port_in_use(make_config) -> None:
+    config = make_config()
+    elsewhere = config.receiver.model_copy(update={"address": "192.0.2.1"})
+
+    found = diagnosed(config.model_copy(update={"receiver": elsewhere}))["receiver"]
+
+    assert not found.ok
+    assert "Cannot assign requested address" in found.detail
+    assert "set receiver.address to an address of this machine" in found.detail
+    assert "stop what holds it" not in found.detail
+
+
 @pytest.mark.parametrize(("days", "ok", "warning"), [(29, True, True), (31, True, False)])
 def test_the_doctor_warns_a_month_before_a_certificate_expires(
     make_config, authority, days: int, ok: bool, warning: bool

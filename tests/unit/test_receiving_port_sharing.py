@@ -16,8 +16,10 @@ from typing import TextIO
 import pytest
 
 from dicom_io.errors import ReceiverNotStarted
+from dicom_io.receiving.folder_sink import FolderSink
 from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.port_claim import PortClaim
+from dicom_io.receiving.server import StorageServer
 from dicom_io.receiving.shared_places import SharedPlaces
 from tests.waiting import wait_until
 
@@ -97,6 +99,18 @@ def test_a_port_that_a_stranger_shares_is_refused(port: int) -> None:
             PortClaim(HOST, port, "/srv/one"),
         ):
             pass
+
+
+def test_an_address_of_another_machine_is_not_taken_for_a_port_in_use(port: int) -> None:
+    address = "192.0.2.1"  # For documentation only (RFC 5737).
+    server = StorageServer(FolderSink(Path()), address=address, port=port, reuse_port=True)
+
+    with (
+        PortClaim(address, port, "/srv/one"),
+        pytest.raises(ReceiverNotStarted, match="Cannot assign requested address"),
+        server,
+    ):
+        pass
 
 
 def test_only_connections_of_the_port_are_taken_over(port: int, tmp_path: Path) -> None:
