@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,7 +24,16 @@ from pydantic_settings import (
 from daemon.errors import ConfigurationError
 from daemon.model_settings import ModelsSection, WorkerSection
 from daemon.receiver_settings import ReceiverSection
-from daemon.settings import AETitle, Days, FileName, LeaseSeconds, Port, Seconds, Section
+from daemon.settings import (
+    AETitle,
+    Days,
+    FileName,
+    LeaseSeconds,
+    PasswordHash,
+    Port,
+    Seconds,
+    Section,
+)
 
 CONFIG_VARIABLE = "MEDIMGD_CONFIG"
 SEARCH_PATH = (Path("medimgd.toml"), Path("/etc/medimgd/medimgd.toml"))
@@ -99,17 +108,10 @@ class WebSection(Section):
     address: str = "127.0.0.1"
     port: Port = 8042
     user: str = ""
-    password_hash: SecretStr = SecretStr("")
+    password_hash: PasswordHash = SecretStr("")
     """From ``medimgd config hash-password``; needed to listen anywhere but on loopback."""
     finding_order: tuple[str, ...] = ()
     """Labels from worst to mildest; labels not named follow in alphabetical order."""
-
-    @field_validator("password_hash")
-    @classmethod
-    def _is_a_hash(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() and not value.get_secret_value().startswith("scrypt$"):
-            raise ValueError("must come from 'medimgd config hash-password', not a password")
-        return value
 
     @property
     def is_loopback(self) -> bool:

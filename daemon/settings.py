@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 MEBIBYTE = 1024 * 1024
 
@@ -25,8 +25,17 @@ Days = Annotated[float, Field(gt=0, le=36600.0, allow_inf_nan=False)]
 LeaseSeconds = Annotated[float, Field(ge=10, le=86400.0, allow_inf_nan=False)]
 """At least a few heartbeats, or work in hand would count as abandoned."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PASSWORD_HASH = re.compile(r"scrypt\$[0-9a-f]{32}\$[0-9a-f]{128}")
-"""What ``medimgd config hash-password`` prints."""
+_HASH = re.compile(r"scrypt\$[0-9a-f]{32}\$[0-9a-f]{128}")
+
+
+def _is_a_hash(value: SecretStr) -> SecretStr:
+    if value.get_secret_value() and not _HASH.fullmatch(value.get_secret_value()):
+        raise ValueError("must come from 'medimgd config hash-password', whole and unchanged")
+    return value
+
+
+PasswordHash = Annotated[SecretStr, AfterValidator(_is_a_hash)]
+"""What ``medimgd config hash-password`` prints, or an empty text."""
 
 
 class Section(BaseModel):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from daemon.demo import SAMPLES, bundled_samples
+from daemon.passwords import hash_password
 from tests.acceptance.installation import Installation, recording_archive
 from tests.tiny_models import write_package
 
@@ -220,7 +221,7 @@ def test_config_check_lists_every_fault_and_exits_5(tmp_path: Path) -> None:
 
 def test_config_show_masks_the_password(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
-    path.write_text("[web]\nuser = 'r'\npassword_hash = 'scrypt$aa$bb'\n")
+    path.write_text(f"[web]\nuser = 'r'\npassword_hash = '{hash_password('secret')}'\n")
 
     shown = medimgd("config", "show", "--config", str(path)).stdout
 
