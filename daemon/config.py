@@ -305,6 +305,8 @@ def _rule(fault: Any) -> str:
 
 def _received(field: str, fault: Any) -> str:
     value = fault.get("input")
-    if isinstance(value, (dict, list)) or "password" in field:
+    # What an unknown setting was to hold may be a secret, and says nothing about its name.
+    is_secret = "password" in field or fault["type"] == "extra_forbidden"
+    if isinstance(value, (dict, list)) or is_secret:
         return ""
     return f" (received {value!r})"

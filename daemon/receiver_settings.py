@@ -145,6 +145,16 @@ class ReceiverSection(Section):
     medimgd is the only place that modality sends to, and something else keeps what it holds."""
     tls: TLSSection = TLSSection()
 
+    @field_validator("ae_title")
+    @classmethod
+    def _is_one_title(cls, value: str) -> str:
+        if value.strip() == "*":
+            raise ValueError(
+                "'*' is no AE title to call others by: name one, and set "
+                "receiver.accept_any_called_ae = true to be called by any"
+            )
+        return value
+
     @property
     def process_count(self) -> int:
         """How many receivers share the port."""

@@ -114,6 +114,8 @@ TWO_RULES = (
         (TLS + CERTIFICATE + KEY + "client_certificates = 'maybe'\n", "client_certificates"),
         ("[[receiver.users]]\nname = 'ct1'\npassword_hash = 'secret'\n", "hash-password"),
         ("[[receiver.users]]\nname = 'ct1'\n" * 2, "'ct1' stands there twice"),
+        ("[[receiver.users]]\nname = 'ct1'\npasscode = 'secret'\n", "passcode: no such setting"),
+        ("[receiver]\nae_title = '*'\n", "receiver.accept_any_called_ae"),
         (TWO_RULES, "from 10.0.0.0/8 has more than one rule"),
     ],
 )
