@@ -116,6 +116,12 @@ def failures_become_exit_codes() -> Iterator[None]:
     except MedimgdError as error:
         typer.echo(f"medimgd: {error}", err=True)
         raise typer.Exit(_exit_code_of(error)) from error
+    except BrokenPipeError:
+        raise  # Whoever read our output has enough.
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        typer.echo(f"medimgd: {where}{error.strerror or error}", err=True)
+        raise typer.Exit(ExitCode.FAILED) from error
 
 
 def _exit_code_of(error: MedimgdError) -> int:

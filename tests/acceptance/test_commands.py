@@ -219,6 +219,17 @@ def test_config_check_lists_every_fault_and_exits_5(tmp_path: Path) -> None:
     assert "study.quiet_seconds" in done.stderr
 
 
+def test_a_data_folder_that_cannot_be_made_is_named_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "site.toml"
+    path.write_text(f"[site]\ndata_folder = '{tmp_path}/file/data'\n")
+
+    done = medimgd("run", "--config", str(path))
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"medimgd: {tmp_path}/file/data/locks: Not a directory\n"
+
+
 def test_config_show_masks_the_password(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text(f"[web]\nuser = 'r'\npassword_hash = '{hash_password('secret')}'\n")
