@@ -31,11 +31,13 @@ from storage.retention import (
 from storage.shadows import reclaim_runs
 from storage.spool import Spool
 from storage.standings import refuse_jobs_of_retired
+from storage.waits import ConfiguredWaits, end_impossible_waits
 
 _logger = logging.getLogger(__name__)
 
 COMPLETION_EVERY_SECONDS = 0.5
 RECLAIM_EVERY_SECONDS = 5.0
+WAITS_EVERY_SECONDS = 30.0
 RETENTION_EVERY_SECONDS = 600.0
 MOST_PURGED_AT_ONCE = 200
 CLOCK_WATCH_SECONDS = 5.0
@@ -72,6 +74,7 @@ class Scheduler:
         """Begin to call the duties, each never twice at once."""
         self.every(COMPLETION_EVERY_SECONDS, self.complete_studies, "completion")
         self.every(RECLAIM_EVERY_SECONDS, self.reclaim_leases, "leases")
+        self.every(WAITS_EVERY_SECONDS, self.end_impossible_waits, "waits")
         self.every(RETENTION_EVERY_SECONDS, self.keep_retention, "retention")
         # Once, and beside the others: reading the packages it asks about may take seconds.
         self._clock.add_job(_surviving(self.tell_dangling_settings, "settings"), id="settings")
@@ -144,6 +147,20 @@ class Scheduler:
                 extra={ACTION: "retired_refused", COUNT: len(refused)},
             )  # fmt: skip
         reclaim_runs(self._database, now_utc())
+
+    def end_impossible_waits(self) -> None:
+        """Let nothing wait until the clock, which was set back, has caught up."""
+        configured = ConfiguredWaits(
+            self._config.study.lease_seconds,
+            self._config.worker.lease_seconds,
+            self._config.results.longest_retry_seconds,
+        )
+        ended = end_impossible_waits(self._database, now_utc(), configured)
+        if ended:
+            _logger.warning(
+                "the clock was set back: %d waits for a later time are over", ended,
+                extra={ACTION: "waits_ended", COUNT: ended},
+            )  # fmt: skip
 
     def _not_begun(self, leases: Mapping[int, str]) -> frozenset[int]:
         """Return the jobs that their silent workers only had read ahead, by the workers' notes."""

@@ -13,6 +13,7 @@ import pytest
 from daemon import scheduler as scheduling
 from daemon.config import Config, SiteSection
 from daemon.in_hand import InHand, note_path
+from daemon.role import now_utc
 from daemon.scheduler import Scheduler
 from storage.backoff import DeliveryPolicy
 from storage.database import Database, migrate, open_database
@@ -91,6 +92,21 @@ def test_what_a_silent_worker_had_only_read_ahead_is_not_blamed(tmp_path: Path) 
         assert (second.state, second.attempts, second.crashes) == (JobState.WAITING, 0, 0)
         for each in (in_hand, others):
             each.close_note()
+
+
+def test_an_analysis_does_not_wait_until_the_clock_has_caught_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(site=SiteSection(data_folder=tmp_path))
+    migrate(config.database_path)
+    with closing(open_database(config.database_path)) as database:
+        hospital = Hospital(database, Spool(config.spool_folder, 0))
+        hospital.enqueue(now=now_utc() + timedelta(hours=1))
+
+        Scheduler(config, database, hospital.spool).end_impossible_waits()
+
+        assert len(hospital.claim(now=now_utc())) == 1
+    assert "the clock was set back: 1 waits" in caplog.text
 
 
 def test_a_report_that_outlived_its_images_goes_once_it_has_arrived(
