@@ -25,6 +25,8 @@ _logger = logging.getLogger(__name__)
 SUPERVISOR_VARIABLE = "MEDIMGD_SUPERVISOR_PID"
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
+_MOST_DOUBLINGS = 32
+"""Beyond the longest pause; a child may die without end, and its pause must stay a number."""
 STEADY_SECONDS = 60.0
 """A child that lived this long is healthy: its next death starts the backoff anew."""
 DEATHS_BEFORE_GIVING_UP = 6
@@ -56,7 +58,8 @@ class Child:
 
 def backoff_seconds(deaths: int) -> float:
     """Return the pause before a child starts again after its `deaths`-th death in a row."""
-    return float(min(FIRST_BACKOFF_SECONDS * 2 ** max(deaths - 1, 0), LONGEST_BACKOFF_SECONDS))
+    doubled = FIRST_BACKOFF_SECONDS * 2.0 ** min(max(deaths - 1, 0), _MOST_DOUBLINGS)
+    return min(doubled, LONGEST_BACKOFF_SECONDS)
 
 
 def command_of(role: str, slot: str) -> list[str]:
