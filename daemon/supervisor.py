@@ -55,6 +55,12 @@ class Child:
         """True while the process lives."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def is_beyond_hope(self) -> bool:
+        """True when it is needed, lies dead and has died too often to be started again."""
+        is_dead = self.process is None and not self.may_keep_dying
+        return is_dead and self.deaths >= DEATHS_BEFORE_GIVING_UP
+
 
 def backoff_seconds(deaths: int) -> float:
     """Return the pause before a child starts again after its `deaths`-th death in a row."""
@@ -114,21 +120,20 @@ class Supervisor:
             if child.process is not None and child.process.poll() == ExitCode.RENEWED:
                 self._note_renewal(child)
             elif child.process is not None and not child.is_running:
-                self._note_death(child, now)
-                if child.deaths >= DEATHS_BEFORE_GIVING_UP and not child.may_keep_dying:
-                    _logger.error(
-                        "%s died %d times in a row: medimgd stops", child.slot, child.deaths,
-                        extra={ACTION: "child_given_up", SLOT: child.slot},
-                    )  # fmt: skip
-                    return child
+                self._note_death(child, _how_it_ended(child.process.returncode), now)
+            if child.is_beyond_hope:
+                _logger.error(
+                    "%s died %d times in a row: medimgd stops", child.slot, child.deaths,
+                    extra={ACTION: "child_given_up", SLOT: child.slot},
+                )  # fmt: skip
+                return child
             if child.process is None and now >= child.start_again_at:
                 self._start(child)
             if child.is_running and child.deaths and now - child.started > STEADY_SECONDS:
                 child.deaths = 0
         return None
 
-    def _note_death(self, child: Child, now: float) -> None:
-        how = _how_it_ended(child.process.returncode if child.process else None)
+    def _note_death(self, child: Child, how: str, now: float) -> None:
         child.deaths += 1
         pause = backoff_seconds(child.deaths)
         child.start_again_at = now + pause
@@ -153,13 +158,18 @@ class Supervisor:
         environment = dict(os.environ, **{SUPERVISOR_VARIABLE: str(os.getpid())})
         if self._config_path is not None:
             environment[CONFIG_VARIABLE] = str(self._config_path)
-        child.process = subprocess.Popen(
-            self._command(child.role, child.slot),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            # A terminal's Ctrl-C reaches the parent alone, which then stops them in order.
-            start_new_session=True,
-        )
+        try:
+            child.process = subprocess.Popen(
+                self._command(child.role, child.slot),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                # A terminal's Ctrl-C reaches the parent alone, which then stops them in order.
+                start_new_session=True,
+            )
+        except OSError as error:
+            # Out of memory or processes, or a program that is being replaced: the others go on.
+            self._note_death(child, f"not started, {error.strerror or error}", time.monotonic())
+            return
         child.started = time.monotonic()
         _logger.info("%s started", child.slot, extra={ACTION: "child_started", SLOT: child.slot})
 
@@ -193,7 +203,7 @@ def _signal(child: Child, number: signal.Signals) -> None:
         child.process.send_signal(number)
 
 
-def _how_it_ended(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
+def _how_it_ended(returncode: int) -> str:
+    if returncode < 0:
         return f"signal {signal.Signals(-returncode).name}"
     return f"exit status {returncode}"

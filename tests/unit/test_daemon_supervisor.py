@@ -97,6 +97,37 @@ def test_a_worker_that_keeps_dying_never_stops_reception(
     assert codes == [ExitCode.CHILD_KEEPS_DYING]
 
 
+def test_a_worker_that_cannot_be_started_never_stops_reception(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine that is out of processes, or a program that is being replaced,
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    receiver = Child("receiver", "receiver-1")
+    worker = Child("worker", "worker-1", may_keep_dying=True)
+    commands = {"worker": ["/nonexistent/python"], "receiver": program(SLEEPS)}
+    running([worker, receiver], lambda role, slot: commands[role])
+
+    until(lambda: worker.deaths > 2 and receiver.is_running)
+
+    # then it is tried until it can be.
+    commands["worker"] = program(SLEEPS)
+    until(lambda: worker.is_running)
+
+
+def test_an_essential_child_that_can_never_be_started_ends_the_parent(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    receiver = Child("receiver", "receiver-1")
+    commands = {"receiver": program(SLEEPS), "courier": ["/nonexistent/python"]}
+    _, codes = running([receiver, Child("courier", "courier-1")], lambda role, slot: commands[role])
+
+    until(lambda: bool(codes))
+
+    assert codes == [ExitCode.CHILD_KEEPS_DYING]
+    assert not receiver.is_running
+
+
 def test_reception_stops_before_the_courier(running, tmp_path: Path) -> None:
     log = tmp_path / "order"
     text = (
