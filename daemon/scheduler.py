@@ -20,7 +20,12 @@ from daemon.logs import ACTION, COUNT, JOB, REASON, STUDY
 from daemon.role import RoleProcess, now_utc, where
 from dicom_io.errors import MedimgdError
 from storage.claims import expired_leases, reclaim_expired
-from storage.completion import CompletionRules, DeadlineAction, complete_due_studies
+from storage.completion import (
+    CompletionRules,
+    DeadlineAction,
+    complete_due_studies,
+    put_forward,
+)
 from storage.database import Database
 from storage.preparation import reclaim_preparations
 from storage.retention import (
@@ -68,6 +73,7 @@ class Scheduler:
             deadline_action=DeadlineAction(config.study.deadline_action),
         )
         self._clock = BackgroundScheduler(timezone="UTC")
+        self._wall_clock_ahead = _wall_clock_ahead()
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -87,9 +93,9 @@ class Scheduler:
         APScheduler waits for instants; when the clock is set back by an hour it would sleep for
         an hour, and no study would become complete.
         """
-        offset = time.time() - time.monotonic()
+        offset = _wall_clock_ahead()
         while not self._ended.wait(CLOCK_WATCH_SECONDS):
-            drift = time.time() - time.monotonic() - offset
+            drift = _wall_clock_ahead() - offset
             if abs(drift) > CLOCK_JUMP_SECONDS:
                 _logger.warning("the clock was set by %.0f s", drift, extra={ACTION: "clock_set"})
                 for duty in self._clock.get_jobs():
@@ -115,12 +121,29 @@ class Scheduler:
 
     def complete_studies(self) -> None:
         """Complete or hold the studies whose waiting is over."""
+        self._put_forward()
         for judgement in complete_due_studies(self._database, self._rules, now_utc()):
             _logger.info(
                 "study %s: %s", judgement.verdict, judgement.reason,
                 extra={ACTION: "study_judged", STUDY: judgement.study_instance_uid,
                        REASON: judgement.reason},
             )  # fmt: skip
+
+    def _put_forward(self) -> None:
+        """Count no time as waited that passed on the wall clock alone.
+
+        It is set forward when a machine with a slow clock has found its time server, and stands
+        still while a virtual machine is suspended.
+        """
+        ahead = _wall_clock_ahead()
+        forward = ahead - self._wall_clock_ahead
+        if forward > CLOCK_JUMP_SECONDS:
+            waiting = put_forward(self._database, forward, now_utc())
+            _logger.warning(
+                "the clock was set forward by %.0f s: %d studies under reception wait on",
+                forward, waiting, extra={ACTION: "clock_set_forward", COUNT: waiting},
+            )  # fmt: skip
+        self._wall_clock_ahead = ahead
 
     def reclaim_leases(self) -> None:
         """Take back studies and jobs whose process fell silent."""
@@ -181,6 +204,11 @@ class Scheduler:
                 "retention removed the files of %d studies", len(purged),
                 extra={ACTION: "retention", COUNT: len(purged)},
             )  # fmt: skip
+
+
+def _wall_clock_ahead() -> float:
+    """Return by how much the wall clock is ahead of the one that nobody sets."""
+    return time.time() - time.monotonic()
 
 
 def _surviving(duty: Callable[[], None], name: str) -> Callable[[], None]:

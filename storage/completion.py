@@ -223,7 +223,8 @@ def complete_due_studies(
         # Judged again under the write lock: an instance may have come in between.
         for study in _receiving(connection):
             if _is_ahead(study, now):
-                _set_clock_back(connection, study, now)
+                since = min(study.receiving_since, now)
+                _set_clock(connection, study, min(study.last_instance_at, now), since)
         judged = [judge(study, rules, now) for study in _receiving(connection)]
         due = tuple(one for one in judged if one.verdict is not Verdict.WAIT)
         for one in due:
@@ -231,19 +232,41 @@ def complete_due_studies(
     return due
 
 
+def put_forward(database: Database, seconds: float, now: datetime) -> int:
+    """Move the instants of studies under reception by what the clock was set forward.
+
+    Nothing came in those seconds and nobody waited: without this a study would be quiet for as
+    long, or past its deadline, while its sender still sends.
+
+    Returns
+    -------
+    int
+        How many studies there are.
+    """
+    with database.write() as connection:
+        receiving = _receiving(connection)
+        for study in receiving:
+            _set_clock(
+                connection,
+                study,
+                min(after(study.last_instance_at, seconds), now),
+                min(after(study.receiving_since, seconds), now),
+            )
+    return len(receiving)
+
+
 def _is_ahead(study: ReceivingStudy, now: datetime) -> bool:
     latest = max(study.last_instance_at, study.receiving_since)
     return latest > after(now, CLOCK_TOLERANCE_SECONDS)
 
 
-def _set_clock_back(connection: Connection, study: ReceivingStudy, now: datetime) -> None:
+def _set_clock(
+    connection: Connection, study: ReceivingStudy, last_instance_at: datetime, since: datetime
+) -> None:
     connection.execute(
         update(schema.study)
         .where(schema.study.c.study_instance_uid == study.study_instance_uid)
-        .values(
-            last_instance_at=min(study.last_instance_at, now),
-            state_since=min(study.receiving_since, now),
-        )
+        .values(last_instance_at=last_instance_at, state_since=since)
     )
 
 

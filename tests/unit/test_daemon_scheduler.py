@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,7 @@ from daemon.config import Config, SiteSection
 from daemon.in_hand import InHand, note_path
 from daemon.role import now_utc
 from daemon.scheduler import Scheduler
+from storage.associations import open_association
 from storage.backoff import DeliveryPolicy
 from storage.database import Database, migrate, open_database
 from storage.destinations import DeliveryOutcome
@@ -23,7 +24,8 @@ from storage.outbox import due_deliveries, record_outcomes
 from storage.results import results_awaiting_composition, store_documents
 from storage.retry import retry_study
 from storage.spool import Spool
-from storage.states import JobState
+from storage.states import JobState, StudyState
+from storage.studies import list_studies
 from tests.storage_hospital import NOON, STUDY, Hospital
 
 
@@ -65,6 +67,37 @@ def test_a_clock_set_back_does_not_silence_the_duties(
     monkeypatch.setattr(scheduling.time, "time", lambda: real() - 3600)
 
     assert called.wait(10)
+
+
+def test_a_clock_set_forward_completes_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a study whose sender still sends, and a scheduler that looks once in a while,
+    config = Config(site=SiteSection(data_folder=tmp_path))
+    migrate(config.database_path)
+    real = scheduling.time.time
+    with closing(open_database(config.database_path)) as database:
+        hospital = Hospital(database, Spool(config.spool_folder, 0))
+        scheduler = Scheduler(config, database, hospital.spool)
+        open_association(database, "a1", slot="receiver-1", now=now_utc())
+        hospital.arrive(1, now=now_utc(), association_id="a1")
+        hospital.arrive(1, now=now_utc(), study="1.2.3")
+        scheduler.complete_studies()
+
+        # when the clock is set forward by more than the deadline,
+        monkeypatch.setattr(scheduling.time, "time", lambda: real() + 7200)
+        later = datetime.now(UTC) + timedelta(hours=2)
+        monkeypatch.setattr(scheduling, "now_utc", lambda: later)
+        scheduler.complete_studies()
+        scheduler.complete_studies()
+
+        # then both wait on, and are complete after their quiet time.
+        states = {each.study_instance_uid: each.state for each in list_studies(database)}
+        assert set(states.values()) == {StudyState.RECEIVING}
+        monkeypatch.setattr(scheduling, "now_utc", lambda: later + timedelta(seconds=31))
+        scheduler.complete_studies()
+        states = {each.study_instance_uid: each.state for each in list_studies(database)}
+        assert states == {STUDY: StudyState.RECEIVING, "1.2.3": StudyState.COMPLETE}
 
 
 def test_what_a_silent_worker_had_only_read_ahead_is_not_blamed(tmp_path: Path) -> None:
