@@ -194,11 +194,15 @@ class Scheduler:
     def keep_retention(self) -> None:
         """Remove the pixels of studies that ended long ago, and the reports that outlived them."""
         days = self._config.retention.days
-        purged = purge_finished_studies(
-            self._database, self._spool, now_utc(), older_than_days=days, limit=MOST_PURGED_AT_ONCE
-        )
-        forget_kept_documents(self._database, now_utc(), older_than_days=days)
-        forget_old_traffic(self._database, now_utc(), older_than_days=days)
+        try:
+            purged = purge_finished_studies(
+                self._database, self._spool, now_utc(), older_than_days=days,
+                limit=MOST_PURGED_AT_ONCE,
+            )  # fmt: skip
+        finally:
+            # Files that cannot be removed keep no rows.
+            forget_kept_documents(self._database, now_utc(), older_than_days=days)
+            forget_old_traffic(self._database, now_utc(), older_than_days=days)
         if purged:
             _logger.info(
                 "retention removed the files of %d studies", len(purged),

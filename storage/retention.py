@@ -29,7 +29,7 @@ from storage.clock import after
 from storage.commitments import forget_commitments
 from storage.database import Database
 from storage.deliveries import UNDELIVERED
-from storage.errors import StorageError
+from storage.errors import SpoolFailure, StorageError
 from storage.explanations import forget_explanations_within
 from storage.removal import remove_set_aside, set_aside, settle_removals
 from storage.results import REPLACED
@@ -72,14 +72,35 @@ def purge_finished_studies(
     -------
     tuple of Purged
         At most `limit` studies; call again while it returns that many.
+
+    Raises
+    ------
+    SpoolFailure
+        The files of some studies cannot be removed; those of all others were, up to `limit`.
     """
     before = after(now, -older_than_days * _SECONDS_PER_DAY)
-    query = _purgeable(before).order_by(schema.study.c.last_instance_at).limit(limit)
+    query = _purgeable(before).order_by(schema.study.c.last_instance_at)
     with database.read() as connection:
         uids = list(connection.scalars(query))
-    return tuple(
-        purged for uid in uids if (purged := _purge(database, spool, uid, before, now)) is not None
-    )
+    done: list[Purged] = []
+    faults: dict[str, SpoolFailure] = {}
+    for uid in uids:
+        if len(done) >= limit:
+            break
+        try:
+            purged = _purge(database, spool, uid, before, now)
+        except SpoolFailure as error:
+            # One folder that somebody took from us must not let the disk fill up with all others.
+            faults[uid] = error
+        else:
+            done += [] if purged is None else [purged]
+    if faults:
+        uid, fault = next(iter(faults.items()))
+        raise SpoolFailure(
+            f"the files of {len(faults)} studies cannot be removed, the first is study {uid}: "
+            f"{fault}; of {len(done)} others they were"
+        ) from fault
+    return tuple(done)
 
 
 def _purgeable(before: datetime) -> Select[Any]:

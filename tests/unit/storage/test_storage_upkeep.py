@@ -56,7 +56,7 @@ from storage.retention import forget_kept_documents, forget_old_traffic, purge_f
 from storage.retry import retry_study
 from storage.states import NO_LONGER_CONFIGURED, DeliveryState, JobState, ResultState, StudyState
 from storage.stuck_studies import WaitsForPerson, stuck_studies
-from storage.studies import get_study
+from storage.studies import get_study, list_studies
 
 DAY = 86400
 MUCH_LATER = NOON + seconds(31 * DAY)
@@ -361,6 +361,37 @@ def test_a_purge_killed_before_its_files_are_gone_leaves_no_partial_study(
     assert (found.files, found.recorded, found.missing) == (0, 0, 0)
     assert get_study(hospital.database, STUDY).state is StudyState.ROUTED
     assert [path for path in hospital.spool.folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_study_whose_files_cannot_be_removed_keeps_no_other(hospital) -> None:
+    # Given the oldest study in the way of whose files something lies, and more than one batch,
+    for number in (1, 2, 3):
+        hospital.arrive(1, study=f"1.2.{number}", now=NOON + seconds(number))
+        complete_now(hospital.database, f"1.2.{number}", NOON + seconds(number))
+        finish_preparation(
+            hospital.database,
+            hospital.claim_study(NOON + seconds(number)),
+            Preparation(StudyState.UNMATCHED, ""),
+            NOON + seconds(number),
+        )
+    blocked = hospital.spool.folder / "removing" / "studies" / "1.2.1"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+
+    for _ in range(2):
+        with pytest.raises(
+            SpoolFailure, match=r"of 1 studies .* study 1\.2\.1: could not move files"
+        ):
+            purge_finished_studies(
+                hospital.database, hospital.spool, MUCH_LATER, older_than_days=30, limit=1
+            )
+
+    studies = list_studies(hospital.database)
+    left = {each.study_instance_uid for each in studies if not each.purged_at}
+    assert left == {"1.2.1"}
+    assert len(list(hospital.spool.stored_instances())) == 1
+    blocked.unlink()
+    assert len(_purge(hospital)) == 1
 
 
 def test_a_purge_whose_disk_fails_puts_everything_back(hospital, monkeypatch) -> None:
