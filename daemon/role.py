@@ -168,6 +168,11 @@ class RoleProcess:
             self.beat()
         except MedimgdError as error:
             _logger.warning("heartbeat not written: %s", error, extra={ACTION: "heartbeat"})
+        except Exception as error:  # noqa: BLE001 - the thread's loop: leases hang on it
+            _logger.error(
+                "heartbeat not written: unexpected %s in %s", type(error).__name__, where(error),
+                extra={ACTION: "heartbeat", REASON: type(error).__name__},
+            )  # fmt: skip
 
     def beat(self) -> None:
         """Write one heartbeat and renew the leases in hand."""

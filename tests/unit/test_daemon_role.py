@@ -72,3 +72,20 @@ def test_first_signal_lets_an_end_go_on_that_the_process_began_itself(
     os.kill(os.getpid(), signal.SIGTERM)
     assert exits == [128 + signal.SIGTERM]
     assert role.is_stopping
+
+
+def test_the_heart_goes_on_after_an_unexpected_error(
+    role: RoleProcess,
+    renewed: list[datetime],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail_once(now: datetime) -> None:
+        monkeypatch.setattr(role, "_renew", renewed.append)
+        raise RuntimeError("dictionary changed size during iteration")
+
+    count = len(renewed)
+    monkeypatch.setattr(role, "_renew", fail_once)
+
+    assert wait_until(lambda: len(renewed) >= count + 3)
+    assert "unexpected RuntimeError in test_daemon_role" in caplog.text
