@@ -20,6 +20,8 @@ from types import FrameType
 from daemon.catalogue import serving
 from daemon.config import Config, load_config
 from daemon.errors import DemonstrationFailed
+from daemon.role import now_utc
+from daemon.status import read_status
 from dicom_io.association import Destination
 from dicom_io.errors import MedimgdError
 from dicom_io.header import read_header
@@ -32,7 +34,6 @@ from storage.database import Database, open_database
 from storage.documents import read_document
 from storage.dossier import StudyDossier, read_dossier
 from storage.errors import NotFound
-from storage.processes import list_processes
 from storage.results import ResultKind
 from storage.states import DeliveryState, JobState, ResultState, StudyState
 
@@ -200,30 +201,25 @@ def _wait_until_ready(config: Config, process: subprocess.Popen[bytes]) -> Datab
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise DemonstrationFailed(f"medimgd ended with status {process.returncode} at start")
-        database = _opened(config)
-        if database is not None and _is_ready(database):
-            return database
-        if database is not None:
-            database.close()
+        if is_ready(config):
+            return open_database(config.database_path, read_only=True)
         time.sleep(0.5)
     raise DemonstrationFailed(f"medimgd was not ready after {START_SECONDS:.0f} s")
 
 
-def _opened(config: Config) -> Database | None:
-    try:
-        return open_database(config.database_path, read_only=True)
-    except MedimgdError:
-        return None
+def is_ready(config: Config) -> bool:
+    """True when every process that the demonstration needs lives, and the worker has its models.
 
-
-def _is_ready(database: Database) -> bool:
+    What a run that was killed left in the database counts for nothing.
+    """
     try:
-        processes = {process.role: process for process in list_processes(database)}
+        status = read_status(config, now_utc())
     except MedimgdError:
         return False
-    worker = processes.get("worker")
-    warm = worker is not None and worker.detail.get("models") is not None
-    return warm and {"receiver", "preparer", "courier"} <= processes.keys()
+    living = {process.role: process for process in status.processes if process.alive}
+    worker = living.get("worker")
+    is_warm = worker is not None and worker.detail.get("models") is not None
+    return is_warm and {"receiver", "preparer", "courier"} <= living.keys()
 
 
 def _show(config: Config, database: Database, samples: Sequence[Sample], say: Say) -> list[Ended]:
