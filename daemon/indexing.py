@@ -16,9 +16,9 @@ from dicom_io.errors import MedimgdError
 from storage.arrivals import Arrival
 from storage.database import Database
 from storage.errors import SpoolFailure
-from storage.reception import Closed, Opened, Refused, Report, record_reports
+from storage.reception import Bringing, Closed, Opened, Refused, Report, record_reports
 
-__all__ = ["Closed", "IndexWriter", "Opened", "Refused", "Report"]
+__all__ = ["Bringing", "Closed", "IndexWriter", "Opened", "Refused", "Report"]
 
 _logger = logging.getLogger(__name__)
 

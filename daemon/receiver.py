@@ -7,6 +7,8 @@ where its files belong.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from contextlib import ExitStack, closing
 
 from daemon.backpressure import Backpressure
@@ -14,7 +16,7 @@ from daemon.committing import CommitmentDesk
 from daemon.config import Config
 from daemon.descriptors import allow_descriptors
 from daemon.door import acceptor_context_of, authenticates_of, peers_of
-from daemon.indexing import Closed, IndexWriter, Opened, Refused
+from daemon.indexing import Bringing, Closed, IndexWriter, Opened, Refused
 from daemon.logs import ACTION, ASSOCIATION, PEER, REASON, SOP_INSTANCE
 from daemon.receiver_settings import ReceiverSection
 from daemon.role import RoleProcess
@@ -52,6 +54,11 @@ _logger = logging.getLogger(__name__)
 
 _RESULT_CLASSES = frozenset({*map(str, SRClassValues), SECONDARY_CAPTURE_CLASS_UID})
 """Only objects of these classes can be our own; the rest needs no look into the database."""
+
+
+LONG_SECONDS = 2.0
+"""An instance that takes longer tells the index of which study it is, which is not complete before
+its association has ended: gigabytes over a slow line take longer than a study's quiet time."""
 
 
 class OwnObject(MedimgdError):
@@ -93,6 +100,13 @@ class SpoolSink:
         except SpoolFailure as error:
             return self._turn_away(request, str(error))
         return SpooledInstance(self, request, file)
+
+    def tell_of(self, request: StoreRequest, file: IncomingFile) -> bool:
+        """Tell the index which study an instance on its way belongs to; False if not known yet."""
+        uid = file.study_instance_uid()
+        if uid:
+            self._index.put(Bringing(request.association_id, uid))
+        return bool(uid)
 
     def finish(self, request: StoreRequest, file: IncomingFile) -> StoreAnswer:
         """Store what arrived and answer for it."""
@@ -170,6 +184,7 @@ class SpooledInstance:
         self._request = request
         self._file = file
         self._failure: StoreAnswer | None = None
+        self._tell_at = time.monotonic() + LONG_SECONDS
 
     def write(self, fragment: memoryview) -> None:
         """Append to the file; a disk that fails is answered at the end, the rest is dropped."""
@@ -182,6 +197,11 @@ class SpooledInstance:
             self._failure = self._sink.refuse(
                 self._request, StoreStatusValues.OUT_OF_RESOURCES, str(error)
             )
+            return
+        now = time.monotonic()
+        if now >= self._tell_at:
+            is_told = self._sink.tell_of(self._request, self._file)
+            self._tell_at = math.inf if is_told else now + LONG_SECONDS
 
     def finish(self) -> StoreAnswer:
         """Store the file under its final name and answer."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from dicom_io.errors import UnreadableInstance
+from dicom_io.errors import MedimgdError, UnreadableInstance
 from dicom_io.header import read_header
 from dicom_io.header_scan import scan_header
 from dicom_io.vocabulary import InstanceHeader
@@ -114,6 +114,13 @@ class IncomingFile:
         self._digest.update(fragment)
         self._data_set_size += len(fragment)
 
+    def study_instance_uid(self) -> str:
+        """Return the study that this says it belongs to; empty where that is not certain yet."""
+        try:
+            return self._header(is_whole=False).study_instance_uid
+        except MedimgdError:
+            return ""
+
     def finish(self, validate: Callable[[InstanceHeader], None] | None = None) -> Stored:
         """Store the instance; when this returns, it survives a power failure.
 
@@ -131,7 +138,7 @@ class IncomingFile:
             The data set cannot be filed; nothing was stored.
         """
         try:
-            header = self._header()
+            header = self._header(is_whole=self._data_set_size == len(self._head))
             if validate is not None:
                 validate(header)
             os.fdatasync(self._descriptor)
@@ -153,9 +160,8 @@ class IncomingFile:
             with suppress(OSError):
                 Path(self._part).unlink()
 
-    def _header(self) -> InstanceHeader:
+    def _header(self, *, is_whole: bool) -> InstanceHeader:
         """Read the header from memory where that is certain, else from the file."""
-        is_whole = self._data_set_size == len(self._head)
         scanned = scan_header(self._head, self._transfer_syntax_uid, is_whole=is_whole)
         if scanned is not None:
             return scanned

@@ -14,7 +14,7 @@ from storage.arrivals import Arrival
 from storage.associations import close_within, open_within
 from storage.database import Database
 from storage.door import refuse_within
-from storage.recording import Recorded, record_within
+from storage.recording import Recorded, link_within, record_within
 from storage.redigesting import redigested
 
 
@@ -26,6 +26,14 @@ class Opened:
     calling_ae_title: str
     called_ae_title: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bringing:
+    """An association is bringing an instance of a study, which takes long."""
+
+    association_id: str
+    study_instance_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Refused:
     sop_instance_uid: str = ""
 
 
-Report = Opened | Closed | Refused | Arrival
+Report = Opened | Bringing | Closed | Refused | Arrival
 
 
 def record_reports(
@@ -61,10 +69,13 @@ def record_reports(
     """
     opened = [each for each in reports if isinstance(each, Opened)]
     arrivals = redigested(database, [each for each in reports if isinstance(each, Arrival)])
+    bringing = [each for each in reports if isinstance(each, Bringing)]
     closed = [each.association_id for each in reports if isinstance(each, Closed)]
     refused = [each for each in reports if isinstance(each, Refused)]
     with database.write() as connection:
         open_within(connection, [_opened_values(each) for each in opened], slot, now)
+        for each in bringing:
+            link_within(connection, each.study_instance_uid, {each.association_id})
         recorded = record_within(connection, arrivals, now)
         close_within(connection, closed, now)
         refuse_within(connection, [_refused_values(each) for each in refused], now)

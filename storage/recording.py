@@ -6,7 +6,7 @@ Owns the moves back to ``receiving``; knows nothing of jobs and results.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -108,7 +108,8 @@ def _record_study(
         _move_clock(connection, study, new, now)
     # Also for what is known: indexing the spool again may have recorded it a moment earlier, and
     # retention leaves a study alone while it is sent again.
-    _link_associations(connection, uid, arrivals)
+    ids = {arrival.association_id for arrival in arrivals if arrival.association_id is not None}
+    link_within(connection, uid, ids)
     if conflicts or (new and study["purged_at"]):
         connection.execute(_COUNT_CONFLICTS, {"uid": uid})
     return Recorded(
@@ -390,8 +391,11 @@ def _reopened(uid: str, state: StudyState, now: datetime) -> dict[str, Any]:
     }
 
 
-def _link_associations(connection: Connection, uid: str, arrivals: Sequence[Arrival]) -> None:
-    ids = {arrival.association_id for arrival in arrivals if arrival.association_id is not None}
+def link_within(connection: Connection, uid: str, ids: Set[str]) -> None:
+    """Note which associations bring instances of a study, within the caller's transaction.
+
+    It is not complete before they end; one that is not known yet is received later.
+    """
     if not ids:
         return
     known = connection.scalars(_KNOWN_LINKS, {"uid": uid, "association_ids": sorted(ids)})

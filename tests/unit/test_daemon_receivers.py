@@ -8,24 +8,29 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from storage_hospital import STUDY, Hospital
+from storage_hospital import CT_IMAGE_STORAGE, EXPLICIT_LITTLE, STUDY, Hospital, make_data_set
 
 from daemon import backpressure as backpressure_module
+from daemon import receiver as receiver_module
 from daemon.backpressure import Backpressure
 from daemon.config import Config, SiteSection
+from daemon.indexing import IndexWriter
 from daemon.metrics import metrics_text
+from daemon.receiver import IndexedAssociations, SpoolSink
 from daemon.receiver_settings import ReceiverSection
 from daemon.role import now_utc
 from daemon.running import children_of
 from daemon.settling import SpoolIndexing, settle_before_receiving
 from daemon.slot_lock import hold_slot, is_slot_held
 from daemon.status import read_status
-from storage.associations import open_association, slots_with_open_associations
-from storage.completion import complete_now
+from dicom_io.receiving.instances import StoreRequest
+from storage.associations import close_association, open_association, slots_with_open_associations
+from storage.completion import CompletionRules, complete_due_studies, complete_now
 from storage.database import Database, migrate, open_database
 from storage.dossier import read_dossier
 from storage.processes import register_process
@@ -56,6 +61,42 @@ def database(config: Config, migrated: Path) -> Iterator[Database]:
 @pytest.fixture
 def hospital(config: Config, database: Database) -> Hospital:
     return Hospital(database, Spool(config.spool_folder, min_free_bytes=0, slot="receiver-1"))
+
+
+# What is still coming
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+@pytest.mark.parametrize("patient_name", ["Marked^Name", "M\xfcller^Name"])
+def test_a_study_waits_for_an_instance_that_takes_longer_than_its_quiet_time(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, known_before: bool, patient_name: str
+) -> None:
+    # Given one association that brought a study and ended, and one that is bringing more of it,
+    monkeypatch.setattr(receiver_module, "LONG_SECONDS", 0.0)
+    database, rules = hospital.database, CompletionRules(quiet_seconds=30)
+    if known_before:
+        hospital.arrive(1, now=now_utc())
+    sop = f"{STUDY}.1.2"
+    whole = make_data_set(sop, pixels=b"ab" * 50_000, patient_name=patient_name)
+    data_set = memoryview(whole)
+    request = StoreRequest(
+        "a", "CT1", "MEDIMGD", "10.0.0.1", CT_IMAGE_STORAGE, sop, EXPLICIT_LITTLE
+    )
+    with closing(IndexWriter(database, "receiver-1")) as index:
+        IndexedAssociations(index).on_opened("a", "CT1", "MEDIMGD", "10.0.0.1")
+        coming = SpoolSink(hospital.spool, index, database).begin(request)
+        for start in (0, 40, 40_000):  # What came first does not say yet.
+            coming.write(data_set[start : start + 40_000 if start else 40])
+    if not known_before:
+        hospital.arrive(1, now=now_utc())
+
+    # then the study is not complete before that has ended, however quiet it is.
+    quiet = now_utc() + timedelta(seconds=100)
+    assert complete_due_studies(database, rules, quiet) == ()
+    close_association(database, "a", quiet)
+    coming.discard()
+    assert complete_due_studies(database, rules, quiet + timedelta(seconds=29)) == ()
+    assert len(complete_due_studies(database, rules, quiet + timedelta(seconds=30))) == 1
 
 
 # How many
