@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import TracebackType
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -50,6 +51,30 @@ CLOCK_JUMP_SECONDS = 2.0
 """The wall clock may be steered by this much; more means that it was set."""
 
 
+class ForwardJump:
+    """By how much the wall clock was set forward since the last look, 0 for what is no jump.
+
+    A look that ends with an error is made again, with the same jump.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = _wall_clock_ahead()
+
+    def __enter__(self) -> float:
+        self._now_ahead = _wall_clock_ahead()
+        forward = self._now_ahead - self._ahead
+        return forward if forward > CLOCK_JUMP_SECONDS else 0.0
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._ahead = self._now_ahead
+
+
 class Scheduler:
     """The periodic duties of one installation.
 
@@ -73,7 +98,8 @@ class Scheduler:
             deadline_action=DeadlineAction(config.study.deadline_action),
         )
         self._clock = BackgroundScheduler(timezone="UTC")
-        self._wall_clock_ahead = _wall_clock_ahead()
+        self._judged_by, self._reclaimed_by = ForwardJump(), ForwardJump()
+        self._reclaims_from = 0.0
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -135,18 +161,23 @@ class Scheduler:
         It is set forward when a machine with a slow clock has found its time server, and stands
         still while a virtual machine is suspended.
         """
-        ahead = _wall_clock_ahead()
-        forward = ahead - self._wall_clock_ahead
-        if forward > CLOCK_JUMP_SECONDS:
+        with self._judged_by as forward:
+            if not forward:
+                return
             waiting = put_forward(self._database, forward, now_utc())
             _logger.warning(
                 "the clock was set forward by %.0f s: %d studies under reception wait on",
                 forward, waiting, extra={ACTION: "clock_set_forward", COUNT: waiting},
             )  # fmt: skip
-        self._wall_clock_ahead = ahead
 
     def reclaim_leases(self) -> None:
         """Take back studies and jobs whose process fell silent."""
+        with self._reclaimed_by as forward:
+            if forward:
+                # Every lease looks as if it had run out: whoever lives renews it meanwhile.
+                self._reclaims_from = time.monotonic() + RECLAIM_EVERY_SECONDS
+        if time.monotonic() < self._reclaims_from:
+            return
         held = reclaim_preparations(
             self._database, now_utc(), max_attempts=self._config.study.maximum_attempts
         )

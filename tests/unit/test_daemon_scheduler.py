@@ -100,6 +100,33 @@ def test_a_clock_set_forward_completes_no_study(
         assert states == {STUDY: StudyState.RECEIVING, "1.2.3": StudyState.COMPLETE}
 
 
+def test_a_clock_set_forward_takes_no_living_worker_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(site=SiteSection(data_folder=tmp_path))
+    migrate(config.database_path)
+    real, steady = scheduling.time.time, scheduling.time.monotonic
+    with closing(open_database(config.database_path)) as database:
+        hospital = Hospital(database, Spool(config.spool_folder, 0))
+        hospital.enqueue(now=now_utc())
+        hospital.claim(now=now_utc())
+        scheduler = Scheduler(config, database, hospital.spool)
+
+        def states() -> list[JobState]:
+            scheduler.reclaim_leases()
+            return [each.state for each in read_dossier(database, STUDY).jobs]
+
+        monkeypatch.setattr(scheduling.time, "time", lambda: real() + 7200)
+        later = now_utc() + timedelta(hours=2)
+        monkeypatch.setattr(scheduling, "now_utc", lambda: later)
+
+        # Its next beats renew the lease; without one a later look takes the job back.
+        for _ in range(2):
+            assert states() == [JobState.RUNNING]
+        monkeypatch.setattr(scheduling.time, "monotonic", lambda: steady() + 6)
+        assert states() == [JobState.WAITING]
+
+
 def test_what_a_silent_worker_had_only_read_ahead_is_not_blamed(tmp_path: Path) -> None:
     config = Config(site=SiteSection(data_folder=tmp_path))
     migrate(config.database_path)
