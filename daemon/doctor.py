@@ -66,13 +66,12 @@ def examine(config: Config) -> Iterator[Diagnosis]:
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:
-    folder = config.site.data_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _nearest_folder(config.site.data_folder.resolve())
     seconds = _sync_seconds(folder)
     yield Diagnosis(
         "disk sync",
         ok=seconds < SLOW_SYNC_SECONDS,
-        detail=f"{folder.resolve()}: writing and syncing 1 MiB took {seconds * 1000:.0f} ms"
+        detail=f"{folder}: writing and syncing 1 MiB took {seconds * 1000:.0f} ms"
         + ("" if seconds < SLOW_SYNC_SECONDS else "; use a faster or less busy disk"),
     )
     usage = os.statvfs(folder)
@@ -84,6 +83,14 @@ def _disk(config: Config) -> Iterator[Diagnosis]:
         detail=f"{free} MiB free, reception stops below {config.receiver.minimum_free_mib}"
         + ("" if enough else "; free space or lower receiver.minimum_free_mib"),
     )
+
+
+def _nearest_folder(folder: Path) -> Path:
+    """Return the folder, or where it is to be made: it belongs to whoever makes it."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    return there
 
 
 def _sync_seconds(folder: Path) -> float:

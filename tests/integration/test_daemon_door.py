@@ -109,6 +109,20 @@ def test_the_doctor_is_not_taken_in_by_another_certificate(
     assert "certificate is not accepted" in found["receiver"].detail
 
 
+def test_the_doctor_makes_no_data_folder(make_config) -> None:
+    # Whoever calls it first, root say, would own what the service has to write to.
+    config = make_config()
+    folder = config.site.data_folder
+
+    found = diagnosed(config)
+
+    assert not folder.exists()
+    assert found["disk sync"].ok
+    assert found["disk sync"].detail.startswith(f"{folder.parent.resolve()}: ")
+    folder.touch()
+    assert "Not a directory" in diagnosed(config)["disk"].detail
+
+
 def test_the_doctor_tells_a_wrong_address_from_a_port_in_use(make_config) -> None:
     config = make_config()
     elsewhere = config.receiver.model_copy(update={"address": "192.0.2.1"})
