@@ -278,9 +278,12 @@ def load_config(named: Path | None = None) -> Config:
 def _refuse_unknown_variables() -> None:
     """A misspelt variable would otherwise be ignored in silence."""
     prefix, delimiter = "MEDIMGD_", "__"
-    nested = [name for name in os.environ if name.startswith(prefix) and delimiter in name]
-    known = {section.upper() for section in Config.model_fields}
-    unknown = sorted(n for n in nested if n[len(prefix) :].partition(delimiter)[0] not in known)
+    # Variables are read whatever their case is.
+    nested = [name for name in os.environ if name.upper().startswith(prefix) and delimiter in name]
+    known = set(Config.model_fields)
+    unknown = sorted(
+        name for name in nested if name[len(prefix) :].partition(delimiter)[0].lower() not in known
+    )
     if unknown:
         raise ConfigurationError(
             f"environment: {', '.join(unknown)} names no section of the configuration; "
@@ -307,6 +310,15 @@ def _received(field: str, fault: Any) -> str:
     value = fault.get("input")
     # What an unknown setting was to hold may be a secret, and says nothing about its name.
     is_secret = "password" in field or fault["type"] == "extra_forbidden"
+    source = _variable_of(fault["loc"])
     if isinstance(value, (dict, list)) or is_secret:
-        return ""
-    return f" (received {value!r})"
+        return f" (from {source})" if source else ""
+    return f" (received {value!r} from {source})" if source else f" (received {value!r})"
+
+
+def _variable_of(field: tuple[str | int, ...]) -> str:
+    """Return the environment variable that a value came from; empty where the file says it."""
+    variables = {name.upper(): name for name in os.environ}
+    parts = [str(part).upper() for part in field]
+    names = ("MEDIMGD_" + "__".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((variables[name] for name in names if name in variables), "")

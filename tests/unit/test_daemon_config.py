@@ -148,13 +148,29 @@ def test_without_a_certificate_there_is_no_tls(tmp_path: Path) -> None:
     assert not load_config(write(tmp_path, TLS + "certificate_file = ''\n")).receiver.tls.enabled
 
 
+@pytest.mark.parametrize("name", ["MEDIMGD_RECIEVER__PORT", "medimgd_reciever__port"])
 def test_a_misspelt_variable_is_not_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("MEDIMGD_RECIEVER__PORT", "104")
+    monkeypatch.setenv(name, "104")
 
-    with pytest.raises(ConfigurationError, match="MEDIMGD_RECIEVER__PORT"):
+    with pytest.raises(ConfigurationError, match=name):
         load_config(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize("name", ["MEDIMGD_RECEIVER__PORT", "medimgd_receiver__port"])
+def test_a_fault_that_comes_from_a_variable_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = write(tmp_path, "[receiver]\nport = 104\n[study]\nquiet_seconds = 0\n")
+    monkeypatch.setenv(name, "eleven")
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path)
+
+    fault, other = str(caught.value).splitlines()[1:]
+    assert fault.endswith(f"(received 'eleven' from {name})")
+    assert other.endswith("(received 0)")
 
 
 def test_two_destinations_may_not_share_a_name(tmp_path: Path) -> None:
