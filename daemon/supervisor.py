@@ -204,6 +204,9 @@ def _signal(child: Child, number: signal.Signals) -> None:
 
 
 def _how_it_ended(returncode: int) -> str:
-    if returncode < 0:
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
         return f"signal {signal.Signals(-returncode).name}"
-    return f"exit status {returncode}"
+    except ValueError:  # Most real-time signals have no name.
+        return f"signal {-returncode}"

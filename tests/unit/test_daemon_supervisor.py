@@ -55,13 +55,15 @@ def test_pauses_double_up_to_a_limit() -> None:
         assert backoff_seconds(deaths) == supervisor.LONGEST_BACKOFF_SECONDS
 
 
-def test_a_killed_child_starts_again(running) -> None:
+# 35 has no name: it is one of the real-time signals.
+@pytest.mark.parametrize("number", [signal.SIGKILL, 35])
+def test_a_killed_child_starts_again(running, number: int) -> None:
     child = Child("receiver", "receiver-1")
     running([child], lambda role, slot: program(SLEEPS))
     until(lambda: child.is_running)
     first = child.process.pid
 
-    child.process.send_signal(signal.SIGKILL)
+    child.process.send_signal(number)
 
     until(lambda: child.is_running and child.process.pid != first)
     assert child.deaths == 1
