@@ -16,7 +16,7 @@ from typing import Any
 from pynetdicom.dul import DULServiceProvider
 
 from dicom_io.receiving.data_plane import OTHER_PDU_MAX_BYTES
-from dicom_io.receiving.negotiation import AssociateRequest
+from dicom_io.receiving.negotiation import AssociateRequest, UnusableTitle
 from dicom_io.receiving.upper_layer import (
     ARTIM_EXPIRED,
     AWAITING_CLOSE,
@@ -48,6 +48,9 @@ class BoundedDUL(DULServiceProvider):
         """Queue a PDU that has been read as a whole."""
         try:
             decoded, event = self._decoded(pdu)
+        except UnusableTitle as error:
+            self._refuse(str(error))
+            return
         except Exception as error:  # noqa: BLE001 - the peer's bytes: whatever they provoke, they are invalid
             self._refuse(f"what it sent cannot be read ({type(error).__name__})")
             return

@@ -33,6 +33,7 @@ from pynetdicom.presentation import (
     negotiate_unrestricted,
 )
 
+from dicom_io.receiving.access import checked_ae_title
 from dicom_io.receiving.upper_layer import (
     ACCEPTED,
     AWAITING_ANSWER,
@@ -65,6 +66,10 @@ _CONTEXT_ID_AT = 4
 _SUB_ITEMS_AT = 8
 
 
+class UnusableTitle(ValueError):
+    """An AE title of a request breaks the rules of its kind; the text says which and how."""
+
+
 class AssociateRequest(A_ASSOCIATE_RQ):
     """An A-ASSOCIATE-RQ whose presentation contexts are read quickly."""
 
@@ -74,8 +79,16 @@ class AssociateRequest(A_ASSOCIATE_RQ):
         return _ASSOCIATE_RQ
 
     def decode(self, bytestream: bytes) -> None:
-        """Take over what the bytes of the PDU say; raises whatever they provoke."""
-        super().decode(_with_spaces(bytestream))
+        """Take over what the bytes of the PDU say; raises whatever they provoke.
+
+        ``UnusableTitle`` where that is an AE title.
+        """
+        request = _with_spaces(bytestream)
+        try:
+            super().decode(request)
+        except ValueError:
+            _check_titles(request)
+            raise
         # Bit 0 stands for version 1; the others are not to be tested (PS3.8 Table 9-11).
         if self.protocol_version & _VERSION:
             self.protocol_version = _VERSION
@@ -98,6 +111,17 @@ def _with_spaces(request: bytes) -> bytes:
         return request
     titles = b"".join(each.strip(b"\0 ").ljust(len(each)) for each in (called, calling))
     return request[:_TITLES_AT] + titles + request[_TITLES_END:]
+
+
+def _check_titles(request: bytes) -> None:
+    if len(request) < _TITLES_END:
+        return
+    called, calling = request[_TITLES_AT:_CALLING_AT], request[_CALLING_AT:_TITLES_END]
+    for title, field in ((called, "called AE title"), (calling, "calling AE title")):
+        try:
+            checked_ae_title(title.strip(b"\0 ").decode("latin-1"), field)
+        except ValueError as error:
+            raise UnusableTitle(str(error)) from error
 
 
 class _ProposedInformation(UserInformationItem):

@@ -145,9 +145,10 @@ def _titled(calling: bytes, version: bytes = b"\0\1") -> bytes:
 
 
 UNREADABLE = {
-    "no title": (_titled(b""), "cannot be read (ValueError)"),
-    "a title of NULs": (_titled(bytes(16)), "cannot be read (ValueError)"),
-    "a title in Latin-1": (_titled(b"M\xdcLLER"), "cannot be read (ValueError)"),
+    "no title": (_titled(b""), "calling AE title must have 1 to 16 characters"),
+    "a title of NULs": (_titled(bytes(16)), "calling AE title must have 1 to 16 characters"),
+    "a title in Latin-1": (_titled(b"M\xdcLLER"), "received 'M\xdcLLER'"),
+    "a short request": (ul.pdu(ul.ASSOCIATE_RQ, bytes(20)), "cannot be read"),
     "an even context ID": (
         request_of([(2, ul.VERIFICATION, [ul.IMPLICIT_VR_LITTLE_ENDIAN])]),
         "cannot be served (ValueError)",
