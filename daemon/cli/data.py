@@ -12,7 +12,7 @@ from daemon.cli.progress import counted
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from model.training.gate import GateReport
+    from model.training.gate_report import GateReport
 
 MOST_FINDINGS_SHOWN = 5
 """Of each check; ``--json`` lists all."""
@@ -53,7 +53,8 @@ def check(
     as_json: AsJSON = False,
 ) -> None:
     """List what is wrong with labelled images: leaks, copies, label conflicts, broken files."""
-    from model.training.gate import GateLimits, check_data, checks_named
+    from model.training.gate import check_data
+    from model.training.gate_report import GateLimits, checks_named
     from model.training.sources import open_dataset
 
     with failures_become_exit_codes(), open_dataset(data) as dataset:
@@ -71,7 +72,7 @@ def check(
 
 def print_gate(report: GateReport) -> None:
     """Print what was counted and what was found, worst check first."""
-    from model.training.gate import ADVICE
+    from model.training.gate_report import ADVICE
 
     classes = [name for name in next(iter(report.counts.values())) if name != "images"]
     print_table(

@@ -93,7 +93,7 @@ def evaluate(
     from model.evaluation.running import Wishes, run_evaluation
     from model.evaluation.thresholds import parse_rule
     from model.runtimes.opening import open_predictor
-    from model.training.gate import GateLimits, checks_named
+    from model.training.gate_report import GateLimits, checks_named
     from model.training.sources import open_dataset, split_named
 
     with failures_become_exit_codes():

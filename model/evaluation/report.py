@@ -24,7 +24,7 @@ from model.findings import presence
 from model.labels import Label
 from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
-from model.training.gate import GateReport
+from model.training.gate_report import GateReport
 from model.training.inspection import InspectedImage
 
 REPORT_FORMAT = 1

@@ -30,7 +30,8 @@ from model.evaluation.truth import ClassMap, match_classes
 from model.package import ModelPackage
 from model.runtimes.port import Predictor
 from model.training.dataset import Dataset, LabelledImage, SplitValues
-from model.training.gate import CheckValues, GateLimits, GateReport, check_data
+from model.training.gate import check_data
+from model.training.gate_report import CheckValues, GateLimits, GateReport
 from model.training.inspection import InspectedImage
 
 REPORT_NAME = "report.json"

@@ -16,7 +16,7 @@ from dicom_io.tensors import TensorRecipe
 from model.errors import TrainingDataFault
 from model.manifest import ManifestTable
 from model.training.dataset import Dataset, LabelledImage, PatientSourceValues
-from model.training.gate import CheckValues, GateLimits, checks_named
+from model.training.gate_report import CheckValues, GateLimits, checks_named
 
 _TRUSTED = (PatientSourceValues.MANIFEST, PatientSourceValues.HEADER)
 

@@ -19,7 +19,8 @@ from model.errors import TrainingDataFault
 from model.input_distribution import DISTRIBUTION_NAME
 from model.input_distribution_fitting import fit_distribution
 from model.training.dataset import Dataset, LabelledImage, PatientSourceValues, SplitValues
-from model.training.gate import CheckValues, GateReport, check_data
+from model.training.gate import check_data
+from model.training.gate_report import CheckValues, GateReport
 from model.training.inspection import InspectedImage
 from model.training.loop_batches import Part
 from model.training.plan import TrainingPlan

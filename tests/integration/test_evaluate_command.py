@@ -22,7 +22,7 @@ from dicom_io.tensors import image_values_to_tensor, read_film
 from model.evaluation.bootstrap import ROUNDS
 from model.evaluation.subgroups import GAP_LIMIT
 from model.package import load_package
-from model.training.gate import GateLimits
+from model.training.gate_report import GateLimits
 from tests.labelled_images import put_film
 from tests.tiny_models import TinyModel, write_package
 

@@ -14,7 +14,8 @@ from dicom_io.tensors import TensorRecipe
 from dicom_io.volume import assemble_volume
 from model.errors import TrainingDataFault
 from model.training.dataset import Dataset, SplitValues
-from model.training.gate import CheckValues, check_data
+from model.training.gate import check_data
+from model.training.gate_report import CheckValues
 from model.training.inspection import inspect_images
 from model.training.run_tensors import tensors_of
 from model.training.sources import open_dataset

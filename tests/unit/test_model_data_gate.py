@@ -11,7 +11,8 @@ import pydicom
 import pytest
 
 from model.errors import DataGateFault, TrainingDataFault
-from model.training.gate import ADVICE, CheckValues, GateLimits, check_data, checks_named
+from model.training.gate import check_data
+from model.training.gate_report import ADVICE, CheckValues, GateLimits, checks_named
 from model.training.sources import open_dataset
 from tests.labelled_images import EDGE, grey, put_dicom, put_film
 

@@ -27,7 +27,7 @@ from model.evaluation.thresholds import parse_rule
 from model.evaluation_report import contradictions, read_evaluation_report
 from model.package import ModelPackage, load_package
 from model.training.dataset import SplitValues
-from model.training.gate import CheckValues
+from model.training.gate_report import CheckValues
 from model.training.inspection import inspect_images
 from model.training.sources import open_dataset
 from tests.labelled_images import MeanPredictor, grey, put_dicom, put_film

@@ -12,7 +12,7 @@ from model.catalogue import BUNDLED_FOLDER
 from model.errors import TrainingPlanFault
 from model.package import load_package
 from model.training.dataset import Dataset, LabelledImage, PatientSourceValues, SplitValues
-from model.training.gate import CheckValues
+from model.training.gate_report import CheckValues
 from model.training.heads import HeadValues
 from model.training.plan import TrainingPlan, read_plan
 from model.training.plan_data import with_patients
