@@ -684,9 +684,15 @@ def _received(client: socket.socket) -> bytes:
         return b""
 
 
-def test_a_user_identity_of_no_known_type_ends_its_connection_at_once(serve, connect, caplog):
-    # given a request whose last item asks for an identity of a type that does not exist
-    server = serve()
+def nobody(_name: str, _passcode: str) -> bool:
+    """Know no user."""
+    return False
+
+
+@pytest.mark.parametrize(("users", "answer"), [(None, b"\x02"), (nobody, b"\x03")])
+def test_a_user_identity_of_no_known_type_is_as_good_as_none(serve, connect, caplog, users, answer):
+    # given a request whose last item gives an identity of a type that does not exist
+    server = serve(authenticates=users)
     request = bytearray(associate_request([Context(1, CT_IMAGE_STORAGE, ("1.2.840.10008.1.2",))]))
     identity = b"\x58\x00\x00\x09" + b"\x09\x00\x00\x03abc\x00\x00"
     user_information = request.rindex(b"\x50\x00")
@@ -701,10 +707,7 @@ def test_a_user_identity_of_no_known_type_ends_its_connection_at_once(serve, con
     client = connect(server)
     client.socket.sendall(request)
 
-    # then the peer is told, not left to its timeout, and the next one is served
+    # then it is accepted where nobody is asked for a user, and rejected where one must be named
     client.socket.settimeout(5)
-    assert client.read_to_end()[:1] == b"\x07"
+    assert client.read_pdu()[:1] == answer
     assert "abc" not in caplog.text
-    other = connect(server)
-    other.associate(CT_IMAGE_STORAGE)
-    assert other.store(CT_IMAGE_STORAGE, "1.2.3", b"data")[0] == StoreStatusValues.SUCCESS
