@@ -1,7 +1,8 @@
 """The Storage SCP: takes every storage SOP class in every transfer syntax, and Verification.
 
-Owns the decision on each request for an association and the answer to each C-STORE. Never decodes
-a data set, and must not know where instances go (the sink) or who listens in (the observer).
+Owns the life of the port and the answer to each C-STORE; the door beside it decides who comes in.
+Never decodes a data set, and must not know where instances go (the sink) or who listens in (the
+observer).
 """
 
 from __future__ import annotations
@@ -17,21 +18,18 @@ from pydicom.dataset import Dataset
 from pynetdicom import ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicom_io.errors import IdentityUnchecked, ReceiverNotStarted
+from dicom_io.errors import ReceiverNotStarted
 from dicom_io.receiving.accepted import AcceptedAssociation
 from dicom_io.receiving.access import (
     ANY,
-    AccessFaultValues,
     Peer,
     checked_ae_title,
-    judge,
-    judge_address,
 )
 from dicom_io.receiving.commands import StoreCommand, error_comment
 from dicom_io.receiving.commitment import CommitmentSCP
+from dicom_io.receiving.door import Door
 from dicom_io.receiving.handover import Handover
 from dicom_io.receiving.instances import (
     AssociationObserver,
@@ -41,10 +39,9 @@ from dicom_io.receiving.instances import (
 )
 from dicom_io.receiving.limits import OpenAssociations, ReceiverLimits
 from dicom_io.receiving.listener import AssociationListener
-from dicom_io.receiving.refusals import RefusalReport, RefusalReports
 from dicom_io.receiving.shared_places import SharedPlaces
 from dicom_io.receiving.storing import StoreInProgress
-from dicom_io.receiving.user_identity import Authenticates, identify
+from dicom_io.receiving.user_identity import Authenticates
 from dicom_io.vocabulary import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 LOGGER = logging.getLogger(__name__)
@@ -55,14 +52,6 @@ DEFAULT_PORT = 11112
 
 STOP_WAIT_SECONDS = 10.0
 """How long open associations may take to finish when the receiver stops."""
-
-# Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21).
-_CALLED_AE_TITLE_NOT_RECOGNISED = (1, 1, 7)
-_CALLING_AE_TITLE_NOT_RECOGNISED = (1, 1, 3)
-_USER_NOT_ADMITTED = (1, 2, 1)
-"""ACSE related, no reason given: what PS3.7 D.3.3.7 asks for when an identity is refused."""
-_TEMPORARY_CONGESTION = (2, 3, 1)
-_LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
 
 class StorageServer:
@@ -135,20 +124,24 @@ class StorageServer:
         self._ae_titles = tuple(checked_ae_title(title, "ae_titles") for title in ae_titles)
         self._address = address
         self._wanted_port = port
-        self._peers = tuple(peers)
         self._limits = limits or ReceiverLimits()
         self._observer = observer or AssociationObserver()
         self._reuse_port = reuse_port
         self._handover = handover
         self._streams = streams
         self._tls = _asked_each_time(ssl_context)
-        self._authenticates = authenticates
         self._commitment = commitment
         self._open = OpenAssociations(self._limits, places)
-        self._is_congested = is_congested
-        self._refusals = RefusalReports(self._tell_refusal)
+        self._door = Door(
+            ae_titles=self._ae_titles,
+            peers=peers,
+            limits=self._limits,
+            places=self._open,
+            is_congested=is_congested,
+            authenticates=authenticates,
+            observer=self._observer,
+        )
         self._listener: AssociationListener | None = None
-        self._is_stopping = False
 
     @property
     def port(self) -> int:
@@ -178,7 +171,7 @@ class StorageServer:
                 f"{error.strerror or error}. Stop what holds the port, or configure another "
                 "address or port (ports below 1024 need a privilege)"
             ) from error
-        self._is_stopping = False
+        self._door.is_closing = False
         self._listener.start()
         LOGGER.info(
             "receiving on %s port %d as %s",
@@ -193,7 +186,7 @@ class StorageServer:
         if self._listener is None:
             return
         # Set first: a connection accepted a moment ago must not become an association now.
-        self._is_stopping = True
+        self._door.is_closing = True
         self._listener.stop_listening()
         if not self._open.wait_until_none(wait_seconds):
             LOGGER.warning(
@@ -225,7 +218,7 @@ class StorageServer:
         listener = ae.make_server(
             (self._address, self._wanted_port),
             evt_handlers=[
-                (evt.EVT_REQUESTED, self._on_requested),
+                (evt.EVT_REQUESTED, self._door.judge_request),
                 (evt.EVT_ESTABLISHED, self._on_established),
                 (evt.EVT_CONN_CLOSE, _on_connection_closed),
                 (evt.EVT_C_STORE, self._on_c_store),
@@ -234,113 +227,14 @@ class StorageServer:
             server_class=AssociationListener,
             reuse_port=self._reuse_port,
             handover=self._handover,
-            admits=self._admits_connection,
-            on_turned_away=self._on_turned_away,
+            admits=self._door.admits_connection,
+            on_turned_away=self._door.report,
             on_ended=self._on_ended,
             begin_store=self._begin_store if self._streams else None,
             silence_seconds=self._limits.network_timeout_seconds,
             tls=self._tls,
         )
         return cast("AssociationListener", listener)
-
-    def _admits_connection(self, address: str, waiting: int, waiting_from_there: int) -> bool:
-        reason = judge_address(self._peers, address).reason
-        if not reason and (
-            waiting >= self._limits.maximum_waiting
-            or waiting_from_there >= self._limits.maximum_waiting_per_address
-        ):
-            reason = (
-                "too many connections wait without an association: find out what opens them, "
-                "or raise maximum_associations"
-            )
-        if reason:
-            self._refusals.add(RefusalReport("", "", address, reason))
-        return not reason
-
-    def _on_turned_away(self, address: str, reason: str) -> None:
-        self._refusals.add(RefusalReport("", "", address, reason))
-
-    def _on_requested(self, event: evt.Event) -> None:
-        assoc = cast("AcceptedAssociation", event.assoc)
-        request = cast("A_ASSOCIATE", assoc.requestor.primitive)
-        assoc.is_requested = True
-        assoc.calling_ae_title = str(request.calling_ae_title).strip()
-        assoc.called_ae_title = str(request.called_ae_title).strip()
-        try:
-            refusal = self._refusal(assoc)
-        except Exception:
-            # pynetdicom logs what a handler raises and goes on to accept the association.
-            LOGGER.exception(
-                "a request for an association could not be judged",
-                extra={"action": "request not judged", "association_id": assoc.association_id},
-            )
-            refusal = _TEMPORARY_CONGESTION, "it could not be judged, see the receiver's log"
-        if refusal is not None:
-            self._refuse(assoc, *refusal)
-
-    def _refusal(self, assoc: AcceptedAssociation) -> tuple[tuple[int, int, int], str] | None:
-        verdict = judge(
-            self._peers,
-            assoc.calling_ae_title,
-            assoc.called_ae_title,
-            assoc.address,
-            self._ae_titles,
-        )
-        if not verdict.admitted:
-            if verdict.fault is AccessFaultValues.CALLED_AE_TITLE:
-                return _CALLED_AE_TITLE_NOT_RECOGNISED, verdict.reason
-            return _CALLING_AE_TITLE_NOT_RECOGNISED, verdict.reason
-        if self._is_stopping:
-            return _TEMPORARY_CONGESTION, "the receiver is stopping: send again later"
-        congestion = self._is_congested() if _may_store(assoc) else ""
-        if congestion:
-            return _TEMPORARY_CONGESTION, f"{congestion}: send again later"
-        try:
-            identification = identify(assoc.requestor.user_identity, self._authenticates)
-        except IdentityUnchecked as error:
-            return _TEMPORARY_CONGESTION, str(error)
-        if identification.refusal:
-            return _USER_NOT_ADMITTED, identification.refusal
-        no_place = self._open.enter(
-            assoc.association_id,
-            assoc.address,
-            str(verdict.rule or ""),
-            verdict.rule.maximum_associations or None if verdict.rule else None,
-        )
-        if no_place:
-            return _LOCAL_LIMIT_EXCEEDED, no_place
-        assoc.is_admitted = True
-        if identification.answer is not None:
-            assoc.acceptor.add_negotiation_item(identification.answer)
-        return None
-
-    def _refuse(
-        self, assoc: AcceptedAssociation, rejection: tuple[int, int, int], reason: str
-    ) -> None:
-        # First of all: pynetdicom accepts whom a handler that raises has not rejected.
-        assoc.acse.send_reject(*rejection)
-        try:
-            self._refusals.add(
-                RefusalReport(assoc.calling_ae_title, assoc.called_ae_title, assoc.address, reason)
-            )
-        finally:
-            # Waits until the rejection has left; ending the thread at once would cut it off.
-            assoc.kill()
-
-    def _tell_refusal(self, report: RefusalReport) -> None:
-        what = "a connection"
-        if report.calling_ae_title or report.called_ae_title:
-            what = f"an association as {report.calling_ae_title!r} to {report.called_ae_title!r}"
-        LOGGER.warning(
-            "refused %s from %s: %s",
-            what,
-            report.address,
-            report.reason,
-            extra={"action": "association refused"},
-        )
-        self._observer.on_refused(
-            report.calling_ae_title, report.called_ae_title, report.address, report.reason
-        )
 
     def _on_established(self, event: evt.Event) -> None:
         assoc = cast("AcceptedAssociation", event.assoc)
@@ -388,12 +282,6 @@ def _asked_each_time(
     context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
 ) -> Callable[[], ssl.SSLContext] | None:
     return (lambda: context) if isinstance(context, ssl.SSLContext) else context
-
-
-def _may_store(assoc: AcceptedAssociation) -> bool:
-    request = cast("A_ASSOCIATE", assoc.requestor.primitive)
-    proposed = request.presentation_context_definition_list
-    return any(context.abstract_syntax != Verification for context in proposed)
 
 
 def _on_connection_closed(event: evt.Event) -> None:
