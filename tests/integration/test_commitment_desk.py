@@ -208,6 +208,12 @@ def test_a_transaction_uid_in_use_for_other_instances_commits_to_nothing(
 
         wait_for(lambda: len(requester.reports) == 2)
 
+        # Which report comes first is not promised: each is a task of its own.
+        requester.reports.sort(key=lambda report: "FailedSOPSequence" in report[1])
+        assert [len(report[1].get("FailedSOPSequence", ())) for report in requester.reports] == [
+            0,
+            1,
+        ]
         assert requester.failed() == {ct(2).sop_instance_uid: 0x0131}
         assoc.release()
 
