@@ -255,6 +255,12 @@ def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
     return lambda value: value if pattern.fullmatch(value) else ""
 
 
+def _timezone(value: str) -> str:
+    """Return the offset; what says minus nothing is written as the standard has it (+0000)."""
+    # PS3.3 C.12.1.1.8 forbids -0000, which software that follows RFC 5322 writes.
+    return "+0000" if value == "-0000" else _matching(_TIMEZONE)(value)
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     return lambda value: value if value in allowed else ""
 
@@ -313,7 +319,7 @@ _TYPE_3: _Rules = MappingProxyType(
         "PatientIdentityRemoved": _one_of("YES", "NO"),
         "DeidentificationMethod": _text(_LONG),
         "StudyDescription": _text(_LONG),
-        "TimezoneOffsetFromUTC": _matching(_TIMEZONE),
+        "TimezoneOffsetFromUTC": _timezone,
         "BodyPartExamined": _matching(_CODE_STRING),
         "Laterality": _one_of("L", "R"),
         "ImageLaterality": _one_of("L", "R"),

@@ -77,6 +77,7 @@ def test_a_mandatory_attribute_is_repaired_or_emptied(
         ("BodyPartExamined", "Chest PA", None),
         ("PatientWeight", "12345678901234567", None),
         ("TimezoneOffsetFromUTC", "-0500", "-0500"),
+        ("TimezoneOffsetFromUTC", "-0000", "+0000"),
         ("TimezoneOffsetFromUTC", "EST", None),
     ],
 )
