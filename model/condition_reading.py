@@ -7,7 +7,9 @@ of ``model.conditions``; evaluates nothing.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from dicom_io.header import is_known_keyword, is_person_name
 from model.conditions import (
@@ -164,10 +166,16 @@ def _read_operand(
 def _read_scalar(value: object, place: str, faults: list[str]) -> str | float:
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         return float(value)
-    faults.append(f"{place}: must be a number or text that is not empty, received {value!r}")
+    faults.append(f"{place}: must be a finite number or text that is not empty, received {value!r}")
     return ""
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Return False for nan and inf too: TOML has words for them, and no attribute compares."""
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def _read_range(value: object, place: str, faults: list[str]) -> Range:
@@ -176,10 +184,10 @@ def _read_range(value: object, place: str, faults: list[str]) -> Range:
         return Range(None, None)
     bounds: dict[str, float] = {}
     for key, bound in value.items():
-        if isinstance(bound, int | float) and not isinstance(bound, bool):
+        if _is_number(bound):
             bounds[key] = float(bound)
         else:
-            faults.append(f"{place}.{key}: must be a number, received {bound!r}")
+            faults.append(f"{place}.{key}: must be a finite number, received {bound!r}")
     low, high = bounds.get("min"), bounds.get("max")
     if low is not None and high is not None and low > high:
         faults.append(f"{place}: min {low:g} is above max {high:g}")
