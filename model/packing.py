@@ -154,7 +154,8 @@ def _gather(sources: PackSources, draft: Mapping[str, Any], folder: Path) -> dic
     manifest["preprocessing_digest"] = _preprocessing_digest(draft)
     manifest["weights"] = _with_weights(sources, draft, folder)
     if sources.training is not None:
-        manifest["training"] = {**draft.get("training", {}), **_provenance(sources.training)}
+        # As with the figures below: what a draft says beside it may be of other weights.
+        manifest["training"] = _provenance(sources.training)
     if sources.evaluation is not None:
         manifest["evaluation"] = _with_evaluation(sources, sources.evaluation, folder)
         report = read_evaluation_report(sources.evaluation)

@@ -61,6 +61,9 @@ def packed(draft: Path, films: list[Path], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("packed")
     training = folder / "training.json"
     training.write_text(json.dumps({"source": "synthetic", "seed": 7, "note": None}))
+    # An earlier version's manifest as the draft: its weights came from somewhere else.
+    draft = draft.with_name("earlier.toml")
+    draft.write_text(f"{draft.with_name('draft.toml').read_text()}\n[training]\nepochs = 90\n")
     out = folder / "tiny-1.0.0.zip"
     done = run(
         "pack", str(draft), "--out", str(out), "--training", str(training),
