@@ -27,6 +27,8 @@ UNKNOWN = "unknown"
 AGE = "age"
 OTHERS = "all others"
 MOST_GROUPS = 12
+_ALL_DIGITS = 17
+"""So many tell any two numbers of 64 bits apart."""
 _AGE_BANDS = ((1, "0"), (6, "1-5"), (18, "6-17"), (40, "18-39"), (65, "40-64"), (80, "65-79"))
 _OLDEST_BAND = "80 and over"
 _STANDARD = (("sex", "PatientSex"), (AGE, "age_years"), ("manufacturer", "Manufacturer"))
@@ -147,12 +149,23 @@ def _bounded(raw: Sequence[str]) -> tuple[str, ...]:
 
 
 def _quarters(numbers: Sequence[float]) -> tuple[str, ...]:
+    """Name the quarter of each number; what is nan or infinite says as little as nothing."""
     values = np.array(numbers)
-    ends = np.nanpercentile(values, (0, 25, 50, 75, 100))
-    words = [f"{low:g} to {high:g}" for low, high in pairwise(ends)]
+    known = np.isfinite(values)
+    if not known.any():
+        return (UNKNOWN,) * len(values)
+    ends = np.percentile(values[known], (0, 25, 50, 75, 100))
+    words = [f"{low} to {high}" for low, high in pairwise(_told_apart(ends.tolist()))]
     places = np.clip(np.searchsorted(ends, values, side="right") - 1, 0, 3)
-    pairs = zip(values, places, strict=True)
-    return tuple(UNKNOWN if np.isnan(v) else words[place] for v, place in pairs)
+    pairs = zip(known, places, strict=True)
+    return tuple(words[place] if is_known else UNKNOWN for is_known, place in pairs)
+
+
+def _told_apart(ends: Sequence[float]) -> list[str]:
+    """Write numbers with as few digits as tell different ones apart, six at least."""
+    written = ([f"{end:.{digits}g}" for end in ends] for digits in range(6, _ALL_DIGITS))
+    exact = [f"{end:.{_ALL_DIGITS}g}" for end in ends]
+    return next((each for each in written if len(set(each)) == len(set(ends))), exact)
 
 
 def subgroups_of(
@@ -186,9 +199,10 @@ def subgroups_of(
 def _natural(value: str) -> tuple[float, str]:
     start = value.partition(" ")[0].partition("-")[0]
     try:
-        return (float(start), value)
+        number = float(start)
     except ValueError:
-        return (np.inf, value)
+        number = np.nan
+    return (number if np.isfinite(number) else np.inf, value)
 
 
 def _group(

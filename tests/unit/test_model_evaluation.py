@@ -587,6 +587,24 @@ def test_many_numbers_are_banded_by_quarters_and_many_names_joined(tmp_path):
     assert sum(group.images for group in site.groups) == 16
 
 
+def test_numbers_that_differ_late_stay_apart_and_those_that_are_none_are_unknown(tmp_path):
+    lines = ["path,labels,split,accession"]
+    said = ["nan", "inf", *(str(20_260_100 + number) for number in range(16))]
+    for number, value in enumerate(said):
+        put_film(tmp_path / f"{number}.png", 0.9 if number % 2 else 0.1, number)
+        lines.append(f"{number}.png,{'bright' if number % 2 else 'dull'},test,{value}")
+    data = tmp_path / "images.csv"
+    data.write_text("\n".join(lines))
+
+    done = evaluated(tmp_path, data, subgroups=("accession",))
+
+    (accession,) = done.evaluation.labels[0].subgroups
+    assert {group.value: group.images for group in accession.groups} == {
+        "20260100 to 20260104": 4, "20260104 to 20260108": 4, "20260108 to 20260111": 4,
+        "20260111 to 20260115": 4, "unknown": 2,
+    }  # fmt: skip
+
+
 def test_patients_are_drawn_as_one_and_unknown_ones_are_said(tmp_path):
     lines = ["path,labels,split,patient"]
     for number in range(8):
