@@ -43,6 +43,8 @@ class Misbehaviour:
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0.0
     hang_up: bool = False
+    states_length: bool = True
+    """False lets the end of the connection be the end of the answer."""
 
 
 @dataclass
@@ -114,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             if bad.hang_up:
                 self.close_connection = True
                 return
-            self._send(bad.status, bad.body, bad.headers)
+            self.close_connection = not bad.states_length
+            self._send(bad.status, bad.body, bad.headers, states_length=bad.states_length)
         elif self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
             self._send(401, b'{"error": "who are you?"}')
         else:
@@ -136,12 +139,19 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, json.dumps(network.metadata()).encode(), {}
         return 404, b'{"error": "no such model"}', {}
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        *,
+        states_length: bool = True,
+    ) -> None:
         try:
             self.send_response(status)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
-            if "Content-Length" not in (headers or {}):
+            if states_length and "Content-Length" not in (headers or {}):
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

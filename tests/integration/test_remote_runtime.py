@@ -32,6 +32,7 @@ from tests.inference_server import (
     ServedNetwork,
     grpc_server,
     http_server,
+    infer_over_http,
 )
 from tests.tiny_models import BRIGHT, DARK, TinyModel, write_package
 
@@ -385,6 +386,31 @@ def test_answer_cut_short_is_worth_another_try(tmp_path, server):
     )
 
     with pytest.raises(RemoteUnavailable):
+        predictor.predict(SOME[:1])
+
+
+@pytest.mark.parametrize("kept", [-9, 3, 0, None])
+def test_answer_that_states_no_length_is_asked_for_again_when_cut(tmp_path, kept):
+    with http_server(NETWORK, binary=True) as server:
+        predictor = loaded(tmp_path, server)
+        expected = predictor.predict(SOME[:1])
+        right = infer_over_http(NETWORK, server.requests[-1])
+        server.misbehave = lambda _: Misbehaviour(
+            body=right[1][:kept], headers=right[2], states_length=False
+        )
+
+        if kept is None:
+            assert np.array_equal(predictor.predict(SOME[:1]), expected)
+        else:
+            with pytest.raises(RemoteUnavailable, match="seems cut short"):
+                predictor.predict(SOME[:1])
+
+
+def test_whole_answer_that_states_no_length_is_taken_at_its_word(tmp_path, server):
+    predictor = loaded(tmp_path, server)
+    server.misbehave = lambda _: Misbehaviour(body=b'{"outputs": []}', states_length=False)
+
+    with pytest.raises(RuntimeFault, match="must answer with the output"):
         predictor.predict(SOME[:1])
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import http.client
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -31,6 +32,8 @@ class _Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    has_stated_end: bool
+    """False when the end of the connection was the end of the answer, be it whole or not."""
 
 
 class HTTPChannel:
@@ -71,7 +74,9 @@ class HTTPChannel:
 
     def server(self) -> ServerFacts:
         """Return what the server says of itself; how tensors are sent follows from it."""
-        facts = messages.server_facts(self._get("/v2").body)
+        reply = self._get("/v2")
+        with self._broken_off_told(reply):
+            facts = messages.server_facts(reply.body)
         self._takes_binary = facts.takes_binary
         return facts
 
@@ -81,14 +86,30 @@ class HTTPChannel:
 
     def model(self, model: str, version: str) -> ModelFacts:
         """Return what the server says of the model."""
-        return messages.model_facts(self._get(_model_path(model, version)).body)
+        reply = self._get(_model_path(model, version))
+        with self._broken_off_told(reply):
+            return messages.model_facts(reply.body)
 
     def infer(self, question: Question) -> Answer:
         """Compute one batch."""
         headers, body = messages.encoded_question(question, binary=self._takes_binary)
         path = f"{_model_path(question.model, question.version)}/infer"
         reply = self._checked("POST", path, headers, body)
-        return messages.decoded_answer(reply.headers, reply.body, question.output_name)
+        with self._broken_off_told(reply):
+            return messages.decoded_answer(reply.headers, reply.body, question.output_name)
+
+    @contextmanager
+    def _broken_off_told(self, reply: _Reply) -> Iterator[None]:
+        """Ask again for what cannot be read, where nothing says that the answer came whole."""
+        try:
+            yield
+        except RuntimeFault as error:
+            if reply.has_stated_end or reply.body.rstrip().endswith(b"}"):
+                raise
+            place = self._address.text
+            raise RemoteUnavailable(
+                f"{place}: its answer states no length and seems cut short: {error}"
+            ) from error
 
     def _get(self, path: str) -> _Reply:
         return self._checked("GET", path, {}, None)
@@ -139,10 +160,12 @@ class HTTPChannel:
                     f"{self._address.text}: answers with more than {LARGEST_ANSWER_BYTES} bytes"
                 )
             self._shorten(connection, deadline)
+        has_stated_end = response.chunked or response.length is not None
         if response.length:
             raise http.client.IncompleteRead(b"".join(pieces), response.length)
         response.close()  # the connection takes the next request only then
-        return _Reply(response.status, dict(_named(response)), b"".join(pieces))
+        body = b"".join(pieces)
+        return _Reply(response.status, dict(_named(response)), body, has_stated_end)
 
     def _connected(self) -> http.client.HTTPConnection:
         address, seconds = self._address, self._access.timeout_seconds
