@@ -74,7 +74,7 @@ def check_fragments(
     """
     name = syntax_name(transfer_syntax_uid)
     items = _fragments(encoded, element, name)
-    fragments = items[1:]
+    fragments = _without_empty_end(items[1:])
     if len(fragments) < pixel.frames:
         raise CannotDecode(
             f"PixelData (7FE0,0010) in {name} holds {len(fragments)} fragments for "
@@ -107,6 +107,12 @@ def _fragments(encoded: EncodedDataSet, element: PixelElement, name: str) -> lis
         found.append(Fragment(offset + 8, length))
         offset += 8 + length
     return found
+
+
+def _without_empty_end(fragments: list[Fragment]) -> list[Fragment]:
+    """Leave out fragments of no length behind the last frame: they hold no part of it."""
+    last = next((n for n in range(len(fragments), 0, -1) if fragments[n - 1].length), 0)
+    return fragments[:last]
 
 
 def _check_offsets(

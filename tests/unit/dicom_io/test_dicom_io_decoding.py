@@ -247,6 +247,20 @@ def test_truncated_compressed_pixels_are_refused(tmp_path: Path, syntax: str) ->
         open_image(path)
 
 
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_fragment_of_no_length_behind_the_last_is_ignored(
+    tmp_path: Path, syntax: str, frames: int
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 4096, (frames, 64, 64), dtype=np.uint16)
+    path = _compressed(tmp_path, noise, syntax)
+    ds = pydicom.dcmread(path)
+    ds.PixelData += struct.pack("<HHL", 0xFFFE, 0xE000, 0)
+    ds.save_as(path)
+
+    assert np.array_equal(np.stack(_frames(path)), noise)
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_fragment_cut_before_it_was_wrapped_is_refused(tmp_path: Path, syntax: str) -> None:
     noise = np.random.default_rng(1).integers(0, 4096, (64, 64), dtype=np.uint16)
