@@ -16,7 +16,7 @@ from daemon.config import Config
 from daemon.logs import ACTION, COUNT, MODEL, REASON, STUDY
 from daemon.role import now_utc
 from dicom_io.errors import MedimgdError
-from model.errors import ModelError, UnusableOutput
+from model.errors import ModelError, RemoteUnavailable, UnusableOutput
 from model.findings import judge
 from model.package import ModelPackage
 from model.runtimes.port import Predictor
@@ -142,7 +142,10 @@ class ShadowWorker:
     def _fail(self, claimed: ClaimedRun, error: MedimgdError) -> None:
         run = claimed.run
         if error.retryable:
-            put_back_run(self._database, run, str(error), now_utc(), pause_seconds=PAUSE_SECONDS)
+            put_back_run(
+                self._database, run, str(error), now_utc(), pause_seconds=PAUSE_SECONDS,
+                was_tried=not isinstance(error, RemoteUnavailable),
+            )  # fmt: skip
         else:
             end_run(self._database, run, ShadowState.FAILED, str(error), now_utc())
         _logger.warning(

@@ -137,11 +137,26 @@ def end_run(
 
 
 def put_back_run(
-    database: Database, run: ShadowRun, reason: str, now: datetime, *, pause_seconds: float
+    database: Database,
+    run: ShadowRun,
+    reason: str,
+    now: datetime,
+    *,
+    pause_seconds: float,
+    was_tried: bool = True,
 ) -> ShadowState:
-    """Let a run wait again, for a while; after the last attempt it has failed."""
+    """Let a run wait again, for a while; after the last attempt it has failed.
+
+    What was not tried, because who computes was not there, counts as no attempt.
+    """
     with database.write() as connection:
         held = held_run(connection, run)
+        if not was_tried:
+            move_run(
+                connection, held, ShadowState.WAITING, Actor.WORKER, now, reason=reason,
+                attempts=max(0, held.attempts - 1), available_at=after(now, pause_seconds),
+            )  # fmt: skip
+            return ShadowState.WAITING
         return _again_or_failed(
             connection, held, reason, Actor.WORKER, now, pause_seconds=pause_seconds
         )

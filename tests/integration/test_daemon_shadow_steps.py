@@ -17,7 +17,7 @@ from daemon.shadow_preparing import ShadowPreparer, with_shadows
 from daemon.shadow_work import ShadowWorker
 from daemon.worker import ServedModels, Worker
 from model.catalogue import read_catalogue
-from model.errors import DeviceOutOfMemory, RuntimeFault, UnusableOutput
+from model.errors import DeviceOutOfMemory, RemoteUnavailable, RuntimeFault, UnusableOutput
 from model.package import ModelPackage
 from model.runtimes.port import PredictorDescription
 from storage.database import Database, migrate, open_database
@@ -165,6 +165,22 @@ def test_a_shadow_that_fails_leaves_the_study_as_it_is(
 
     assert runs_of_study(database, STUDY)[0].state is state
     assert read_dossier(database, STUDY) == before
+
+
+def test_a_server_that_is_away_costs_a_shadow_no_attempt(
+    config, database, hospital, packages
+) -> None:
+    workers = Workers(config, database)
+    enqueue(hospital, packages[0])
+    workers.step()
+    let_wait(database, packages[1])
+    workers.models.find("tiny@2.0.0")[1].fault = RemoteUnavailable("away")  # type: ignore[index]
+
+    assert workers.step()
+
+    (run,) = runs_of_study(database, STUDY)
+    assert (run.state, run.attempts, run.reason) == (ShadowState.WAITING, 0, "away")
+    assert not workers.step(), "it waits a while"
 
 
 def test_a_superseded_version_is_loaded_again_for_what_waits_for_it(
