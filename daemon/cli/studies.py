@@ -165,7 +165,7 @@ def _print_page(page: StudyPage) -> None:
         print_table(
             ("destination", "object", "model", "state", "attempts", "last status", "comment"),
             [
-                (d.destination, d.role, d.model, d.state, d.attempts, d.status, d.comment)
+                (d.destination, d.role, d.model, d.state_words, d.attempts, d.status, d.comment)
                 for d in page.deliveries
             ],
         )

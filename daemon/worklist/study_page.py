@@ -18,7 +18,7 @@ from dicom_io.statuses import describe
 from dicom_io.vocabulary import Detection, Finding, ModelIdentity
 from storage.audit import AuditEntry
 from storage.database import Database
-from storage.deliveries import DeliveryRecord
+from storage.deliveries import NOT_FOUND, DeliveryRecord
 from storage.documents import DocumentRecord
 from storage.dossier import AssociationRecord, DecisionRecord, StudyDossier, read_dossier
 from storage.jobs import JobRecord
@@ -90,6 +90,8 @@ class DeliveryLine:
     model: str
     version_number: int
     state: DeliveryState
+    is_lost: bool
+    """The destination accepted it, and it was not found there since."""
     state_since: datetime
     attempts: int
     next_attempt_at: datetime | None
@@ -102,6 +104,11 @@ class DeliveryLine:
     confirmed_at: datetime | None
     sop_class_uid: str
     sop_instance_uid: str
+
+    @property
+    def state_words(self) -> str:
+        """The state for people."""
+        return f"{self.state}, {NOT_FOUND} there" if self.is_lost else str(self.state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +274,7 @@ def _deliveries(dossier: StudyDossier) -> Iterator[DeliveryLine]:
             model=result.model.at_version,
             version_number=result.version_number,
             state=delivery.state,
+            is_lost=delivery.is_lost,
             state_since=delivery.state_since,
             attempts=delivery.attempts,
             next_attempt_at=delivery.next_attempt_at if pending else None,

@@ -340,7 +340,10 @@ def test_what_an_archive_accepted_and_does_not_hold_waits_for_a_person(
     assert "have not moved" not in attention
     assert line.delivery == DeliverySummary("not found 1/2", needs_person=True)
     assert line.waits_for == "confirmation by the archive, then a person"
-    assert read_study_page(ward.database, config(), uid).line == line
+    page = read_study_page(ward.database, config(), uid)
+    assert page.line == line
+    words = {each.delivery_id == lost: each.state_words for each in page.deliveries}
+    assert words == {True: "sent, not found there", False: "sent"}
 
 
 def test_a_line_keeps_the_patient_out_of_its_repr(ward: Ward) -> None:
