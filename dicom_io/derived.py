@@ -11,9 +11,11 @@ import uuid
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -33,8 +35,17 @@ SYNTHETIC_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:medimgd:synthetic-imag
 _LONGEST_DESCRIPTION = 64
 """Characters of LO (PS3.5 6.2)."""
 
-_OF_THE_OLD_PIXELS = ("SmallestImagePixelValue", "LargestImagePixelValue", "IconImageSequence")
+_OF_THE_OLD_PIXELS = (
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "IconImageSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)
 """What was lossy stays so: those attributes are kept."""
+
+_WORD_BYTES = MappingProxyType({"OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8})
+"""Of value representations whose bytes pydicom keeps in the order of the source (PS3.5 7.3)."""
 
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 
@@ -85,6 +96,8 @@ def write_derived(source: Path, target: Path, values: Values, derivation: Deriva
     stored = _as_stored(image, values)
     with quiet_pydicom():
         ds = deepcopy(image.header)
+        if image.header.original_encoding[1] is False:
+            ds.walk(_put_in_little_endian)
         _describe(ds, derivation)
         _rename(ds, derivation, stored.tobytes())
         _put_pixels(ds, image.pixel, stored)
@@ -114,6 +127,12 @@ def _as_stored(image: StoredImage, values: Values) -> npt.NDArray[np.integer]:
     wanted = np.rint((values.astype(np.float64) - modality.intercept) / modality.slope)
     sign = "i" if pixel.is_signed else "u"
     return np.clip(wanted, low, high).astype(f"<{sign}{pixel.bits_allocated // 8}")
+
+
+def _put_in_little_endian(_: Dataset, element: DataElement) -> None:
+    width = _WORD_BYTES.get(element.VR)
+    if width is not None and isinstance(element.value, bytes) and len(element.value) % width == 0:
+        element.value = np.frombuffer(element.value, f"u{width}").byteswap().tobytes()
 
 
 def _describe(ds: Dataset, derivation: Derivation) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from image_files import STUDY_UID, WriteImage
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, JPEGLSLossless
 
+from dicom_io.decoding import open_image
 from dicom_io.derived import Derivation, write_derived
 from dicom_io.errors import CannotDecode
+from dicom_io.grayscale import grey_transform
+from dicom_io.intensity import LookupTable
 
 PIXELS = np.arange(24, dtype=np.int16).reshape(4, 6)
 WHY = Derivation("one", "SYNTHETIC", "Everything was made brighter by a program.")
@@ -82,6 +88,40 @@ def test_equal_uids_mean_equal_pixels(source: Path, tmp_path: Path) -> None:
         STUDY_UID,
         pydicom.dcmread(tmp_path / "copy-1.dcm").StudyInstanceUID,
     }
+
+
+def test_words_of_a_big_endian_source_keep_their_values(write_image: WriteImage, tmp_path) -> None:
+    table = Dataset()
+    table.LUTDescriptor = [4, 0, 16]
+    table.add_new("LUTData", "OW", struct.pack(">4H", 0, 1, 500, 65535))
+    source = write_image(
+        PIXELS.byteswap(), transfer_syntax_uid=ExplicitVRBigEndian, VOILUTSequence=[table]
+    )
+    before = grey_transform(open_image(source)).voi
+
+    write_derived(source, tmp_path / "copy.dcm", np.full(PIXELS.shape, 3, np.float32), WHY)
+
+    copy = pydicom.dcmread(tmp_path / "copy.dcm")
+    assert copy.VOILUTSequence[0].LUTData == struct.pack("<4H", 0, 1, 500, 65535)
+    after = grey_transform(open_image(tmp_path / "copy.dcm")).voi
+    assert isinstance(before, LookupTable)
+    assert isinstance(after, LookupTable)
+    assert after.entries.tolist() == before.entries.tolist()
+    assert (copy.pixel_array == 3).all()
+
+
+def test_tables_of_compressed_pixels_are_left_out(write_image: WriteImage, tmp_path: Path) -> None:
+    source = write_image(PIXELS)
+    ds = pydicom.dcmread(source)
+    ds.compress(JPEGLSLossless, encapsulate_ext=True, generate_instance_uid=False)
+    ds.save_as(source)
+
+    write_derived(source, tmp_path / "copy.dcm", np.full(PIXELS.shape, 3, np.float32), WHY)
+
+    assert "ExtendedOffsetTable" in ds
+    copy = pydicom.dcmread(tmp_path / "copy.dcm")
+    assert "ExtendedOffsetTable" not in copy
+    assert "ExtendedOffsetTableLengths" not in copy
 
 
 def test_unsigned_bytes_of_an_odd_number_stay_readable(write_image: WriteImage, tmp_path) -> None:
