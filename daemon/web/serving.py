@@ -15,6 +15,7 @@ from daemon.config import Config, WebSection
 from daemon.errors import PortTaken
 from daemon.role import RoleProcess
 from daemon.web.application import create_app
+from daemon.web.connection import PunctualConnection
 from storage.database import Database
 
 _START_SECONDS = 30.0
@@ -52,7 +53,7 @@ class WebServer:
                 lifespan="off",
                 ws="none",
                 loop="asyncio",
-                http="h11",
+                http=PunctualConnection,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_graceful_shutdown=int(_STOP_SECONDS),
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from daemon.cli.application import app
 from daemon.config import Config, SiteSection, WebSection
 from daemon.metrics import METRICS, metrics_text
+from daemon.web import connection
 from daemon.web.rendering import make_environment
 from daemon.web.serving import WebServer
 from daemon.web.wording import age, person_name, span
@@ -25,6 +28,7 @@ from daemon.worklist.flags import FlagValues
 from storage.database import migrate, open_database
 from storage.retention import purge_finished_studies
 from storage.spool import Spool
+from tests.waiting import wait_until
 from tests.worklist_material import ROLES, SCRIPT, Ward, fill, present
 
 
@@ -87,6 +91,37 @@ def test_the_json_has_every_study_once_worst_first(page: Page) -> None:
         "positive": 4, "undetermined": 1, "failed": 1, "held": 1, "refused": 1, "pending": 3,
         "unmatched": 1, "negative": 2,
     }  # fmt: skip
+
+
+def test_connections_that_never_ask_keep_nobody_out_for_long(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 2.0)
+    with ExitStack() as stack:
+        address = ("127.0.0.1", page.port)
+        peers = [stack.enter_context(socket.create_connection(address, 5)) for _ in range(100)]
+        silent, dripping = peers[:50], peers[50:]
+        # One of them is answered once, and drips from then on.
+        dripping[0].sendall(b"HEAD /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert dripping[0].recv(1000).startswith(b"HTTP/1.1 ")
+        for each in dripping:
+            each.sendall(b"GET / HTTP/1.1\r\n")
+        page.text("/health/live", 503)
+
+        assert wait_until(lambda: all(map(_has_ended, silent)), 20)
+        assert wait_until(lambda: all(_has_ended(each, b"X: 1\r\n") for each in dripping), 20)
+
+        page.text("/health/live")
+
+
+def _has_ended(peer: socket.socket, drip: bytes = b"") -> bool:
+    try:
+        peer.sendall(drip)
+        return not peer.recv(1, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def test_a_line_of_the_json_names_finding_certainty_model_and_delivery(page: Page) -> None:
