@@ -134,12 +134,13 @@ def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[Path
     """Send DICOM files, folders with all they hold, each file in its own transfer syntax.
 
     Outcomes are yielded as they become known: first the files that cannot be sent at all, then
-    the others in the order of `paths`, on as many associations as their contexts need.
+    the others in the order of `paths`, on as many associations as their contexts need. When one
+    after the first cannot be opened, its files have status None.
 
     Raises
     ------
     AssociationFailed
-        If an association could not be opened.
+        If the first association could not be opened, so that nothing was sent.
     """
     files: list[_StoredFile] = []
     for path in _files_below(paths):
@@ -147,11 +148,19 @@ def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[Path
             files.append(_stored_file(path))
         except (UnreadableInstance, InstanceUnavailable) as error:
             yield PathOutcome(path, SendOutcome("", None, str(error)))
-    for contexts, group in plan_associations(files, lambda file: file.context):
+    planned = plan_associations(files, lambda file: file.context)
+    for number, (contexts, group) in enumerate(planned):
         outcomes = _send_all(destination, contexts, group)
-        yield from (
-            PathOutcome(file.path, outcome) for file, outcome in zip(group, outcomes, strict=True)
-        )
+        try:
+            yield from (
+                PathOutcome(file.path, outcome)
+                for file, outcome in zip(group, outcomes, strict=True)
+            )
+        except AssociationFailed as error:
+            if number == 0:
+                raise
+            for file in group:
+                yield PathOutcome(file.path, SendOutcome(file.sop_instance_uid, None, str(error)))
 
 
 def echo(destination: Destination) -> EchoOutcome:

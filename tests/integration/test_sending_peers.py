@@ -21,8 +21,11 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
+from typer.testing import CliRunner
 
-from dicom_io.association import Destination
+from daemon.cli.application import app
+from dicom_io import sending
+from dicom_io.association import Destination, open_association
 from dicom_io.errors import AssociationFailed
 from dicom_io.query import holds_instance
 from dicom_io.receiving.folder_sink import FolderSink
@@ -241,16 +244,44 @@ def test_a_real_series_goes_to_orthanc_file_by_file(orthanc_peer, unpacked):
 def test_more_kinds_than_one_association_holds_are_split(receiver, testdata, tmp_path):
     keeper = Keeper()
     destination = receiver(keeper)
-    for number in range(130):
-        ds = dcmread(testdata / "single" / "ct_image.dcm")
-        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = f"1.3.6.1.4.1.99999.{number}"
-        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"1.2.3.{number}"
-        ds.save_as(tmp_path / f"{number:03}.dcm")
+    write_kinds(130, testdata, tmp_path)
 
     outcomes = list(send_paths(destination, [tmp_path]))
 
     assert [outcome.outcome.status for outcome in outcomes] == [0] * 130
     assert len({association for association, _, _ in keeper.received}) == 2
+
+
+def write_kinds(count: int, testdata: Path, folder: Path) -> None:
+    """Write a file of each of so many SOP classes."""
+    for number in range(count):
+        ds = dcmread(testdata / "single" / "ct_image.dcm")
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = f"1.3.6.1.4.1.99999.{number}"
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"1.2.3.{number}"
+        ds.save_as(folder / f"{number:03}.dcm")
+
+
+def test_an_association_that_fails_after_another_hides_nothing_of_what_was_stored(
+    receiver, testdata, tmp_path, monkeypatch
+):
+    destination = receiver(Keeper())
+    write_kinds(130, testdata, tmp_path)
+    opened: list[object] = []
+
+    def once(*arguments):
+        opened.append(arguments)
+        if len(opened) > 1:
+            raise AssociationFailed("it went away")
+        return open_association(*arguments)
+
+    monkeypatch.setattr(sending, "open_association", once)
+    done = CliRunner().invoke(
+        app, ["send", str(tmp_path), "--to", f"127.0.0.1:{destination.port}", "--called", "PACS"]
+    )
+
+    assert done.exit_code == 6
+    assert "128 instances stored" in done.stdout
+    assert f"{tmp_path}/129.dcm: not sent: it went away" in done.stderr
 
 
 def test_files_that_are_no_instances_are_named_and_the_rest_is_sent(receiver, testdata, tmp_path):
