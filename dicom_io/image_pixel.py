@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from dicom_io.attributes import integer, text
+from dicom_io.attributes import integer, raw_value, text
 from dicom_io.errors import CannotDecode
 
 MONOCHROME = frozenset({"MONOCHROME1", "MONOCHROME2"})
 PALETTE = "PALETTE COLOR"
 _SINGLE_SAMPLE = MONOCHROME | {PALETTE}
+_COLOURED = frozenset({"COLOR", "MIXED"})
 _BYTE_BITS = 8
 _REPRESENTATIONS = frozenset({0, 1})
 _BITS_ALLOCATED = frozenset({1, 8, 16, 32})
@@ -74,7 +75,20 @@ def image_pixel(ds: Dataset) -> ImagePixel:
         planar_configuration=_default(integer(ds, "PlanarConfiguration"), 0),
     )
     _check_consistent(pixel)
+    _check_grey(ds, pixel)
     return pixel
+
+
+def _check_grey(ds: Dataset, pixel: ImagePixel) -> None:
+    """Refuse grey that is colour above some value (PS3.3 C.7.6.23): it would read as brightest."""
+    is_coloured = text(ds, "PixelPresentation").upper() in _COLOURED and (
+        raw_value(ds, "RedPaletteColorLookupTableDescriptor") is not None
+    )
+    if pixel.photometric_interpretation in MONOCHROME and is_coloured:
+        raise CannotDecode(
+            "PixelPresentation (0008,9205) says that some values are colours of a supplemental "
+            "palette where grey is expected: send the object without colour"
+        )
 
 
 def _frames(ds: Dataset) -> int:

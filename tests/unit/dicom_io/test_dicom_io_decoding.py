@@ -199,6 +199,17 @@ def test_palette_colours_are_looked_up(write_image: WriteImage) -> None:
     assert frame.tolist() == [[[10, 30, 50], [20, 40, 60]]]
 
 
+@pytest.mark.parametrize("presentation", ["COLOR", "MIXED"])
+def test_grey_that_is_coloured_by_a_supplemental_palette_is_refused(
+    write_image: WriteImage, presentation: str
+) -> None:
+    palette = {"RedPaletteColorLookupTableDescriptor": [2, 4000, 16]}
+
+    with pytest.raises(CannotDecode, match="colours of a supplemental palette where grey is"):
+        open_image(write_image(RAMP, PixelPresentation=presentation, **palette))
+    open_image(write_image(RAMP, PixelPresentation="MONOCHROME", **palette))
+
+
 def test_truncated_native_pixels_are_refused(write_image: WriteImage) -> None:
     path = write_image(np.zeros((64, 64), np.uint16))
     path.write_bytes(path.read_bytes()[:-1000])
