@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGLSLossless
+from pydicom.uid import (
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+)
 
 from dicom_io.attributes import raw_value, text
 from dicom_io.codestreams import check_fragments
@@ -293,6 +299,8 @@ def _options(image: StoredImage) -> dict[str, Any]:
         "pixel_vr": image.element.vr or "OW",
         "allow_excess_frames": False,
     }
+    if image.transfer_syntax_uid == JPEGBaseline8Bit and pixel.bits_stored <= 8:
+        options["bits_allocated"] = 8  # whatever cells the header speaks of
     if pixel.samples > 1:
         options["planar_configuration"] = pixel.planar_configuration
     if _needs_shift(image):

@@ -27,6 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicom_io import decoding
 from dicom_io.codestreams import codestream_size
 from dicom_io.decoding import MAX_DECODED_BYTES, StoredImage, iter_frames, masked, open_image
 from dicom_io.errors import CannotDecode, InstanceUnavailable, MedimgdError, RefusalReason
@@ -208,6 +209,16 @@ def test_grey_that_is_coloured_by_a_supplemental_palette_is_refused(
     with pytest.raises(CannotDecode, match="colours of a supplemental palette where grey is"):
         open_image(write_image(RAMP, PixelPresentation=presentation, **palette))
     open_image(write_image(RAMP, PixelPresentation="MONOCHROME", **palette))
+
+
+def test_bytes_of_jpeg_baseline_may_stand_for_wider_cells(tmp_path: Path) -> None:
+    known = Path(decoding.__file__).parent / "known_frames" / "jpeg_baseline_50.dcm"
+    ds = pydicom.dcmread(known)
+    ds.BitsAllocated = 16
+    path = tmp_path / "wide.dcm"
+    ds.save_as(path)
+
+    assert np.array_equal(_frames(path), _frames(known))
 
 
 def test_truncated_native_pixels_are_refused(write_image: WriteImage) -> None:
