@@ -135,11 +135,19 @@ def readable_name(name: PersonName) -> str:
 
     The alphabetic group comes first; ideographic and phonetic groups speak only where it is empty.
     """
+    return next(iter(readable_groups(name)), "")
+
+
+def readable_groups(name: PersonName) -> tuple[str, ...]:
+    """Return every component group that is filled as ``Family, Prefix Given Middle Suffix``."""
     try:
         groups = (str(name.alphabetic), str(name.ideographic), str(name.phonetic))
     except CONVERSION_FAULTS:
-        return ""
-    group = next((group for group in groups if group.replace("^", "").strip()), "")
+        return ()
+    return tuple(shown for group in groups if (shown := _readable_group(group)))
+
+
+def _readable_group(group: str) -> str:
     parts = [_clean(part) for part in group.split("^")] + [""] * 5
     family, given, middle, prefix, suffix = parts[:5]
     rest = " ".join(part for part in (prefix, given, middle, suffix) if part)

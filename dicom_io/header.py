@@ -20,6 +20,7 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLSNearLossless,
 )
+from pydicom.valuerep import PersonName
 
 from dicom_io.attributes import (
     AttributeValue,
@@ -29,6 +30,8 @@ from dicom_io.attributes import (
     items,
     number,
     numbers,
+    raw_value,
+    readable_groups,
     text,
 )
 from dicom_io.errors import UnreadableInstance
@@ -143,13 +146,24 @@ def _header_of(path: Path, ds: Dataset) -> InstanceHeader:
         columns=max(integer(ds, "Columns") or 0, 0),
         is_own=_is_own(ds),
         patient_id=_indexed(ds, "PatientID"),
-        patient_name=_indexed(ds, "PatientName"),
+        patient_name=_patient_name(ds),
         accession_number=_indexed(ds, "AccessionNumber"),
     )
 
 
 def _indexed(ds: Dataset, keyword: str) -> str:
     return text(ds, keyword)[:MAX_INDEXED_CHARACTERS].rstrip()
+
+
+def _patient_name(ds: Dataset) -> str:
+    """Return every group of the name that is filled, between equals signs as in a PN value.
+
+    A name is looked for as a ward writes it, be it in Latin letters or not.
+    """
+    value = raw_value(ds, "PatientName")
+    if not isinstance(value, PersonName):
+        return _indexed(ds, "PatientName")
+    return "=".join(readable_groups(value))[:MAX_INDEXED_CHARACTERS].rstrip()
 
 
 def _uid(path: Path, ds: Dataset, keyword: str) -> str:

@@ -367,13 +367,19 @@ def _names_another_patient(study: Mapping[str, str], header: InstanceHeader) -> 
     """Compare Patient ID, and the name only where one side has no ID; empty says nothing."""
     known, given = study["patient_id"].strip(), header.patient_id.strip()
     if not (known and given):
-        known, given = _plain(study["patient_name"]), _plain(header.patient_name)
-    return bool(known and given) and known != given
+        names, others = _plain(study["patient_name"]), _plain(header.patient_name)
+        return bool(names and others) and names.isdisjoint(others)
+    return known != given
 
 
-def _plain(name: str) -> str:
-    """Return a name without what modalities write differently: case and separators."""
-    return " ".join("".join(c if c.isalnum() else " " for c in name.casefold()).split())
+def _plain(name: str) -> frozenset[str]:
+    """Return the groups of a name without what modalities write differently: case and separators.
+
+    One group in common is enough: not every modality writes all of them.
+    """
+    groups = name.casefold().split("=")
+    words = (" ".join("".join(c if c.isalnum() else " " for c in each).split()) for each in groups)
+    return frozenset(each for each in words if each)
 
 
 def _reopened(uid: str, state: StudyState, now: datetime) -> dict[str, Any]:

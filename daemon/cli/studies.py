@@ -94,10 +94,12 @@ def _finding(line: StudyLine) -> str:
 
 
 def _row(line: StudyLine, now: datetime) -> tuple[object, ...]:
+    from daemon.web.wording import person_name
+
     return (
         line.flag,
         _finding(line),
-        f"{line.patient_name} ({line.patient_id})",
+        f"{person_name(line.patient_name)} ({line.patient_id})",
         f"{'/'.join(line.modalities)} {line.description} {line.study_date}",
         line.state,
         ago(line.received_at, now),
@@ -124,11 +126,13 @@ def show(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = Fals
 
 
 def _print_page(page: StudyPage) -> None:
+    from daemon.web.wording import person_name
     from storage.results import ResultKind
 
     line = page.line
     say(f"{line.flag}: {_finding(line)}   study {line.study_instance_uid}")
-    say(f"{line.patient_name} ({line.patient_id}), {line.description} {line.study_date}")
+    who = f"{person_name(line.patient_name)} ({line.patient_id})"
+    say(f"{who}, {line.description} {line.study_date}")
     say(f"state: {line.state}  {line.reason}")
     if line.waits_for:
         say(f"waits for: {line.waits_for}")

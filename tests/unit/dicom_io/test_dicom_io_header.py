@@ -138,7 +138,7 @@ def test_two_uids_in_one_attribute_are_refused(write_image: WriteImage) -> None:
 @pytest.mark.parametrize(
     ("charset", "encoding", "name", "shown"),
     [
-        ("GB18030", "gb18030", "Wang^XiaoDong=王^小东", "Wang, XiaoDong"),
+        ("GB18030", "gb18030", "Wang^XiaoDong=王^小东", "Wang, XiaoDong=王, 小东"),
         ("GB18030", "gb18030", "=王^小东", "王, 小东"),
         ("ISO_IR 192", "utf-8", "Buc^Jérôme", "Buc, Jérôme"),
         ("ISO_IR 100", "latin-1", "Müller^Jörg^^Dr", "Müller, Dr Jörg"),
@@ -156,7 +156,7 @@ def test_japanese_name_with_escapes_is_read(write_image: WriteImage) -> None:
     charset = ["", "ISO 2022 IR 87"]
     path = write_image(PIXELS, SpecificCharacterSet=charset, PatientName="Yamada^Tarou=山田^太郎")
 
-    assert read_header(path).patient_name == "Yamada, Tarou"
+    assert read_header(path).patient_name == "Yamada, Tarou=山田, 太郎"
 
 
 def test_bogus_character_set_does_not_stop_the_header(write_image: WriteImage) -> None:

@@ -120,6 +120,8 @@ MARTHA = {"patient_id": "4711", "patient_name": "Marked^Martha"}
         ({}, {"patient_name": "Other^Name"}, True),
         ({}, {"patient_name": "MARKED^NAME^"}, False),
         ({}, {"patient_name": ""}, False),
+        ({}, {"patient_name": "MARKED^NAME=Marcado^Nombre"}, False),
+        ({}, {"patient_name": "=Marcado^Nombre"}, True),
         ({"patient_id": "1"}, {"patient_name": "Other^Name"}, True),
     ],
 )
@@ -134,6 +136,14 @@ def test_a_patient_differs_by_id_and_without_one_by_name(
         record_instances(hospital.database, [Arrival(each) for each in batch], NOON)
 
     assert get_study(hospital.database, STUDY).patient_mismatch_count == int(differs)
+
+
+def test_a_patient_is_found_by_each_group_of_the_name(hospital) -> None:
+    hospital.arrive(1, patient_name="Yamada^Tarou=YAMATO^T")
+
+    for typed in ("yamada", "yamato"):
+        (found,) = list_studies(hospital.database, search=typed)
+        assert found.study_instance_uid == STUDY
 
 
 def test_two_patients_under_one_study_are_not_merged_and_wait_for_a_person(hospital) -> None:
