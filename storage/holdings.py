@@ -19,13 +19,11 @@ from dicom_io.statuses import FailureReasonValues
 from storage import schema
 from storage.database import Database
 from storage.errors import SpoolFailure, translated_file_error
+from storage.prepared import among, as_list
 from storage.spool import Spool, conflicting_uid
 
 _FEW = 8
 """Up to so many names are looked up one by one; for more, a folder is read once."""
-
-_MOST_PARAMETERS = 500
-"""Bound values per statement; SQLite's limit is far above, statement caching is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,35 +132,34 @@ class _Indexed:
 _Rows = dict[str, list[_Indexed]]
 
 
+_INSTANCES = schema.instance.c
+_INDEXED = select(
+    _INSTANCES.sop_instance_uid,
+    _INSTANCES.study_instance_uid,
+    _INSTANCES.sop_class_uid,
+    _INSTANCES.path,
+    _INSTANCES.size,
+).where(among(_INSTANCES.sop_instance_uid, "sop_instance_uids"))
+_CONFLICTING = select(schema.instance_conflict.c.sop_instance_uid).where(
+    among(schema.instance_conflict.c.study_instance_uid, "study_instance_uids")
+)
+
+
 def _rows_of(connection: Connection, uids: Sequence[str]) -> _Rows:
-    table = schema.instance
     rows: _Rows = defaultdict(list)
-    for start in range(0, len(uids), _MOST_PARAMETERS):
-        query = select(
-            table.c.sop_instance_uid,
-            table.c.study_instance_uid,
-            table.c.sop_class_uid,
-            table.c.path,
-            table.c.size,
-        ).where(table.c.sop_instance_uid.in_(uids[start : start + _MOST_PARAMETERS]))
-        for row in connection.execute(query):
-            rows[row.sop_instance_uid].append(
-                _Indexed(row.study_instance_uid, row.sop_class_uid, row.path, row.size)
-            )
+    for row in connection.execute(_INDEXED, {"sop_instance_uids": as_list(uids)}):
+        rows[row.sop_instance_uid].append(
+            _Indexed(row.study_instance_uid, row.sop_class_uid, row.path, row.size)
+        )
     return dict(rows)
 
 
 def _disputed(connection: Connection, rows: _Rows) -> set[str]:
     """Return the UIDs under which more than one content is here."""
-    table = schema.instance_conflict
     studies = sorted({row.study_instance_uid for each in rows.values() for row in each})
     disputed = {uid for uid, each in rows.items() if len(each) > 1}
-    for start in range(0, len(studies), _MOST_PARAMETERS):
-        query = select(table.c.sop_instance_uid).where(
-            table.c.study_instance_uid.in_(studies[start : start + _MOST_PARAMETERS])
-        )
-        disputed |= rows.keys() & set(connection.scalars(query))
-    return disputed
+    found = connection.scalars(_CONFLICTING, {"study_instance_uids": as_list(studies)})
+    return disputed | (rows.keys() & set(found))
 
 
 def _reason(

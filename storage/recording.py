@@ -6,7 +6,7 @@ Owns the moves back to ``receiving``; knows nothing of jobs and results.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from storage import audit, schema
 from storage.arrivals import Arrival, StoreOutcome
 from storage.contents import DigestAlgorithm, algorithm_of
 from storage.database import Database
+from storage.prepared import among, as_list
 from storage.redigesting import redigested
 from storage.states import STUDY_MOVES, Actor, StudyState, check_move
 
@@ -66,7 +67,7 @@ _KNOWN_INSTANCES = select(
     schema.instance.c.sop_instance_uid, schema.instance.c.content_digest
 ).where(
     schema.instance.c.study_instance_uid == bindparam("uid"),
-    schema.instance.c.sop_instance_uid.in_(bindparam("sop_instance_uids", expanding=True)),
+    among(schema.instance.c.sop_instance_uid, "sop_instance_uids"),
 )
 _KNOWN_SERIES = select(schema.series.c.series_instance_uid).where(
     schema.series.c.study_instance_uid == bindparam("uid")
@@ -162,12 +163,11 @@ def _sorted_out(
 ) -> tuple[list[Arrival], list[Arrival]]:
     """Return the arrivals not known yet, and those that contradict what is known."""
     uid = study["study_instance_uid"]
-    known: dict[str, str] = {}
     sop_uids = [arrival.stored.header.sop_instance_uid for arrival in arrivals]
-    for chunk in _chunks(sop_uids):
-        values = {"uid": uid, "sop_instance_uids": chunk}
-        rows = connection.execute(_KNOWN_INSTANCES, values)
-        known.update((row.sop_instance_uid, row.content_digest) for row in rows)
+    rows = connection.execute(
+        _KNOWN_INSTANCES, {"uid": uid, "sop_instance_uids": as_list(sop_uids)}
+    )
+    known = {row.sop_instance_uid: row.content_digest for row in rows}
     new, conflicting = [], []
     for arrival in arrivals:
         stored = arrival.stored
@@ -185,17 +185,6 @@ def _sorted_out(
             # The spool keeps files by series; the same UID in another series meets here only.
             conflicting.append(arrival)
     return new, conflicting
-
-
-_MOST_PARAMETERS = 500
-"""Bound values per statement; SQLite's limit is far above, statement caching is not."""
-
-
-def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (
-        values[start : start + _MOST_PARAMETERS]
-        for start in range(0, len(values), _MOST_PARAMETERS)
-    )
 
 
 def _insert_series(connection: Connection, uid: str, headers: Sequence[InstanceHeader]) -> None:
