@@ -268,6 +268,9 @@ def reclaim_preparations(
 ) -> tuple[StudyRecord, ...]:
     """Free studies whose preparer died, and hold those that were tried too often.
 
+    Also those that are free and were tried as often as is allowed now, for nobody claims them:
+    more attempts were allowed when they were freed.
+
     Parameters
     ----------
     database : Database
@@ -288,9 +291,9 @@ def reclaim_preparations(
     over = table.c.lease_until <= now
     if owner is not None:
         over = or_(over, table.c.lease_owner == owner)
-    query = select(table).where(
-        table.c.state == StudyState.COMPLETE, table.c.lease_until.is_not(None), over
-    )
+    # An instant that is NULL is never over.
+    unclaimable = and_(table.c.lease_until.is_(None), table.c.attempts >= max_attempts)
+    query = select(table).where(table.c.state == StudyState.COMPLETE, or_(over, unclaimable))
     with database.read() as connection:
         if connection.execute(query.limit(1)).first() is None:
             return ()
@@ -298,7 +301,8 @@ def reclaim_preparations(
         dead = [study_from_row(row) for row in connection.execute(query).mappings().all()]
         held = tuple(study for study in dead if study.attempts >= max_attempts)
         for study in dead:
-            said = f"preparation died {study.attempts} times; retry when the cause is found"
+            how = "died" if study.lease_until else "failed or died"
+            said = f"preparation {how} {study.attempts} times; retry when the cause is found"
             _free_or_hold(connection, study, hold=study in held, now=now, reason=said)
         return tuple(require_study(connection, study.study_instance_uid) for study in held)
 

@@ -145,6 +145,28 @@ def test_a_study_that_kills_its_preparer_is_held_with_the_reason(hospital) -> No
     assert claim_study_for_preparation(database, "p", NOON + seconds(999), 60) is None
 
 
+def test_a_study_tried_more_often_than_is_allowed_now_is_held_and_not_left_for_ever(
+    hospital,
+) -> None:
+    # Given a study that was freed twice, of five attempts,
+    hospital.arrive(1)
+    complete_now(hospital.database, STUDY, NOON)
+    for _ in range(2):
+        fail_preparation(hospital.database, hospital.claim_study(), "?", NOON, max_attempts=5)
+    assert reclaim_preparations(hospital.database, NOON, max_attempts=5) == ()
+    # when no more than two are allowed any more, nobody claims it,
+    assert claim_study_for_preparation(hospital.database, "p", NOON, 60, max_attempts=2) is None
+
+    (held,) = reclaim_preparations(hospital.database, NOON, max_attempts=2)
+
+    # and it waits for a person, who can let it be tried anew.
+    assert (held.state, held.reason) == (
+        StudyState.HELD, "preparation failed or died 2 times; retry when the cause is found",
+    )  # fmt: skip
+    assert retry_study(hospital.database, STUDY, NOON).prepared_again
+    assert hospital.claim_study().study.attempts == 1
+
+
 def test_preparations_of_a_preparer_known_to_be_dead_are_free_at_once(hospital) -> None:
     hospital.arrive(1)
     complete_now(hospital.database, STUDY, NOON)
