@@ -14,7 +14,6 @@ from sqlalchemy import (
     RowMapping,
     and_,
     bindparam,
-    or_,
     select,
     update,
 )
@@ -249,9 +248,10 @@ def reclaim_expired(
     now : datetime
         Leases that end before are over.
     owner : str, optional
-        A worker known to be dead: its leases are over at once.
+        A worker known to be dead: its leases are over at once, and no others are looked at. What
+        another silent worker had not begun, nobody tells who knows of this one.
     not_begun : collection of int
-        Jobs that the dead worker held and did not compute: no attempt and no crash is counted.
+        Jobs that the dead workers held and did not compute: no attempt and no crash is counted.
 
     Returns
     -------
@@ -259,9 +259,7 @@ def reclaim_expired(
         Every job taken back, as it stands now: ``waiting``, or ``failed`` after the second crash.
     """
     table = schema.job
-    over = table.c.lease_until <= now
-    if owner is not None:
-        over = or_(over, table.c.lease_owner == owner)
+    over = table.c.lease_until <= now if owner is None else table.c.lease_owner == owner
     with database.read() as connection:
         if not _running(connection, over):
             return ()

@@ -63,6 +63,17 @@ def test_death_of_a_worker_is_not_blamed_on_what_it_had_not_begun(hospital) -> N
     assert [each.id for each in hospital.claim(5)] == [begun.id]
 
 
+def test_who_takes_over_from_one_dead_worker_blames_no_job_of_another(hospital) -> None:
+    """The second worker's note, which only the scheduler reads, may say what it had not begun."""
+    hospital.enqueue()
+    (ahead,) = hospital.claim(owner="worker-1")
+
+    assert reclaim_expired(hospital.database, NOON + seconds(61), owner="worker-0") == ()
+    (record,) = reclaim_expired(hospital.database, NOON + seconds(61), not_begun=[ahead.id])
+
+    assert (record.state, record.attempts, record.crashes) == (JobState.WAITING, 0, 0)
+
+
 def test_suspect_is_claimed_alone_and_given_up_after_its_attempts_not_its_crashes(hospital) -> None:
     suspect, other = claimed(hospital, 2)
     give_back(hospital.database, "worker-0", NOON, [other.id])
