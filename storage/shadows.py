@@ -38,6 +38,8 @@ _DAMAGED = (
     "shadow is not asked about these images again"
 )
 
+_OUTDATED = "its preparation died, and other images of the study came"
+
 _RUN, _TENSOR = schema.shadow_run, schema.shadow_tensor
 _LEASED = (ShadowState.PREPARING, ShadowState.RUNNING)
 
@@ -220,9 +222,24 @@ def reclaim_runs(database: Database, now: datetime, *, owner: str | None = None)
             if run.attempts >= MOST_ATTEMPTS:
                 said = f"its preparation died {run.attempts} times"
                 end_within(connection, run, ShadowState.FAILED, Actor.SCHEDULER, now, reason=said)
+            elif _is_outdated(connection, run):
+                end_within(
+                    connection, run, ShadowState.DROPPED, Actor.SCHEDULER, now, reason=_OUTDATED
+                )
             else:
                 connection.execute(update(_RUN).where(_RUN.c.id == run.id).values(lease_until=now))
     return len(running) + len(preparing)
+
+
+def _is_outdated(connection: Connection, run: ShadowRun) -> bool:
+    """True when the study is not the images of this run any more: no preparer looks for it."""
+    study = schema.study
+    digest = connection.scalar(
+        select(study.c.instance_set_digest).where(
+            study.c.study_instance_uid == run.study_instance_uid
+        )
+    )
+    return digest != run.instance_set_digest
 
 
 def _again_or_failed(

@@ -126,7 +126,8 @@ class ShadowState(StrEnum):
     """It does not read this study."""
     FAILED = "failed"
     DROPPED = "dropped"
-    """The shadow ended, or retention removed the pixels, before it was asked."""
+    """The shadow ended, or its images were removed or are not all of the study any more, before it
+    was asked."""
 
 
 StateT = TypeVar(

@@ -155,6 +155,23 @@ def test_a_preparation_that_dies_is_taken_over_and_given_up_at_last(hospital) ->
     assert "died 3 times" in only(hospital).reason
 
 
+def test_a_preparation_that_died_before_other_images_came_is_dropped(hospital) -> None:
+    # Given a run whose preparer died, of a study that has more images now,
+    hospital.enqueue()
+    claim(hospital)
+    hospital.arrive(2, now=LATER)
+    complete_now(hospital.database, STUDY, LATER)
+    hospital.prepare(LATER)
+    now = LATER + seconds(61)
+
+    # when its lease is over, it ends, for no preparer looks for it,
+    assert reclaim_runs(hospital.database, now) == 1
+    assert only(hospital).state is ShadowState.DROPPED
+    # costs the database no further write, and what the study is now is shown.
+    assert reclaim_runs(hospital.database, now + seconds(5)) == 0
+    assert claim(hospital, now=now) is not None
+
+
 def test_what_a_predecessor_prepared_is_not_written(hospital) -> None:
     hospital.enqueue()
     old = claim(hospital, owner="preparer-1")
