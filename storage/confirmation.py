@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from storage import schema
 from storage.backoff import backoff_seconds
@@ -36,8 +36,9 @@ def confirm_deliveries(
     database: Database, destination: str, sop_instance_uids: Iterable[str], now: datetime
 ) -> int:
     """Mark sent documents as held by the destination (storage commitment or a query)."""
-    confirmed = _sent(database, destination, sop_instance_uids)
     with database.write() as connection:
+        # Under the write lock: a retry may have sent it again, or given it up, meanwhile.
+        confirmed = _sent(connection, destination, sop_instance_uids)
         for delivery in confirmed:
             move_delivery(
                 connection,
@@ -51,15 +52,14 @@ def confirm_deliveries(
 
 
 def _sent(
-    database: Database, destination: str, sop_instance_uids: Iterable[str]
+    connection: Connection, destination: str, sop_instance_uids: Iterable[str]
 ) -> list[DeliveryRecord]:
     query = delivery_query().where(
         _DELIVERY.c.destination == destination,
         _DELIVERY.c.state == DeliveryState.SENT,
         _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
     )
-    with database.read() as connection:
-        return [delivery_of(row) for row in connection.execute(query).mappings()]
+    return [delivery_of(row) for row in connection.execute(query).mappings()]
 
 
 def unconfirmed_deliveries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -357,6 +358,32 @@ def _sent(hospital, *destinations: str, study: str = STUDY, number: int = 1) -> 
         )[0]
         for group in groups
     ]
+
+
+def test_what_a_retry_sends_again_is_not_confirmed_for_having_been_sent_before(
+    hospital, monkeypatch
+) -> None:
+    # Given a report that was not found, and an answer that it is there after all,
+    (lost,) = _sent(hospital)
+    for _ in range(MISSES_UNTIL_STUCK):
+        record_confirmation_miss(hospital.database, [lost.id], NOON)
+    write = hospital.database.write
+
+    @contextmanager
+    def after_a_retry():
+        monkeypatch.undo()
+        assert retry_study(hospital.database, STUDY, NOON).delivery_ids == (lost.id,)
+        with write() as connection:
+            yield connection
+
+    # when a retry has the write lock before it is recorded,
+    monkeypatch.setattr(hospital.database, "write", after_a_retry)
+    count = confirm_deliveries(hospital.database, "pacs", [lost.sop_instance_uid], NOON)
+
+    # it stays pending, as the retry left it.
+    assert count == 0
+    ((waits,),) = [group.deliveries for group in due_deliveries(hospital.database, NOON)]
+    assert waits.id == lost.id
 
 
 def test_what_is_not_found_is_asked_for_less_and_less_often_and_starves_nobody(hospital) -> None:
