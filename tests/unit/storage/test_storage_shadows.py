@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from storage_hospital import NOON, PNEUMONIA, STUDY, make_tensor, seconds
 
 from dicom_io.vocabulary import PresenceValues
@@ -114,6 +114,23 @@ def test_a_shadow_sees_studies_prepared_since_it_began_once_each(hospital) -> No
 
     assert seen[0].study.study_instance_uid == OTHER
     assert seen[1] is None
+
+
+def test_to_look_for_a_study_reads_only_those_prepared_since_the_shadow_began(hospital) -> None:
+    asked = []
+    event.listen(
+        hospital.database._engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, query, values, *_: asked.append((query, values)),
+    )
+    assert claim(hospital) is None
+
+    ((query, values),) = [each for each in asked if each[0].startswith("SELECT")]
+    with hospital.database.read() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values).all()
+    steps = [row.detail for row in plan if " study " in row.detail]
+    assert steps == ["SEARCH study USING INDEX ix_study_prepared_at (prepared_at>?)"]
+    assert not any("TEMP B-TREE" in row.detail for row in plan)
 
 
 def test_a_study_that_still_receives_or_waits_for_its_own_preparation_is_left_alone(
