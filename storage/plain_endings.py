@@ -67,10 +67,11 @@ def plain_ones(
     """Return what can be recorded without a second look, by its place in the batch.
 
     A job is plain when the caller holds its lease, nothing of its study was ever said by this model
-    before, no other job of the batch is about the same study, and the model was not retired.
+    before, nothing else of the batch is about the same study, and the model was not retired.
     """
     rows = _records(connection, [each.job.id for each in batch])
-    studies = Counter(row["study_instance_uid"] for row in rows.values())
+    # By places, not by jobs: one that was taken back and claimed again may have two.
+    studies = Counter(rows[each.job.id]["study_instance_uid"] for each in batch)
     spoken_for = _studies_with_results(connection, studies)
     silenced = {
         (name, version)

@@ -136,6 +136,20 @@ def test_batch_of_ordinary_and_other_endings_records_each_as_if_it_were_alone(ho
     assert get_job(hospital.database, again.id).state is JobState.RUNNING
 
 
+def test_job_that_its_worker_claimed_again_may_be_in_one_batch_twice(hospital) -> None:
+    """A machine that was suspended for longer than a lease: taken back while it was computed."""
+    (before,) = claimed(hospital, 1)
+    reclaim_expired(hospital.database, NOON + seconds(61))
+    (again,) = hospital.claim(now=NOON + seconds(62))
+
+    batch = [Analysed(job, (PNEUMONIA,), NOON) for job in (before, again)]
+    states = finish_batch(hospital.database, batch, NOON + seconds(63))
+
+    assert states == (JobState.DONE, JobState.DONE)
+    (result,) = read_dossier(hospital.database, f"{STUDY}.0").results
+    assert result.job_id == before.id == again.id
+
+
 def test_second_result_of_a_study_joins_the_chain_of_versions(hospital) -> None:
     hospital.analyse(f"{STUDY}.1")
     hospital.arrive(1, 2, study=f"{STUDY}.1", now=NOON + seconds(9))
