@@ -13,7 +13,9 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     and_,
+    exists,
     insert,
+    or_,
     select,
     update,
 )
@@ -170,16 +172,25 @@ def refuse_within(
 def supersede_within(
     connection: Connection, study_instance_uid: str, *, keep: Iterable[int], now: datetime
 ) -> tuple[int, ...]:
-    """Supersede the study's waiting jobs that the newest preparation does not want."""
-    table = schema.job
+    """Supersede the study's waiting jobs that the newest preparation does not want.
+
+    And failed ones without a tensor: only a preparation that wants them could let them run again.
+    """
+    table, tensor = schema.job, schema.tensor
+    has_tensor = exists().where(tensor.c.job_id == table.c.id)
     query = select(table).where(
         table.c.study_instance_uid == study_instance_uid,
-        table.c.state == JobState.WAITING,
+        or_(
+            table.c.state == JobState.WAITING,
+            and_(table.c.state == JobState.FAILED, ~has_tensor),
+        ),
         table.c.id.not_in(list(keep)),
     )
     old = [job_from_row(row) for row in connection.execute(query).mappings()]
     for job in old:
-        move_job(connection, job, JobState.SUPERSEDED, Actor.PREPARER, now, reason=_NOT_WANTED)
+        # As in _revive, a failed one is here by a retry.
+        actor = Actor.OPERATOR if job.state is JobState.FAILED else Actor.PREPARER
+        move_job(connection, job, JobState.SUPERSEDED, actor, now, reason=_NOT_WANTED)
         drop_tensor(connection, job.id)
     return tuple(job.id for job in old)
 

@@ -84,7 +84,8 @@ class Prepared:
     """Enqueued now, or there already and not finished."""
     refused_job_ids: tuple[int, ...]
     superseded_job_ids: tuple[int, ...]
-    """Waiting jobs of older instance sets, or of sets that this preparation did not want."""
+    """Jobs of older instance sets, or that this preparation did not want: they waited, or had
+    failed and could not run again without it."""
 
 
 def claim_study_for_preparation(

@@ -14,7 +14,7 @@ from storage.completion import complete_now
 from storage.dossier import read_dossier
 from storage.endings import Analysed, fail_attempt, finish_job, refuse_job
 from storage.enqueueing import NewRefusal
-from storage.jobs import ClaimedJob, get_job
+from storage.jobs import ClaimedJob, drop_tensor, get_job
 from storage.preparation import Preparation, PreparationTask, finish_preparation
 from storage.results import latest_results
 from storage.retry import retry_study
@@ -241,6 +241,27 @@ def test_what_failed_and_is_refused_when_it_is_prepared_again_is_refused(hospita
     assert (job.state, job.reason) == (JobState.REFUSED, "slices are missing")
     assert said(hospital) == [("1.0.0", "failure"), ("1.0.0", "refusal")]
     assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+
+
+def test_what_failed_without_a_tensor_ends_with_a_preparation_that_does_not_want_it(
+    hospital,
+) -> None:
+    # Given an analysis that failed because its tensor was lost,
+    failed = hospital.enqueue()
+    with hospital.database.write() as connection:
+        drop_tensor(connection, failed)
+    assert hospital.claim() == ()
+    assert get_job(hospital.database, failed).state is JobState.FAILED
+
+    # when a retry prepares the study anew, and no model reads it any more,
+    assert retry_study(hospital.database, STUDY, LATER).prepared_again
+    unmatched = Preparation(StudyState.UNMATCHED, "no model reads it")
+    finish_preparation(hospital.database, hospital.claim_study(LATER), unmatched, LATER)
+
+    # nothing could let it run again: it waits for nobody.
+    assert get_job(hospital.database, failed).state is JobState.SUPERSEDED
+    assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+    assert said(hospital) == [("1.0.0", "failure")]
 
 
 def test_back_at_an_earlier_version_it_speaks_again_of_what_it_has_analysed(hospital) -> None:
