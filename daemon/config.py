@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,9 +34,11 @@ from daemon.settings import (
     Port,
     Seconds,
     Section,
+    refuse_all,
 )
 
 CONFIG_VARIABLE = "MEDIMGD_CONFIG"
+_PREFIX, _DELIMITER = "MEDIMGD_", "__"
 SEARCH_PATH = (Path("medimgd.toml"), Path("/etc/medimgd/medimgd.toml"))
 
 
@@ -124,20 +127,19 @@ class WebSection(Section):
             return False
 
     @model_validator(mode="after")
-    def _user_and_password_go_together(self) -> WebSection:
-        if bool(self.user) != bool(self.password_hash.get_secret_value()):
-            raise ValueError("web.user and web.password_hash go together: set both or neither")
+    def _is_protected(self) -> WebSection:
+        refuse_all(self._faults())
         return self
 
-    @model_validator(mode="after")
-    def _needs_a_password_elsewhere(self) -> WebSection:
-        protected = bool(self.user and self.password_hash.get_secret_value())
-        if self.enabled and not self.is_loopback and not protected:
-            raise ValueError(
+    def _faults(self) -> Iterator[str]:
+        has_hash = bool(self.password_hash.get_secret_value())
+        if bool(self.user) != has_hash:
+            yield "web.user and web.password_hash go together: set both or neither"
+        if self.enabled and not self.is_loopback and not (self.user and has_hash):
+            yield (
                 f"web.address {self.address!r} is not loopback: set web.user and "
                 "web.password_hash (medimgd config hash-password) or use 127.0.0.1"
             )
-        return self
 
 
 class RetentionSection(Section):
@@ -157,7 +159,7 @@ class Config(BaseSettings):
     """Everything an installation can decide. Absent sections take their defaults."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MEDIMGD_", env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER, extra="forbid", frozen=True
     )
 
     site: SiteSection = SiteSection()
@@ -172,33 +174,31 @@ class Config(BaseSettings):
     log: LogSection = LogSection()
 
     @model_validator(mode="after")
-    def _destinations_have_one_name_each(self) -> Config:
-        names = [destination.name for destination in self.destinations]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"destinations: the name {repeated[0]!r} is used more than once")
+    def _sections_agree(self) -> Config:
+        refuse_all([*self._repeated_names(), *self._archives_without_trust(), *self._shared_port()])
         return self
 
-    @model_validator(mode="after")
-    def _archives_with_tls_can_be_trusted(self) -> Config:
+    def _repeated_names(self) -> Iterator[str]:
+        names = [destination.name for destination in self.destinations]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"destinations: the name {name!r} is used more than once"
+
+    def _archives_without_trust(self) -> Iterator[str]:
         for each in self.destinations:
             if each.tls and not (each.ca_file or self.receiver.tls.ca_file):
-                raise ValueError(
+                yield (
                     f"destinations: {each.name!r} is called with TLS, but nothing says who vouches "
                     "for it: set its ca_file, or receiver.tls.ca_file"
                 )
             if each.ca_file and not each.tls:
-                raise ValueError(
+                yield (
                     f"destinations: {each.name!r} has a ca_file, but is called without TLS: "
                     "set tls = true, or remove ca_file"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _ports_differ(self) -> Config:
+    def _shared_port(self) -> Iterator[str]:
         if self.web.enabled and self.receiver.port and self.receiver.port == self.web.port:
-            raise ValueError(f"receiver.port and web.port are both {self.web.port}")
-        return self
+            yield f"receiver.port and web.port are both {self.web.port}"
 
     @property
     def database_path(self) -> Path:
@@ -275,15 +275,20 @@ def load_config(named: Path | None = None) -> Config:
     return Config.model_construct(**{name: getattr(loaded, name) for name in Config.model_fields})
 
 
+def _variables() -> list[str]:
+    """Return the names of the environment variables that speak of settings, whatever their case."""
+    return sorted(
+        name for name in os.environ if name.upper().startswith(_PREFIX) and _DELIMITER in name
+    )
+
+
 def _refuse_unknown_variables() -> None:
     """A misspelt variable would otherwise be ignored in silence."""
-    prefix, delimiter = "MEDIMGD_", "__"
-    # Variables are read whatever their case is.
-    nested = [name for name in os.environ if name.upper().startswith(prefix) and delimiter in name]
-    known = set(Config.model_fields)
-    unknown = sorted(
-        name for name in nested if name[len(prefix) :].partition(delimiter)[0].lower() not in known
-    )
+    unknown = [
+        name
+        for name in _variables()
+        if name[len(_PREFIX) :].partition(_DELIMITER)[0].lower() not in Config.model_fields
+    ]
     if unknown:
         raise ConfigurationError(
             f"environment: {', '.join(unknown)} names no section of the configuration; "
@@ -292,18 +297,18 @@ def _refuse_unknown_variables() -> None:
 
 
 def _all_faults(path: Path | None, error: ValidationError) -> str:
-    origin = str(path) if path else "built-in defaults and environment"
-    lines = [f"{origin}: {error.error_count()} fault(s)"]
+    origin = ", ".join([str(path) if path else "built-in defaults", *_variables()])
+    lines = []
     for fault in error.errors():
         field = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
-        lines.append(f"  {field}: {_rule(fault)}{_received(field, fault)}")
-    return "\n".join(lines)
+        lines += [f"  {field}: {rule}{_received(field, fault)}" for rule in _rules(fault)]
+    return "\n".join([f"{origin}: {len(lines)} fault(s)", *lines])
 
 
-def _rule(fault: Any) -> str:
+def _rules(fault: Any) -> list[str]:
     if fault["type"] == "extra_forbidden":
-        return "no such setting"
-    return str(fault["msg"]).removeprefix("Value error, ")
+        return ["no such setting"]
+    return str(fault["msg"]).removeprefix("Value error, ").splitlines()
 
 
 def _received(field: str, fault: Any) -> str:
@@ -320,5 +325,5 @@ def _variable_of(field: tuple[str | int, ...]) -> str:
     """Return the environment variable that a value came from; empty where the file says it."""
     variables = {name.upper(): name for name in os.environ}
     parts = [str(part).upper() for part in field]
-    names = ("MEDIMGD_" + "__".join(parts[:count]) for count in range(len(parts), 0, -1))
+    names = (_PREFIX + _DELIMITER.join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((variables[name] for name in names if name in variables), "")

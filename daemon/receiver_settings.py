@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from daemon.settings import AETitle, FileName, PasswordHash, Port, Seconds, Section
+from daemon.settings import AETitle, FileName, PasswordHash, Port, Seconds, Section, refuse_all
 
 MOST_RECEIVERS_BY_ITSELF = 4
 
@@ -75,24 +76,27 @@ class TLSSection(Section):
         return self.client_certificates == "required"
 
     @model_validator(mode="after")
-    def _certificate_and_key_go_together(self) -> TLSSection:
+    def _files_fit_together(self) -> TLSSection:
+        refuse_all(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        others = self.key_password_file or self.ca_file or self.client_certificates != "auto"
         if (self.certificate_file is None) != (self.key_file is None):
-            raise ValueError(
+            yield (
                 "receiver.tls.certificate_file and receiver.tls.key_file go together: "
                 "set both or neither"
             )
-        others = self.key_password_file or self.ca_file or self.client_certificates != "auto"
-        if not self.enabled and others:
-            raise ValueError(
+        elif not self.enabled and others:
+            yield (
                 "receiver.tls settings mean nothing without receiver.tls.certificate_file and "
                 "receiver.tls.key_file: set these, or remove the others"
             )
         if self.requires_client_certificate and self.ca_file is None:
-            raise ValueError(
+            yield (
                 "receiver.tls.client_certificates is 'required', but receiver.tls.ca_file does "
                 "not say who vouches for them: set it"
             )
-        return self
 
 
 class UserSection(Section):
@@ -163,27 +167,22 @@ class ReceiverSection(Section):
         return 1 if self.port == 0 else min(len(os.sched_getaffinity(0)), MOST_RECEIVERS_BY_ITSELF)
 
     @model_validator(mode="after")
-    def _any_port_is_for_one(self) -> ReceiverSection:
+    def _settings_agree(self) -> ReceiverSection:
+        refuse_all(self._faults())
+        return self
+
+    def _faults(self) -> Iterator[str]:
         if self.port == 0 and self.processes > 1:
-            raise ValueError(
+            yield (
                 f"receiver.port 0 gives each of the {self.processes} receivers another port: name "
                 "a port, or set receiver.processes = 1"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _rules_and_users_are_given_once(self) -> ReceiverSection:
         rules = [
             (peer.ae_title.strip(), str(ipaddress.ip_network(peer.network, strict=False)))
             for peer in self.peers
         ]
-        for title, network in rules:
-            if rules.count((title, network)) > 1:
-                raise ValueError(
-                    f"receiver.peers: {title!r} from {network} has more than one rule: keep one"
-                )
+        for title, network in sorted({rule for rule in rules if rules.count(rule) > 1}):
+            yield f"receiver.peers: {title!r} from {network} has more than one rule: keep one"
         names = [user.name for user in self.users]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"receiver.users: {name!r} stands there twice: keep one")
-        return self
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"receiver.users: {name!r} stands there twice: keep one"

@@ -6,6 +6,7 @@ Owns the types with their ranges and units. Knows no setting by name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,16 @@ def _is_a_hash(value: SecretStr) -> SecretStr:
 
 PasswordHash = Annotated[SecretStr, AfterValidator(_is_a_hash)]
 """What ``medimgd config hash-password`` prints, or an empty text."""
+
+
+def refuse_all(faults: Iterable[str]) -> None:
+    """Raise one ValueError with every sentence, a line each; without any, do nothing.
+
+    Pydantic stops at the first rule over several fields that is broken: rules of one section that
+    may be broken together are therefore asked together.
+    """
+    if lines := "\n".join(faults):
+        raise ValueError(lines)
 
 
 class Section(BaseModel):

@@ -60,6 +60,56 @@ def test_every_fault_is_listed_at_once_with_field_value_and_rule(tmp_path: Path)
     assert "destinations.0.port" in message
 
 
+def test_rules_over_several_values_are_listed_at_once_too(tmp_path: Path) -> None:
+    page = "[web]\naddress = '0.0.0.0'\nuser = 'reader'\n"
+    rule = "{ ae_title = 'CT1', network = '10.0.0.0/8' }"
+    user = "{ name = 'ct1' }"
+    door = (
+        f"[receiver]\nport = 0\nprocesses = 2\npeers = [{rule}, {rule}]\nusers = [{user}, {user}]\n"
+    )
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(write(tmp_path, page + door))
+
+    message = str(caught.value)
+    assert message.splitlines()[0].endswith("5 fault(s)")
+    assert "web: web.user and web.password_hash go together" in message
+    assert "web: web.address '0.0.0.0' is not loopback" in message
+    assert "receiver: receiver.port 0 gives each of the 2 receivers another port" in message
+    assert "receiver: receiver.peers: 'CT1' from 10.0.0.0/8" in message
+    assert "receiver: receiver.users: 'ct1' stands there twice" in message
+
+
+def test_what_two_sections_disagree_about_is_listed_at_once(tmp_path: Path) -> None:
+    archive = "[[destinations]]\nname = '{}'\nhost = 'h'\nport = 104\nae_title = 'A'\n{}\n"
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(
+            write(
+                tmp_path,
+                "[receiver]\nport = 8042\n"
+                + archive.format("a", "tls = true")
+                + archive.format("a", "ca_file = 'ca.pem'"),
+            )
+        )
+
+    message = str(caught.value)
+    assert message.splitlines()[0].endswith("4 fault(s)")
+    assert "receiver.port and web.port are both 8042" in message
+    assert "'a' is called with TLS, but nothing says who vouches" in message
+    assert "'a' has a ca_file, but is called without TLS" in message
+    assert "the name 'a' is used more than once" in message
+
+
+def test_a_fault_names_the_variables_that_it_may_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIMGD_RECEIVER__PORT", "many")
+
+    with pytest.raises(ConfigurationError, match=r"medimgd\.toml, MEDIMGD_RECEIVER__PORT: 1 fault"):
+        load_config(write(tmp_path, ""))
+
+
 def test_the_page_refuses_other_addresses_without_a_password(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="not loopback"):
         load_config(write(tmp_path, "[web]\naddress = '0.0.0.0'\n"))
