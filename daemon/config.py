@@ -272,6 +272,11 @@ def load_config(named: Path | None = None) -> Config:
         raise ConfigurationError(_all_faults(path, error)) from error
     except ValueError as error:
         raise ConfigurationError(f"{path or 'environment'}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read by user {os.geteuid()} ({error.strerror}): give it to the "
+            "account that medimgd runs as, or to its group"
+        ) from error
     return Config.model_construct(**{name: getattr(loaded, name) for name in Config.model_fields})
 
 

@@ -22,6 +22,7 @@ from daemon.config import Config
 from daemon.confirming import peer_of
 from daemon.dangling_settings import dangling_settings
 from daemon.door import tls_call_to_ourselves, tls_files_of
+from daemon.errors import DataFolderUnusable
 from daemon.status import MEBIBYTE, read_status
 from dicom_io.association import Destination
 from dicom_io.certificates import Certificate, read_certificates
@@ -66,8 +67,11 @@ def examine(config: Config) -> Iterator[Diagnosis]:
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:
-    folder = _nearest_folder(config.site.data_folder.resolve())
-    seconds = _sync_seconds(folder)
+    try:
+        folder = _nearest_folder(config.site.data_folder.resolve())
+        seconds = _sync_seconds(folder)
+    except OSError as error:
+        raise DataFolderUnusable(config.site.data_folder, error) from error
     yield Diagnosis(
         "disk sync",
         ok=seconds < SLOW_SYNC_SECONDS,

@@ -3,6 +3,7 @@
 DaemonError
 ├── ConfigurationError      the TOML file or the environment breaks a rule
 ├── SlotTaken               another process runs this slot on this data folder
+├── DataFolderUnusable      nothing can be written into the data folder
 ├── AdmissionRefused        a model version is not what this site asks for
 ├── UnknownStudy            no study is known by what was typed
 ├── CannotReplay            a result cannot be computed again from what is stored
@@ -13,7 +14,9 @@ DaemonError
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_io.errors import MedimgdError
@@ -38,6 +41,27 @@ class SlotTaken(DaemonError):
     """Another process runs this slot on this data folder."""
 
     retryable = False
+
+
+class DataFolderUnusable(DaemonError):
+    """Nothing can be written into the data folder.
+
+    Parameters
+    ----------
+    folder : Path
+        ``site.data_folder``.
+    cause : OSError
+        What the system said, and about which path.
+    """
+
+    retryable = False
+
+    def __init__(self, folder: Path, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write into the data folder {folder.absolute()} as user {os.geteuid()} "
+            f"({cause.strerror}: {cause.filename or folder}): the account that medimgd runs as "
+            "must own it, and its disk needs room; or name another folder in site.data_folder"
+        )
 
 
 class AdmissionRefused(DaemonError):

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from daemon.config import Config
-from daemon.errors import SlotTaken
+from daemon.errors import DataFolderUnusable, SlotTaken
 
 _ATTEMPTS = 5
 """Tries to take a lock that another may hold for an instant, to see whether it is free."""
@@ -28,21 +29,35 @@ def hold_slot(config: Config, slot: str) -> Iterator[None]:
     ------
     SlotTaken
         Another process holds it; the message names it and what to do.
+    DataFolderUnusable
+        The lock cannot be written, so nothing else could be either.
     """
-    path = _path(config, slot)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="ascii") as file:
+    with _lock_file(config, slot) as file:
         if not _taken(file.fileno()):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise SlotTaken(
                 f"{slot} runs already on {config.site.data_folder} (process {holder}): stop it, "
-                "use another data folder, or give this process a --slot of its own"
+                f"use another data folder{_or_another_slot(slot)}"
             )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock_file(config: Config, slot: str) -> TextIO:
+    path = _path(config, slot)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise DataFolderUnusable(config.site.data_folder, error) from error
+
+
+def _or_another_slot(slot: str) -> str:
+    """``medimgd run`` itself takes no slot: a second one would start every process twice."""
+    return "" if slot.startswith("scheduler") else ", or give this process a --slot of its own"
 
 
 def _taken(descriptor: int) -> bool:

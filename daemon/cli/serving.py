@@ -37,6 +37,11 @@ def run(
     with failures_become_exit_codes():
         loaded = load_config(config)
         if role is Role.ALL:
+            if slot is not None:
+                raise typer.BadParameter(
+                    "only one process alone has a slot: name its role, as in "
+                    f"'medimgd run receiver --slot {slot}'", param_hint="--slot",
+                )  # fmt: skip
             code = run_all(loaded, find_config_file(config))
         else:
             code = run_one(loaded, role.value, slot)

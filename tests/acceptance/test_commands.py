@@ -219,15 +219,26 @@ def test_config_check_lists_every_fault_and_exits_5(tmp_path: Path) -> None:
     assert "study.quiet_seconds" in done.stderr
 
 
-def test_a_data_folder_that_cannot_be_made_is_named_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+@pytest.mark.parametrize("command", [("run",), ("run", "receiver"), ("doctor",)])
+def test_a_data_folder_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
     path = tmp_path / "site.toml"
-    path.write_text(f"[site]\ndata_folder = '{tmp_path}/file/data'\n")
+    path.write_text(f"[site]\ndata_folder = '{tmp_path}/file/run'\n")
 
-    done = medimgd("run", "--config", str(path))
+    done = medimgd(*command, "--config", str(path))
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"medimgd: {tmp_path}/file/data/locks: Not a directory\n"
+    assert "Traceback" not in done.stderr
+    assert f"cannot write into the data folder {tmp_path}/file/run" in done.stdout + done.stderr
+    assert done.returncode == (3 if command == ("doctor",) else 1)
+
+
+def test_all_processes_together_take_no_slot() -> None:
+    done = medimgd("run", "--slot", "receiver-2")
+
+    assert done.returncode == 2
+    assert "medimgd run receiver --slot receiver-2" in done.stderr
 
 
 def test_config_show_masks_the_password(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.config import Config, SiteSection
-from daemon.errors import SlotTaken
+from daemon.errors import DataFolderUnusable, SlotTaken
 from daemon.slot_lock import hold_slot
 
 HOLDER = """
@@ -47,3 +47,24 @@ def test_a_second_process_is_told_who_holds_the_slot(tmp_path: Path) -> None:
     holder.stdout.close()
     with hold_slot(config_of(tmp_path), "worker-1"):
         pass
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with (
+        pytest.raises(DataFolderUnusable, match=r"cannot write into .*file/run.*Not a directory"),
+        hold_slot(config_of(tmp_path / "file" / "run"), "worker-1"),
+    ):
+        pass
+
+
+def test_a_second_daemon_is_not_told_to_take_a_slot(tmp_path: Path) -> None:
+    with (
+        hold_slot(config_of(tmp_path), "scheduler-1"),
+        pytest.raises(SlotTaken) as caught,
+        hold_slot(config_of(tmp_path), "scheduler-1"),
+    ):
+        pass
+
+    assert str(caught.value).endswith("stop it, use another data folder")
