@@ -212,7 +212,7 @@ def _commitment(config: Config) -> Iterator[Diagnosis]:
     yield Diagnosis(
         "storage commitment", ok=True,
         detail="on: senders may delete what we commit to, and we delete it "
-        f"{config.retention.days:g} days after its study ended{unknown}",
+        f"{config.retention.days:g} days after the last word about its study{unknown}",
         warning=bool(without_port),
     )  # fmt: skip
 
