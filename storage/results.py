@@ -239,7 +239,9 @@ def _require(connection: Connection, result_id: int) -> ResultRecord:
     query = _query().where(schema.result.c.id == result_id)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"no result {result_id}")
+        raise NotFound(
+            f"no result {result_id}: 'medimgd show STUDY' says the numbers of its results"
+        )
     return result_from_row(row)
 
 

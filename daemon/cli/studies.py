@@ -237,11 +237,15 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
         for sentence in explained(decision.evaluation):
             say(sentence)
     for version in page.latest:
-        number = version.result_id
-        say(
-            f"\nresult {number} of {version.model.at_version}: 'medimgd replay {number}' repeats it"
-        )
+        say(f"\n{replay_advice(version.result_id, version.model.at_version, version.kind)}")
         _say_regions(version.detection)
+
+
+def replay_advice(result_id: int, model: str, kind: str) -> str:
+    """Return whether a result can be computed again: only findings come out of a computation."""
+    if kind == "finding":
+        return f"result {result_id} of {model}: 'medimgd replay {result_id}' repeats it"
+    return f"result {result_id} of {model} is a {kind}: 'medimgd retry' asks the model again"
 
 
 def explained(evaluation: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.studies import replay_advice
 from daemon.demo import SAMPLES, bundled_samples
 from daemon.passwords import hash_password
 from tests.acceptance.installation import Installation, recording_archive
@@ -121,6 +122,12 @@ def test_explain_names_the_result_that_can_be_replayed(busy: Installation) -> No
     assert [(each["model"], each["is_latest"]) for each in found] == [("film@1.0.0", True)]
     number = found[0]["result_id"]
     assert f"'medimgd replay {number}'" in busy.run("explain", CHEST.study_instance_uid).stdout
+
+
+@pytest.mark.parametrize("kind", ["refusal", "failure"])
+def test_explain_does_not_offer_to_replay_what_was_never_computed(kind: str) -> None:
+    assert "'medimgd replay 7'" in replay_advice(7, "film@1.0.0", "finding")
+    assert "replay" not in replay_advice(7, "film@1.0.0", kind)
 
 
 def test_an_unknown_study_is_not_found(busy: Installation) -> None:
