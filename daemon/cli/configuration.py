@@ -17,10 +17,11 @@ app = typer.Typer(help="Write, check and show the configuration.", no_args_is_he
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("medimgd.toml"),
 ) -> None:
-    """Write a commented configuration file; an existing one is never overwritten."""
+    """Write a commented configuration file, and its folder; an existing file is left alone."""
     from daemon.example_config import example_toml
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(example_toml())
     except FileExistsError:

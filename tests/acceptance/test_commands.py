@@ -210,6 +210,7 @@ def test_doctor_tries_every_decoder_and_destination(busy: Installation) -> None:
 
 def test_config_init_writes_a_file_that_config_check_accepts(tmp_path: Path) -> None:
     assert medimgd("config", "init", folder=tmp_path).returncode == 0
+    assert medimgd("config", "init", "etc/medimgd/medimgd.toml", folder=tmp_path).returncode == 0
 
     assert medimgd("config", "check", folder=tmp_path).returncode == 0
     assert medimgd("config", "init", folder=tmp_path).returncode == 1
