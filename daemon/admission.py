@@ -22,11 +22,13 @@ from model.errors import CatalogueFault, PackageFault
 from model.package import ModelPackage, load_package
 from model.runtimes.check import check_package
 from storage.database import Database, migrate, open_database
+from storage.errors import IllegalMove
 from storage.standings import (
     Decision,
     Moved,
     VersionDigests,
     admit_version,
+    check_decision,
     end_shadow,
     list_standings,
     note_installed,
@@ -34,7 +36,7 @@ from storage.standings import (
     retire_version,
     shadow_version,
 )
-from storage.states import MODEL_MOVES, Actor, ModelState, check_move
+from storage.states import ModelState
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,7 @@ def _require_met(
     # Asked before the trial, which takes seconds; asked again when it is written.
     for standing in known_standings(config):
         if standing.at_version == package.at_version:
-            check_move(MODEL_MOVES, f"model {package.at_version}", standing.state,
-                       ModelState.ADMITTED, Actor.OPERATOR)  # fmt: skip
+            check_decision(package.at_version, standing.state, ModelState.ADMITTED)
     criteria = judge(config, package)
     unmet = [criterion.sentence for criterion in criteria if not criterion.met]
     if unmet:
@@ -126,7 +127,7 @@ def _require_met(
 
 
 def retire(config: Config, named: str, decision: Decision) -> Moved:
-    """Let a version never speak again; also one whose folder is broken, changed or gone."""
+    """Silence a version until it is admitted again, also where its folder is broken or gone."""
     with _opened(config) as database:
         return retire_version(database, _digests(config, database, named), decision)
 
@@ -137,15 +138,16 @@ def begin_shadow(config: Config, named: str, decision: Decision) -> Moved:
     Raises
     ------
     CatalogueFault
-        It serves by itself: to make it a shadow would leave nothing in its place.
+        No such version is installed.
+    IllegalMove
+        It serves: to make it a shadow would leave nothing in its place. Or it is one already.
     """
     package = usable_package(config, named)
     with _opened(config) as database:
         now = serving(config, list_standings(database))
         if package in now.packages:
-            raise CatalogueFault(
-                package.at_version,
-                ["serves; admit another version first, or retire this one"],
+            raise IllegalMove(
+                f"{package.at_version} serves: admit another version first, or retire this one"
             )
         return shadow_version(database, digests_of(package), decision)
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from dicom_io.errors import RefusalReason
 from storage import audit, schema
 from storage.database import Database
+from storage.errors import IllegalMove
 from storage.jobs import JobRecord, drop_tensor, job_from_row, move_job, result_of
 from storage.precedence import overtaken_within, supersede_overtaken_within
 from storage.results import ResultKind, write_result
@@ -153,7 +154,7 @@ def admit_version(
 
 
 def retire_version(database: Database, version: VersionDigests, decision: Decision) -> Moved:
-    """Let a version never speak again; the analyses that wait for it are refused, with the reason.
+    """Silence a version until it is admitted again; what waits for it is refused, with reason.
 
     What a worker computes at this moment is refused when it ends.
 
@@ -188,6 +189,20 @@ def end_shadow(database: Database, version: VersionDigests, decision: Decision) 
         dropped = _end_shadow(connection, version, ModelState.SHADOW, decision.at)
         _write(connection, decision, "model shadow ended", version, dropped_runs=dropped)
         return Moved(standing, dropped_runs=dropped)
+
+
+def check_decision(at_version: str, before: ModelState, after: ModelState) -> None:
+    """Raise ``IllegalMove``, in words for who decides, when a version cannot become `after`."""
+    try:
+        check_move(MODEL_MOVES, f"model {at_version}", before, after, Actor.OPERATOR)
+    except IllegalMove as error:
+        if after is ModelState.INSTALLED:
+            why = f"is {before}, and no shadow that could be ended"
+        elif after is before:
+            why = f"is {before} already"
+        else:
+            why = f"is {before}: admit another version first, or retire this one"
+        raise IllegalMove(f"{at_version} {why}") from error
 
 
 def note_installed(database: Database, version: VersionDigests, decision: Decision) -> None:
@@ -261,10 +276,8 @@ def _move(
     connection: Connection, version: VersionDigests, after_state: ModelState, decision: Decision
 ) -> Standing:
     before = _state(connection, version)
-    state = check_move(
-        MODEL_MOVES, f"model {version.at_version}", before, after_state, Actor.OPERATOR
-    )
-    return _put(connection, version, state, decision)
+    check_decision(version.at_version, before, after_state)
+    return _put(connection, version, after_state, decision)
 
 
 def _put(

@@ -121,7 +121,7 @@ def retire(
     config: ConfigPath = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Let a version never speak again; analyses that wait for it are refused, with the reason."""
+    """Silence a version until it is admitted again; what waits for it is refused, with reason."""
     from daemon import admission
 
     with _deciding(config) as loaded:

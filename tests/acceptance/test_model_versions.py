@@ -136,7 +136,7 @@ def test_a_version_retired_while_studies_wait_for_it_refuses_them(
     site.stop()
 
     assert len(retired["refused_job_ids"]) == 1
-    assert "retired -> retired" in again.stderr
+    assert "is retired already" in again.stderr
     (job,) = dossier.jobs
     assert (dossier.study.state, job.state) == (StudyState.ROUTED, JobState.REFUSED)
     (line,) = site.run_json("studies")

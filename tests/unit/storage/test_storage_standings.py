@@ -98,6 +98,22 @@ def test_an_illegal_move_raises_and_leaves_no_trace(hospital, first, second) -> 
     assert (states(hospital), len(list_audit(hospital.database))) == before
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (admit_version, admit_version, "is admitted already"),
+        (retire_version, retire_version, "is retired already"),
+        (retire_version, end_shadow, "is retired, and no shadow that could be ended"),
+        (admit_version, shadow_version, "is admitted: admit another version first, or retire"),
+    ],
+)
+def test_who_decides_is_told_in_words_why_not(hospital, first, second, words: str) -> None:
+    first(hospital.database, ONE, DECIDED)
+
+    with pytest.raises(IllegalMove, match=rf"^cxr-pneumonia@1\.0\.0 {words}"):
+        second(hospital.database, ONE, DECIDED)
+
+
 def test_a_failed_admission_supersedes_nothing(hospital) -> None:
     admit_version(hospital.database, ONE, DECIDED)
 
