@@ -62,9 +62,9 @@ def retry(
 ) -> None:
     """Set everything of a study going again that waits for a person, or for time."""
     if bool(study) == bool(state):
-        raise typer.BadParameter("name one study, or the studies meant by --state", param_hint="")
+        raise typer.BadParameter("name one study, or the studies meant by --state")
     if not state and (since or dry_run or yes):
-        raise typer.BadParameter("--since, --dry-run and --yes go with --state", param_hint="")
+        raise typer.BadParameter("--since, --dry-run and --yes go with --state")
     if state:
         _retry_many(config, state, since, dry_run=dry_run, yes=yes, again=again, as_json=as_json)
     else:
@@ -169,7 +169,7 @@ def _confirm(
     if yes:
         return
     if as_json:
-        raise typer.BadParameter("a program says --yes, or --dry-run to look", param_hint="")
+        raise typer.BadParameter("a program says --yes, or --dry-run to look")
     _print_found(found, waits, now, as_json=False)
     typer.confirm(f"Try {len(found)} studies again?", abort=True)
 

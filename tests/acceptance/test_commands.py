@@ -242,6 +242,22 @@ def test_a_data_folder_that_cannot_be_written_is_a_sentence(
     assert done.returncode == (3 if command == ("doctor",) else 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ((), "name one study, or the studies meant by --state"),
+        (("1.2", "--dry-run"), "--since, --dry-run and --yes go with --state"),
+    ],
+)
+def test_a_retry_of_nothing_in_particular_is_a_wrong_usage(
+    arguments: tuple[str, ...], rule: str
+) -> None:
+    done = medimgd("retry", *arguments)
+
+    assert done.returncode == 2
+    assert f"Invalid value: {rule}" in done.stderr
+
+
 def test_all_processes_together_take_no_slot() -> None:
     done = medimgd("run", "--slot", "receiver-2")
 
