@@ -237,12 +237,15 @@ def explain(study: StudyArgument, config: ConfigPath = None, as_json: AsJSON = F
         for sentence in explained(decision.evaluation):
             say(sentence)
     for version in page.latest:
-        say(f"\n{replay_advice(version.result_id, version.model.at_version, version.kind)}")
+        model = version.model.at_version
+        say(f"\n{replay_advice(version.result_id, model, version.kind, page.purged_at)}")
         _say_regions(version.detection)
 
 
-def replay_advice(result_id: int, model: str, kind: str) -> str:
-    """Return whether a result can be computed again: only findings come out of a computation."""
+def replay_advice(result_id: int, model: str, kind: str, purged_at: datetime | None = None) -> str:
+    """Return whether a result can be computed again: findings can, while their images are here."""
+    if purged_at is not None:
+        return f"result {result_id} of {model}: its images were removed; send the study again"
     if kind == "finding":
         return f"result {result_id} of {model}: 'medimgd replay {result_id}' repeats it"
     return f"result {result_id} of {model} is a {kind}: 'medimgd retry' asks the model again"

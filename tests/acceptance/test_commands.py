@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,9 @@ def test_explain_names_the_result_that_can_be_replayed(busy: Installation) -> No
 def test_explain_does_not_offer_to_replay_what_was_never_computed(kind: str) -> None:
     assert "'medimgd replay 7'" in replay_advice(7, "film@1.0.0", "finding")
     assert "replay" not in replay_advice(7, "film@1.0.0", kind)
+    removed = replay_advice(7, "film@1.0.0", "finding", datetime(2026, 11, 29, tzinfo=UTC))
+    assert "images were removed" in removed
+    assert "replay" not in removed
 
 
 def test_an_unknown_study_is_not_found(busy: Installation) -> None:
