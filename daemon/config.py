@@ -232,6 +232,8 @@ def find_config_file(named: Path | None) -> Path | None:
     chosen = named or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
     if chosen is None:
         return next((path for path in SEARCH_PATH if path.is_file()), None)
+    if chosen.is_dir():
+        raise ConfigurationError(f"{chosen} is a folder: name the configuration file in it")
     if not chosen.is_file():
         raise ConfigurationError(
             f"configuration file {chosen} does not exist: create it with "

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 ConfigPath = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Configuration file (else MEDIMGD_CONFIG, ./medimgd.toml).",
-                 show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--config",
+        "-c",
+        help="Configuration file; else MEDIMGD_CONFIG, ./medimgd.toml, /etc/medimgd/medimgd.toml.",
+        show_default=False,
+    ),
+]
 
 
 def say(text: str = "") -> None:

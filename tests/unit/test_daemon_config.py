@@ -240,6 +240,11 @@ def test_broken_toml_names_the_file_and_the_line(tmp_path: Path) -> None:
         load_config(write(tmp_path, "[receiver\n"))
 
 
+def test_a_folder_in_the_place_of_the_file_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        load_config(tmp_path)
+
+
 def test_a_file_that_the_system_does_not_give_out_is_a_sentence() -> None:
     with pytest.raises(ConfigurationError, match=r"/proc/self/mem cannot be read by user \d+ \("):
         load_config(Path("/proc/self/mem"))
