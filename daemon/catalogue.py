@@ -20,6 +20,7 @@ from model.catalogue import (
     version_order,
 )
 from model.package import ModelPackage
+from storage.audit import AuditEntry, list_audit
 from storage.database import open_database
 from storage.errors import DatabaseMissing
 from storage.standings import Standing, VersionDigests, list_standings
@@ -74,6 +75,18 @@ def known_standings(config: Config) -> tuple[Standing, ...]:
         return ()
     try:
         return list_standings(database)
+    finally:
+        database.close()
+
+
+def decisions_about(config: Config, at_version: str) -> tuple[AuditEntry, ...]:
+    """Return what people decided about a version, refusals included, the latest first."""
+    try:
+        database = open_database(config.database_path, read_only=True)
+    except DatabaseMissing:
+        return ()
+    try:
+        return list_audit(database, subject=at_version)
     finally:
         database.close()
 

@@ -89,8 +89,14 @@ def show_model(
     config: ConfigPath = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show one package: labels, thresholds, contract, metrics, limits."""
-    from daemon.catalogue import known_standings, serving, state_in_words, state_of
+    """Show one package: labels, thresholds, contract, metrics, limits, and who decided what."""
+    from daemon.catalogue import (
+        decisions_about,
+        known_standings,
+        serving,
+        state_in_words,
+        state_of,
+    )
     from daemon.config import load_config
     from model.errors import CatalogueFault
 
@@ -103,16 +109,20 @@ def show_model(
         except CatalogueFault as error:
             typer.echo(f"medimgd: {error}", err=True)
             raise typer.Exit(ExitCode.NOT_FOUND) from error
+        decisions = decisions_about(loaded, item.title)
     state = state_of(item, now, standings)
     if as_json:
         promises = _promises(item.package) if item.package else {}
-        print_json(_summary(item, now) | {"state": state} | promises)
+        print_json(_summary(item, now) | {"state": state} | promises | {"decisions": decisions})
         return
     say(f"{item.title}: {state_in_words(state)}, in {item.folder}")
     for fault in item.faults:
         say(f"! {fault}")
     if item.package is not None:
         _print_package(item.package)
+    for entry in decisions:
+        reason = f": {entry.detail['reason']}" if entry.detail.get("reason") else ""
+        say(f"{entry.at:%Y-%m-%d %H:%M} UTC {entry.action} by {entry.detail.get('by')}{reason}")
 
 
 @app.command("add")

@@ -158,6 +158,21 @@ def test_retry_after_a_model_was_installed_analyses_an_unmatched_study(
     assert busy.run_json("show", CT.study_instance_uid)["study"]["line"]["flag"] != "UNMATCHED"
 
 
+def test_models_show_says_who_decided_what_and_why(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(f"[site]\ndata_folder = '{tmp_path}/run'\n")
+    file = ("--config", str(path))
+
+    medimgd("models", "retire", "mr-motion@1.0.0", "--by", "Kim", "--reason", "trial over", *file)
+
+    shown = medimgd("models", "show", "mr-motion", *file).stdout
+    assert shown.splitlines()[-1].endswith("UTC model retired by Kim: trial over")
+    (decision,) = json.loads(medimgd("models", "show", "mr-motion", "--json", *file).stdout)[
+        "decisions"
+    ]
+    assert decision["detail"]["weights_sha256"]
+
+
 def test_models_show_prints_labels_thresholds_and_limits(idle: Installation) -> None:
     shown = idle.run("models", "show", "cxr-pneumonia").stdout
 
