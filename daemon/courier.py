@@ -142,10 +142,11 @@ class Courier:
 
     def _reason_to_withhold(self, result: ResultRecord) -> str:
         """Return why a result is shown here and sent nowhere; empty when it is sent."""
-        is_finding = result.kind is ResultKind.FINDING
+        is_withheld_as_a_rule = (
+            result.kind is not ResultKind.FINDING and not self._config.results.send_refusals
+        )
         # An archive that has a report must not go on showing what is not said any more.
-        replaces = bool(predecessor_documents(self._database, result))
-        if not is_finding and not replaces and not self._config.results.send_refusals:
+        if is_withheld_as_a_rule and not predecessor_documents(self._database, result):
             return "refusals are shown in the worklist and not sent (results.send_refusals)"
         if has_later_documents(self._database, result):
             return "a later version was composed before this one could be: an archive gets that"
