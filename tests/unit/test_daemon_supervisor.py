@@ -109,11 +109,14 @@ def test_a_worker_that_cannot_be_started_never_stops_reception(
     commands = {"worker": ["/nonexistent/python"], "receiver": program(SLEEPS)}
     running([worker, receiver], lambda role, slot: commands[role])
 
-    until(lambda: worker.deaths > 2 and receiver.is_running)
+    until(lambda: worker.deaths > 2)
 
-    # then it is tried until it can be.
+    # then reception goes on, and the worker is tried until it can be.
+    until(lambda: receiver.is_running)
     commands["worker"] = program(SLEEPS)
     until(lambda: worker.is_running)
+    assert receiver.is_running
+    assert receiver.deaths == 0
 
 
 def test_an_essential_child_that_can_never_be_started_ends_the_parent(
