@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.output import AsJSON, failures_become_exit_codes, print_json, say
+
+if TYPE_CHECKING:
+    from model.packing import Packed
 
 _FILE = {"exists": True, "dir_okay": False}
 
@@ -59,6 +62,10 @@ def pack(
     )
     with failures_become_exit_codes():
         packed = pack_package(sources, out)
+    _tell(packed, as_json=as_json)
+
+
+def _tell(packed: Packed, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
