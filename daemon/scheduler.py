@@ -10,8 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from daemon.config import Config
@@ -125,7 +127,8 @@ class Scheduler:
             if abs(drift) > CLOCK_JUMP_SECONDS:
                 _logger.warning("the clock was set by %.0f s", drift, extra={ACTION: "clock_set"})
                 for duty in self._clock.get_jobs():
-                    duty.modify(next_run_time=now_utc())
+                    with suppress(JobLookupError):  # One that is called once has just ended.
+                        duty.modify(next_run_time=now_utc())
                 offset += drift
 
     def every(self, seconds: float, duty: Callable[[], None], name: str) -> None:

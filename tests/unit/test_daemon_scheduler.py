@@ -69,6 +69,23 @@ def test_a_clock_set_back_does_not_silence_the_duties(
     assert called.wait(10)
 
 
+def test_a_duty_that_ends_while_the_clock_is_set_takes_no_other_along(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "CLOCK_WATCH_SECONDS", 0.05)
+    called = threading.Event()
+    scheduler.every(3600, called.set, "hourly")
+    ended = scheduler._clock.add_job(called.clear, id="once")
+    ended.remove()
+    real_jobs, real = scheduler._clock.get_jobs, scheduling.time.time
+    monkeypatch.setattr(scheduler._clock, "get_jobs", lambda: [ended, *real_jobs()])
+    scheduler.start()
+
+    monkeypatch.setattr(scheduling.time, "time", lambda: real() - 3600)
+
+    assert called.wait(10)
+
+
 def test_a_clock_set_forward_completes_no_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
