@@ -25,7 +25,7 @@ class PunctualConnection(H11Protocol):
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        """Stop to wait where a request came of the data."""
+        """Wait no longer where the data made a whole request head."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
@@ -33,7 +33,7 @@ class PunctualConnection(H11Protocol):
             self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to wait."""
+        """Wait no longer."""
         self._stop_waiting()
         super().connection_lost(exc)
 
