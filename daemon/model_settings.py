@@ -99,7 +99,7 @@ class WorkerSection(Section):
     """``auto`` takes a GPU when there is one, ``cpu`` never does; ``gpu`` wants one. Where a GPU is
     there or wanted and cannot be used, the CPU stands in for it, and that is said."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of one computation; 0 leaves it to the runtime: one for each core as a rule."""
+    """CPU cores that the runtimes compute on; 0 takes all."""
     memory_megabytes: int = Field(default=0, ge=0)
     """What loaded models may occupy together, as measured; the one not used for longest is unloaded
     for another. 0 sets no limit."""

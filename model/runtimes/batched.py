@@ -22,6 +22,7 @@ from model.runtimes.port import (
     PredictorDescription,
     planned_batches,
 )
+from model.runtimes.sharing import LARGEST_IMAGE_PART, LARGEST_VOLUME_PART
 from model.runtimes.signature import fits, probe_shape
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ class BatchedPredictor(ABC):
     """
 
     def __init__(self, package: ModelPackage, batch_sizes: Sequence[int] | None = None) -> None:
-        default = VOLUME_BATCH_SIZES if package.recipe.kind == "volume" else IMAGE_BATCH_SIZES
+        of_volumes = package.recipe.kind == "volume"
+        default = VOLUME_BATCH_SIZES if of_volumes else IMAGE_BATCH_SIZES
         self._package = package
+        self._largest_part = LARGEST_VOLUME_PART if of_volumes else LARGEST_IMAGE_PART
+        """How many inputs one core takes at once, where a batch is shared out."""
         self._sizes = tuple(sorted(batch_sizes or default))
         self._takes_any_size = False
         """True where a batch needs no padding: the largest size is only a limit then."""
@@ -81,6 +85,10 @@ class BatchedPredictor(ABC):
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch, channels last; return (batch, outputs)."""
 
+    def _settle(self, one: FloatArray) -> None:
+        """Choose between ways of computing, given one input."""
+        del one  # there is one way
+
     def _run_map(self, chunk: FloatArray) -> FloatArray:
         """Compute the map of one batch, channels last; ``CannotLocate`` where there is none."""
         del chunk
@@ -90,6 +98,7 @@ class BatchedPredictor(ABC):
         """Compute every batch size once, so that no study waits for it; return the seconds."""
         started = time.perf_counter()
         shape = probe_shape(self._package.recipe)
+        self._settle(np.zeros((1, *shape), np.float32))
         for size in self._sizes:
             self.predict(np.zeros((size, *shape), np.float32))
         return time.perf_counter() - started

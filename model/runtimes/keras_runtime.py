@@ -1,7 +1,8 @@
 """The Keras runtime: weights on a GPU when there is one, on the CPU when there is none.
 
-Owns TensorFlow and Keras, imported in ``load`` only, and translates their exceptions. Batches run
-in sizes compiled once; nobody outside sees a raw output of a network.
+Owns TensorFlow and Keras, imported in ``load`` only, and translates their exceptions. On a GPU
+batches run in sizes compiled once, on a CPU they are shared out among its cores; nobody outside
+sees a raw output of a network.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ from model.package import ModelPackage
 from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.keras_attention import KerasAttention
 from model.runtimes.keras_end import last_operation
+from model.runtimes.keras_frozen import (
+    BatchFunction,
+    freeze,
+    open_session,
+    own_threads_for_each_session,
+)
 from model.runtimes.keras_map import compiled_map, map_faults
 from model.runtimes.port import Attention, FloatArray, PredictorDescription
+from model.runtimes.sharing import Division, Shared, Undivided, usable_cores
 from model.runtimes.signature import fits, probe_shape, squashing_faults
 from model.runtimes.weights_file import read_weights_file
 
@@ -46,10 +54,11 @@ class KerasPredictor(BatchedPredictor):
         the whole process unless an earlier predictor computes on one; ``gpu`` is a fault where
         there is none.
     batch_sizes : sequence of int, optional
-        The sizes to compile; by default 1, 8, 32 for images and 1, 4 for volumes.
+        The sizes to compile on a GPU, by default 1, 8, 32 for images and 1, 4 for volumes; on a
+        CPU the largest is the limit of one computation.
     threads : int, optional
-        CPU threads for one operation; TensorFlow's choice when None. The first predictor of a
-        process decides.
+        CPU cores to compute on; all when None. For explanations the first predictor of a process
+        decides.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class KerasPredictor(BatchedPredictor):
         self._tf_device = ""
         self._network: Any = None
         self._compiled: Any = None
+        self._functions: Division[BatchFunction] | None = None
         self._attention: KerasAttention | CannotExplain | None = None
         """What computes maps, or why nothing does; None before it was asked for."""
         self._compiled_map: Any = None
@@ -103,6 +113,7 @@ class KerasPredictor(BatchedPredictor):
         if faults:
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         self._compiled = self._compile(tf)
+        self._functions = self._divided(tf)
         if self._package.regions is not None:
             self._compiled_map = compiled_map(
                 tf, self._network, self._package.regions.layer, self._tf_device
@@ -147,10 +158,14 @@ class KerasPredictor(BatchedPredictor):
         except CannotExplain as error:
             return error
 
+    def _settle(self, one: FloatArray) -> None:
+        assert self._functions is not None  # noqa: S101 - warmed up once loaded
+        self._functions.settle(one, _call)
+
     def _run(self, chunk: FloatArray) -> FloatArray:
-        """Compute one batch of a compiled size; (size, outputs)."""
-        outputs: FloatArray = self._compiled(chunk).numpy()
-        return outputs
+        """Compute one batch; (size, outputs)."""
+        assert self._functions is not None  # noqa: S101 - predict refuses before load
+        return self._functions.compute(chunk, _call)
 
     def _run_map(self, chunk: FloatArray) -> FloatArray:
         """Compute the map of one batch; (size, [slices,] rows, columns, outputs)."""
@@ -197,6 +212,18 @@ class KerasPredictor(BatchedPredictor):
                 f"{first_line[:200]}"
             ) from error
 
+    def _divided(self, tf: Any) -> Division[BatchFunction]:
+        """Let each core of a CPU compute inputs of its own where the network can be frozen."""
+        on_cpu = self._tf_device == "/CPU:0"
+        frozen = freeze(tf, self._compiled, self._network) if on_cpu else None
+        if frozen is None:
+            return Undivided(lambda batch: self._compiled(batch).numpy())
+        self._takes_any_size = True
+        cores = usable_cores(self._threads)
+        alone = open_session(tf, frozen, threads=1, cores=cores)
+        whole = open_session(tf, frozen, threads=cores, cores=cores)
+        return Shared(alone, whole, cores, self._largest_part)
+
     def _compile(self, tf: Any) -> Any:
         network, device = self._network, self._tf_device
 
@@ -207,6 +234,10 @@ class KerasPredictor(BatchedPredictor):
                 return tf.cast(network(values, training=False), tf.float32)
 
         return compute
+
+
+def _call(function: BatchFunction, part: FloatArray) -> FloatArray:
+    return function(part)
 
 
 def disagreements(package: ModelPackage, network: Any) -> list[str]:
@@ -248,6 +279,7 @@ def _import_libraries() -> tuple[Any, Any]:
     """Import TensorFlow and Keras quietly: what matters is logged by this module."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    own_threads_for_each_session()
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

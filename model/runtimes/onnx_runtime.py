@@ -7,6 +7,7 @@ the CPU, or on a CUDA device where the installed onnxruntime has that provider.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from model.errors import DeviceOutOfMemory, RuntimeFault
@@ -14,6 +15,7 @@ from model.package import ModelPackage
 from model.runtimes.batched import BatchedPredictor, checked_device
 from model.runtimes.onnx_file import ONNXFile, read_onnx_file
 from model.runtimes.port import FloatArray, PredictorDescription
+from model.runtimes.sharing import Division, Shared, Undivided, usable_cores
 from model.runtimes.signature import (
     Signature,
     TensorSpec,
@@ -41,7 +43,7 @@ class ONNXPredictor(BatchedPredictor):
     batch_sizes : sequence of int, optional
         The largest is the limit of one computation where the network's batch is open.
     threads : int, optional
-        CPU threads; onnxruntime's choice, one for each core, when None.
+        CPU cores to compute on; all when None.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class ONNXPredictor(BatchedPredictor):
         super().__init__(package, batch_sizes)
         self._wanted_device = device
         self._threads = threads
-        self._session: Any = None
+        self._sessions: Division[Any] | None = None
         self._signature: Signature | None = None
         self._faults: tuple[type[Exception], ...] = ()
 
@@ -71,29 +73,30 @@ class ONNXPredictor(BatchedPredictor):
         file = read_onnx_file(self._package.weights_path)
         ort = _import_onnxruntime()
         self._faults = _faults_of(ort)
-        self._session = self._open(ort, file)
-        signature = self._checked_signature(file)
+        session = self._open(ort, file, self._threads)
+        signature = self._checked_signature(session, file)
+        on_cpu = session.get_providers()[0] != _CUDA
         if signature.fixed_batch is not None:
             self._sizes = (signature.fixed_batch,)
         self._takes_any_size = signature.fixed_batch is None
+        self._sessions = Undivided(session)
+        if self._takes_any_size and on_cpu:
+            alone, cores = self._open(ort, file, threads=1), usable_cores(self._threads)
+            self._sessions = Shared(alone, session, cores, self._largest_part)
         self._signature = signature
         self._description = PredictorDescription(
             model=self._package.at_version,
             runtime=f"onnxruntime {ort.__version__}",
-            device="CUDA" if self._provider == _CUDA else "CPU",
+            device="CPU" if on_cpu else "CUDA",
             precision="float32",
             parameters=file.parameters,
         )
 
-    @property
-    def _provider(self) -> str:
-        return str(self._session.get_providers()[0])
-
-    def _open(self, ort: Any, file: ONNXFile) -> Any:
+    def _open(self, ort: Any, file: ONNXFile, threads: int | None) -> Any:
         name = self._package.weights_path.name
         try:
             session = ort.InferenceSession(
-                file.content, sess_options=self._options(ort), providers=self._providers(ort)
+                file.content, sess_options=_options(ort, threads), providers=self._providers(ort)
             )
         except self._faults as error:
             raise RuntimeFault(
@@ -108,16 +111,6 @@ class ONNXPredictor(BatchedPredictor):
             )
         return session
 
-    def _options(self, ort: Any) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
-        options.inter_op_num_threads = 1
-        options.intra_op_num_threads = self._threads or 0
-        # Receiver and preparer share the cores: threads that spin gain a third on an idle machine
-        # and lose half on a busy one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return options
-
     def _providers(self, ort: Any) -> list[Any]:
         available = ort.get_available_providers()
         if self._wanted_device == "gpu" and _CUDA not in available:
@@ -130,11 +123,11 @@ class ONNXPredictor(BatchedPredictor):
         # TensorFloat-32 keeps ten bits of the mantissa: scores would differ from the CPU's.
         return [(_CUDA, {"use_tf32": "0"}), _CPU]
 
-    def _checked_signature(self, file: ONNXFile) -> Signature:
+    def _checked_signature(self, session: Any, file: ONNXFile) -> Signature:
         signature = agreed_signature(
             self._package,
-            [_spec(each) for each in self._session.get_inputs()],
-            [_spec(each) for each in self._session.get_outputs()],
+            [_spec(each) for each in session.get_inputs()],
+            [_spec(each) for each in session.get_outputs()],
         )
         last = file.last_operations.get(signature.output.name, "")
         faults = squashing_faults(self._package, last)
@@ -142,24 +135,34 @@ class ONNXPredictor(BatchedPredictor):
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         return signature
 
+    def _settle(self, one: FloatArray) -> None:
+        assert self._sessions is not None  # noqa: S101 - warmed up once loaded
+        self._sessions.settle(one, self._computed)
+
     def _run(self, chunk: FloatArray) -> FloatArray:
-        assert self._signature is not None  # noqa: S101 - predict refuses before load
-        return self._computed(chunk, self._signature.output)
+        assert self._sessions is not None  # noqa: S101 - predict refuses before load
+        return self._sessions.compute(chunk, self._computed)
 
     def _run_map(self, chunk: FloatArray) -> FloatArray:
         assert self._signature is not None  # noqa: S101 - locate refuses before load
+        assert self._sessions is not None  # noqa: S101
         if self._signature.map is None:
             return super()._run_map(chunk)
-        values = self._computed(chunk, self._signature.map)
+        computed = partial(self._computed, output=self._signature.map)
+        values = self._sessions.compute(chunk, computed)
         return channels_last(values, self._package.runtime.layout)
 
-    def _computed(self, chunk: FloatArray, output: TensorSpec) -> FloatArray:
-        assert self._signature is not None  # noqa: S101
+    def _computed(
+        self, session: Any, chunk: FloatArray, output: TensorSpec | None = None
+    ) -> FloatArray:
+        """Return one output of a session for a batch, that of the labels when none is named."""
+        assert self._signature is not None  # noqa: S101 - predict refuses before load
+        output = output or self._signature.output
         values = laid_out(chunk, self._package.runtime.layout)
         try:
-            outputs: FloatArray = self._session.run(
-                [output.name], {self._signature.input.name: values}
-            )[0]
+            outputs: FloatArray = session.run([output.name], {self._signature.input.name: values})[
+                0
+            ]
         except self._faults as error:
             message = str(error).casefold()
             if isinstance(error, MemoryError) or any(words in message for words in _NO_MEMORY):
@@ -171,6 +174,17 @@ class ONNXPredictor(BatchedPredictor):
                 f"{self._package.at_version}: onnxruntime cannot compute it: {_first_line(error)}"
             ) from error
         return outputs
+
+
+def _options(ort: Any, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or 0
+    # Receiver and preparer share the cores: threads that spin gain a third on an idle machine and
+    # lose half on a busy one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _spec(argument: Any) -> TensorSpec:

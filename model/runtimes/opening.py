@@ -35,7 +35,7 @@ class RuntimeOptions:
     device: str = "auto"
     """``auto``, ``cpu`` or ``gpu``; a remote server decides for itself."""
     threads: int | None = None
-    """CPU threads of one computation; each runtime's choice when None."""
+    """CPU cores to compute on; all when None."""
     remotes: Mapping[str, RemoteAccess] = field(default_factory=lambda: _NO_REMOTES)
     """How servers are reached, by ``name@version`` or by name."""
 

@@ -7,15 +7,20 @@ checked: by itself OpenVINO computes in bfloat16 where the processor can, and sc
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
+
+import numpy as np
 
 from model.errors import DeviceOutOfMemory, RuntimeFault
 from model.package import ModelPackage
-from model.runtimes.batched import BatchedPredictor, checked_device
+from model.runtimes.batched import BatchedPredictor, checked_device, padded
 from model.runtimes.onnx_file import ONNXFile, read_onnx_file
-from model.runtimes.port import FloatArray, PredictorDescription
+from model.runtimes.port import FloatArray, PredictorDescription, planned_batches
+from model.runtimes.sharing import Division, Shared, Undivided, usable_cores
 from model.runtimes.signature import (
     Shape,
     Signature,
@@ -32,6 +37,46 @@ _WANTED_PRECISION = "f32"
 _TELEMETRY = "openvino_telemetry"
 _NOT_TELLING = ("Exception from", "Check '", "To facilitate", "FrontEnd API failed", "Summary:")
 _OPEN = -1
+_LARGEST_PART = 2
+"""Inputs that one core takes at once: a fixed size is computed faster than an open one, and each is
+compiled by itself."""
+
+
+class _Compiled:
+    """A network compiled for a few sizes of batches; safe to ask from several threads at once.
+
+    Parameters
+    ----------
+    by_size : mapping of int to CompiledModel
+    at_once : int
+        How many batches of a size may be computed at once.
+    """
+
+    def __init__(self, by_size: Mapping[int, Any], at_once: int) -> None:
+        self._sizes = tuple(by_size)
+        self._idle: dict[int, SimpleQueue[Any]] = {size: SimpleQueue() for size in by_size}
+        for size, compiled in by_size.items():
+            for _ in range(at_once):
+                self._idle[size].put(compiled.create_infer_request())
+
+    def __call__(self, chunk: FloatArray, given: str, wanted: str) -> FloatArray:
+        """Return one output for a batch of any length, cut into the sizes that are compiled."""
+        parts: list[FloatArray] = []
+        done = 0
+        for size, used in planned_batches(len(chunk), self._sizes):
+            part = padded(chunk[done : done + used], size)
+            parts.append(self._ask(part, given, wanted)[:used])
+            done += used
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _ask(self, part: FloatArray, given: str, wanted: str) -> FloatArray:
+        idle = self._idle[len(part)]
+        request = idle.get()
+        try:
+            outputs: FloatArray = request.infer({given: part}, share_inputs=True)[wanted]
+        finally:
+            idle.put(request)
+        return outputs
 
 
 class OpenVINOPredictor(BatchedPredictor):
@@ -43,9 +88,9 @@ class OpenVINOPredictor(BatchedPredictor):
     device : str
         ``auto`` or ``cpu``; ``gpu`` is a fault.
     batch_sizes : sequence of int, optional
-        Each is compiled by itself: a fixed size is computed faster than an open one.
+        The largest is the limit of one computation where the network's batch is open.
     threads : int, optional
-        CPU threads; OpenVINO's choice, one for each core, when None.
+        CPU cores to compute on; all when None.
     """
 
     def __init__(
@@ -64,11 +109,11 @@ class OpenVINOPredictor(BatchedPredictor):
             )
         super().__init__(package, batch_sizes)
         self._threads = threads
-        self._compiled: dict[int, Any] = {}
+        self._networks: Division[_Compiled] | None = None
         self._signature: Signature | None = None
 
     def load(self) -> None:
-        """Load the file, check it against the manifest and compile it once for each batch size.
+        """Load the file, check it against the manifest and compile it.
 
         Raises
         ------
@@ -80,9 +125,13 @@ class OpenVINOPredictor(BatchedPredictor):
         ov = _import_openvino()
         core = ov.Core()
         signature = self._checked_signature(self._read(core, file), file)
+        compile_for = partial(self._compile, core, file, signature)
         if signature.fixed_batch is not None:
             self._sizes = (signature.fixed_batch,)
-        self._compiled = {size: self._compile(core, file, signature, size) for size in self._sizes}
+            self._networks = Undivided(compile_for(self._sizes))
+        else:
+            self._takes_any_size = True
+            self._networks = self._shared_out(compile_for)
         self._signature = signature
         self._description = PredictorDescription(
             model=self._package.at_version,
@@ -114,19 +163,42 @@ class OpenVINOPredictor(BatchedPredictor):
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         return signature
 
-    def _compile(self, core: Any, file: ONNXFile, signature: Signature, size: int) -> Any:
-        network = self._read(core, file)
-        plan = self._package.runtime
-        shape = (size, *laid_out_shape(self._package.recipe.shape, plan.layout))
+    def _shared_out(self, compile_for: Callable[..., _Compiled]) -> Shared[_Compiled]:
+        cores, largest = usable_cores(self._threads), min(self._largest_part, _LARGEST_PART)
+        alone = compile_for(range(1, largest + 1), at_once=cores)
+        return Shared(alone, compile_for([1]), cores, largest)
+
+    def _compile(
+        self,
+        core: Any,
+        file: ONNXFile,
+        signature: Signature,
+        sizes: Iterable[int],
+        at_once: int = 1,
+    ) -> _Compiled:
+        """Compile the network for batches of these sizes; all cores share in what is computed."""
         settings: dict[str, Any] = {
             _PRECISION: _WANTED_PRECISION,
             "EXECUTION_MODE_HINT": "ACCURACY",
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": at_once,
             # Receiver, preparer and other workers run on the same cores.
             "ENABLE_CPU_PINNING": False,
+            "INFERENCE_NUM_THREADS": usable_cores(self._threads),
         }
-        if self._threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = self._threads
+        by_size = {size: self._compile_one(core, file, signature, size, settings) for size in sizes}
+        return _Compiled(by_size, at_once)
+
+    def _compile_one(
+        self,
+        core: Any,
+        file: ONNXFile,
+        signature: Signature,
+        size: int,
+        settings: Mapping[str, Any],
+    ) -> Any:
+        network = self._read(core, file)
+        plan = self._package.runtime
+        shape = (size, *laid_out_shape(self._package.recipe.shape, plan.layout))
         try:
             network.reshape({signature.input.name: _openvino_shape(shape)})
             compiled = core.compile_model(network, "CPU", settings)
@@ -146,22 +218,32 @@ class OpenVINOPredictor(BatchedPredictor):
                 f"{taken} here; scores would differ from those the model was admitted with"
             )
 
+    def _settle(self, one: FloatArray) -> None:
+        assert self._networks is not None  # noqa: S101 - warmed up once loaded
+        self._networks.settle(one, self._computed)
+
     def _run(self, chunk: FloatArray) -> FloatArray:
-        assert self._signature is not None  # noqa: S101 - predict refuses before load
-        return self._computed(chunk, self._signature.output)
+        assert self._networks is not None  # noqa: S101 - predict refuses before load
+        return self._networks.compute(chunk, self._computed)
 
     def _run_map(self, chunk: FloatArray) -> FloatArray:
         assert self._signature is not None  # noqa: S101 - locate refuses before load
+        assert self._networks is not None  # noqa: S101
         if self._signature.map is None:
             return super()._run_map(chunk)
-        values = self._computed(chunk, self._signature.map)
+        computed = partial(self._computed, output=self._signature.map)
+        values = self._networks.compute(chunk, computed)
         return channels_last(values, self._package.runtime.layout)
 
-    def _computed(self, chunk: FloatArray, output: TensorSpec) -> FloatArray:
-        assert self._signature is not None  # noqa: S101
+    def _computed(
+        self, compiled: _Compiled, chunk: FloatArray, output: TensorSpec | None = None
+    ) -> FloatArray:
+        """Return one output for a batch, that of the labels when none is named."""
+        assert self._signature is not None  # noqa: S101 - predict refuses before load
+        output = output or self._signature.output
         values = laid_out(chunk, self._package.runtime.layout)
         try:
-            given = self._compiled[len(chunk)]({self._signature.input.name: values})
+            return compiled(values, self._signature.input.name, output.name)
         except MemoryError as error:
             raise DeviceOutOfMemory(
                 f"{self._package.at_version}: no memory for a batch of {len(chunk)}; free the "
@@ -171,8 +253,6 @@ class OpenVINOPredictor(BatchedPredictor):
             raise RuntimeFault(
                 f"{self._package.at_version}: OpenVINO cannot compute it: {_telling_line(error)}"
             ) from error
-        outputs: FloatArray = given[output.name]
-        return outputs
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto
 
@@ -200,28 +201,29 @@ def test_gpu_that_the_library_cannot_use_is_named(tmp_path, kind):
         kind(package, device="tpu")
 
 
-class TightSession:
-    """An onnxruntime session in a process that may hold few inputs at once."""
+def hold_at_most(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let onnxruntime behave as in a process that may hold so few inputs at once."""
+    run = onnxruntime.InferenceSession.run
 
-    def __init__(self, session: Any, most: int) -> None:
-        self._session, self._most = session, most
-
-    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        if len(next(iter(given.values()))) > self._most:
+    def tight(session: Any, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if len(next(iter(given.values()))) > most:
             raise MemoryError("Unable to allocate 1.00 GiB for an array")
-        return self._session.run(names, given)
+        return run(session, names, given)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", tight)
 
 
 def test_process_without_memory_for_a_batch_computes_smaller_ones(tmp_path, monkeypatch):
     model = write_onnx_package(tmp_path / "p", labels=LABELS)
     predictor = opened(model.folder)
     values = inputs(model, 20)
-    session = getattr(predictor, "_session")  # noqa: B009  what the runtime computes with
 
-    monkeypatch.setattr(predictor, "_session", TightSession(session, most=8))
-    np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
+    with monkeypatch.context() as tightness:
+        hold_at_most(1, tightness)
+        np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
+    assert predictor.batch_sizes == (1,)
 
-    monkeypatch.setattr(predictor, "_session", TightSession(session, most=0))
+    hold_at_most(0, monkeypatch)
     with pytest.raises(DeviceOutOfMemory):
         predictor.predict(values)
 

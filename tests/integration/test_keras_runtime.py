@@ -109,8 +109,49 @@ def test_warm_predictor_compiles_nothing_more(predictor, caplog):
     for count in (1, 2, 5, 9, 33):
         predictor.predict(np.zeros((count, 16, 16, 1), np.float32))
 
-    # then no further trace was made.
+    # then no further trace was made: one serves batches of any length.
+    assert predictor.trace_count == traces == 1
+
+
+def test_network_that_cannot_be_frozen_is_compiled_for_each_size(tiny, monkeypatch):
+    # Given a network that holds more than one file of constants can,
+    monkeypatch.setattr("model.runtimes.keras_frozen.MOST_PARAMETERS", 5)
+    predictor = loaded(tiny)
+    predictor.warm_up()
+    traces = predictor.trace_count
+    values = np.random.default_rng(4).random((41, 16, 16, 1), dtype=np.float32)
+
+    result = predictor.predict(values)
+
+    # then it is computed by itself, in sizes compiled before.
+    np.testing.assert_allclose(result, [tiny.expected(v) for v in values], atol=1e-5)
     assert predictor.trace_count == traces == len(predictor.batch_sizes)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_frozen_network_gives_what_keras_computes(tmp_path):
+    # Given a network whose batch normalisation and activations are folded into its convolutions,
+    image = keras.Input((16, 16, 1))
+    values = image
+    for channels in (4, 8):
+        values = keras.layers.Conv2D(channels, 3, use_bias=False)(values)
+        values = keras.layers.BatchNormalization()(values)
+        values = keras.layers.Activation("relu")(values)
+    values = keras.layers.Dropout(0.5)(keras.layers.GlobalAveragePooling2D()(values))
+    network = keras.Model(image, keras.layers.Dense(3)(values))
+    random = np.random.default_rng(5)
+    for weight in network.weights:
+        low = 0.5 if "variance" in weight.path else -0.5
+        weight.assign(random.uniform(low, 1.0, weight.shape))
+    tiny = write_package(tmp_path / "tiny", labels=LABELS)
+    network.save(tiny.folder / WEIGHTS_NAME)
+    inputs = random.random((9, 16, 16, 1), dtype=np.float32)
+
+    result = loaded(replace(tiny, folder=repacked(tiny.folder))).predict(inputs)
+
+    logits = np.array(network(inputs, training=False))
+    np.testing.assert_allclose(result, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    assert np.ptp(result, axis=0).max() > 0.01
 
 
 def test_description_names_what_computes(predictor):

@@ -1,0 +1,140 @@
+"""A batch on a CPU: shared out among the cores, every part computed by one of them.
+
+Cores that compute one operation together wait for each other at each of a network's hundreds of
+operations. Cores with inputs of their own wait once, and a small part stays in their caches. Owns
+the cutting and the threads, and from how many inputs on sharing pays, which ``settle`` measures.
+Knows no runtime.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from model.runtimes.port import FloatArray
+
+LARGEST_IMAGE_PART = 4
+LARGEST_VOLUME_PART = 1
+_TRIALS = 5
+_TRIAL_SECONDS = 2.0
+"""Of both ways together; a slow network is tried once."""
+
+Engine = TypeVar("Engine")
+"""What a runtime computes with: a session, a function, a compiled network."""
+
+Compute: TypeAlias = Callable[[Engine, FloatArray], FloatArray]
+
+
+class Undivided(Generic[Engine]):
+    """A batch is computed as it is, by the one way there is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def settle(self, one: FloatArray, compute: Compute[Engine]) -> None:
+        """Do nothing: there is no choice."""
+
+    def compute(self, batch: FloatArray, compute: Compute[Engine]) -> FloatArray:
+        """Return what ``compute`` makes of a batch."""
+        return compute(self._engine, batch)
+
+
+class Shared(Generic[Engine]):
+    """Two ways of computing one network on a CPU, and which batch goes which way.
+
+    Parameters
+    ----------
+    alone : Engine
+        Computes on one core; asked by several threads at once.
+    whole : Engine
+        Computes one batch on all cores, for what is too few to be shared out.
+    cores : int
+    largest_part : int
+        How many inputs one core takes at once.
+
+    Notes
+    -----
+    Own code, because each runtime shares out operations only, or keeps a batch on one core.
+    """
+
+    def __init__(self, alone: Engine, whole: Engine, cores: int, largest_part: int) -> None:
+        self._alone = alone
+        self._whole: Engine | None = whole
+        self._cores = cores
+        self._largest_part = largest_part
+        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="share")
+        self._fewest_shared = cores
+
+    @property
+    def fewest_shared(self) -> int:
+        """From how many inputs on a batch is shared out; as many as there are cores at first."""
+        return self._fewest_shared
+
+    def settle(self, one: FloatArray, compute: Compute[Engine]) -> None:
+        """Measure one input both ways, and give up the way that no batch will go.
+
+        Until then sharing is taken to pay for as many inputs as there are cores, where it always
+        does. Scores differ by rounding only.
+        """
+        if self._whole is None:
+            return
+        alone, whole = _quickest([self._alone, self._whole], one, compute)
+        # So many inputs take no longer side by side than one after the other.
+        self._fewest_shared = max(1, min(self._cores, math.ceil(alone / whole)))
+        if self._fewest_shared == 1:
+            self._whole = None
+
+    def compute(self, batch: FloatArray, compute: Compute[Engine]) -> FloatArray:
+        """Return what ``compute`` makes of a batch, one input at least, in its order.
+
+        Raises
+        ------
+        Exception
+            Whatever ``compute`` raises for the first part that fails, once all have ended.
+        """
+        if self._whole is not None and len(batch) < self._fewest_shared:
+            return compute(self._whole, batch)
+        parts = np.array_split(batch, self._number_of_parts(len(batch)))
+        if len(parts) == 1:
+            return compute(self._alone, batch)
+        computed = [self._threads.submit(compute, self._alone, part) for part in parts]
+        wait(computed)
+        return np.concatenate([each.result() for each in computed])
+
+    def _number_of_parts(self, inputs: int) -> int:
+        return max(min(inputs, self._cores), math.ceil(inputs / self._largest_part))
+
+
+Division: TypeAlias = Undivided[Engine] | Shared[Engine]
+"""How the inputs of a batch come to what computes them."""
+
+
+def usable_cores(wanted: int | None) -> int:
+    """Return on how many cores to compute: those wanted, else all this process may use."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def _quickest(
+    engines: list[Engine],
+    one: FloatArray,
+    compute: Compute[Engine],
+) -> list[float]:
+    """Return the seconds of each in its best trial, after one that does not count."""
+    for each in engines:
+        compute(each, one)
+    best = [math.inf for _ in engines]
+    started = time.perf_counter()
+    for _ in range(_TRIALS):
+        for place, each in enumerate(engines):
+            begun = time.perf_counter()
+            compute(each, one)
+            best[place] = min(best[place], time.perf_counter() - begun)
+        if time.perf_counter() - started > _TRIAL_SECONDS:
+            break
+    return best
