@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from model.patterns import LONGEST_MATCHED_TEXT
@@ -154,6 +154,9 @@ class Evaluation:
     """Empty for a group."""
     found: AttributeValue = None
     parts: tuple[Evaluation, ...] = ()
+    is_open: bool = False
+    """True where it passed only because nothing is stated that could tell; see
+    ``evaluate_what_is_stated``."""
 
     def as_mapping(self) -> dict[str, object]:
         """Return the record as plain data for JSON."""
@@ -199,6 +202,44 @@ def evaluate(condition: Condition, attributes: Attributes) -> Evaluation:
         reason=condition.reason,
         parts=parts,
     )
+
+
+def evaluate_what_is_stated(condition: Condition, attributes: Attributes) -> Evaluation:
+    """Judge a condition, and let it pass where only absent attributes could tell.
+
+    For data from which attributes were removed. Never in service: what is not known may be
+    anything there.
+
+    Returns
+    -------
+    Evaluation
+        With ``is_open`` where the condition passed for want of a value.
+
+    Examples
+    --------
+    >>> child = AttributeTest("age_years", OperatorValues.RANGE, Range(1, 5))
+    >>> evaluate_what_is_stated(child, {}).passed
+    True
+    >>> evaluate_what_is_stated(child, {"age_years": 54.0}).passed
+    False
+    """
+    evaluation = evaluate(condition, attributes)
+    is_open = not evaluation.passed and _holds(condition, attributes) is None
+    return replace(evaluation, passed=True, is_open=True) if is_open else evaluation
+
+
+def _holds(condition: Condition, attributes: Attributes) -> bool | None:
+    """Return None where it depends on what an absent attribute would have said (Kleene's logic)."""
+    if isinstance(condition, AttributeTest):
+        values = _as_values(attributes.get(condition.attribute))
+        return _passes(condition, values) if values else None
+    parts = [_holds(part, attributes) for part in condition.parts]
+    if condition.kind is GroupValues.NOT:
+        return None if parts[0] is None else not parts[0]
+    decided = condition.kind is GroupValues.ANY
+    if decided in parts:
+        return decided
+    return None if None in parts else not decided
 
 
 def _group_passes(kind: GroupValues, parts: Sequence[Evaluation]) -> bool:

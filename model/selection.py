@@ -15,20 +15,23 @@ is chosen. Where none does, the model abstains, for what the first one broke.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from dicom_io.errors import OutsideContract, RefusalReason
-from model.conditions import Attributes, AttributeValue, Evaluation, evaluate
+from model.conditions import Attributes, AttributeValue, Condition, Evaluation, evaluate
 from model.package import ModelPackage
-from model.selection_rules import ContractClause, OrderValues, RankBy
+from model.selection_rules import OrderValues, RankBy
 
 SELECTION_KEYWORDS = frozenset({"InstanceNumber", "NumberOfFrames"})
 """What selection itself needs of every instance, besides the packages' own keywords."""
 
 MOST_GROUPS_SHOWN = 20
 TIE_WORDS = "equal candidates by lowest UID"
+
+
+Judge = Callable[[Condition, Attributes], Evaluation]
 
 
 class OutcomeValues(StrEnum):
@@ -91,6 +94,12 @@ class Candidate:
     def keeps_contract(self) -> bool:
         """True when no clause is broken."""
         return all(verdict.evaluation.passed for verdict in self.contract)
+
+    @property
+    def is_wholly_judged(self) -> bool:
+        """True when no condition passed for want of a value."""
+        verdicts = (self.where, *(verdict.evaluation for verdict in self.contract))
+        return not any(verdict.is_open for verdict in verdicts)
 
     @property
     def first_broken(self) -> ClauseVerdict | None:
@@ -172,7 +181,9 @@ def wanted_keywords(packages: Iterable[ModelPackage]) -> frozenset[str]:
     return (asked | SELECTION_KEYWORDS) - {"instance_count"}
 
 
-def select(package: ModelPackage, instances: Sequence[StudyInstance]) -> Selection:
+def select(
+    package: ModelPackage, instances: Sequence[StudyInstance], judge: Judge = evaluate
+) -> Selection:
     """Decide what a package reads of a study.
 
     Parameters
@@ -180,11 +191,13 @@ def select(package: ModelPackage, instances: Sequence[StudyInstance]) -> Selecti
     package : ModelPackage
     instances : sequence of StudyInstance
         The image instances of the study, in any order.
+    judge : callable, optional
+        How selection and contract are held against attributes.
     """
     is_volume = package.recipe.kind == "volume"
     level = LevelValues.SERIES if is_volume else LevelValues.INSTANCE
     groups = _series_of(instances) if is_volume else [(instance,) for instance in instances]
-    judged = [_judged(package, group) for group in groups]
+    judged = [_judged(package, group, judge) for group in groups]
     matching = sorted((pair for pair in judged if pair[0].where.passed), key=lambda p: p[1])
     others = sorted((c for c, _ in judged if not c.where.passed), key=_uids)
     ranked = tuple(_ranked(candidate, n) for n, (candidate, _) in enumerate(matching, start=1))
@@ -224,7 +237,9 @@ def _frames(instance: StudyInstance) -> float:
 _RankKey = tuple[object, ...]
 
 
-def _judged(package: ModelPackage, group: Sequence[StudyInstance]) -> tuple[Candidate, _RankKey]:
+def _judged(
+    package: ModelPackage, group: Sequence[StudyInstance], judge: Judge
+) -> tuple[Candidate, _RankKey]:
     """Return a candidate and the key that orders it among the matching ones."""
     first = group[0]
     attributes = {**first.attributes, "instance_count": sum(_frames(i) for i in group)}
@@ -232,9 +247,12 @@ def _judged(package: ModelPackage, group: Sequence[StudyInstance]) -> tuple[Cand
     candidate = Candidate(
         series_instance_uid=first.series_instance_uid,
         sop_instance_uids=tuple(instance.sop_instance_uid for instance in group),
-        where=evaluate(package.selection.where, attributes),
+        where=judge(package.selection.where, attributes),
         rank_values=values,
-        contract=tuple(_verdict(clause, attributes) for clause in package.contract),
+        contract=tuple(
+            ClauseVerdict(clause.text, clause.reason, judge(clause.require, attributes))
+            for clause in package.contract
+        ),
     )
     keys = zip(package.selection.rank, values, strict=True)
     return candidate, (*(_rank_order(key, value) for key, value in keys), _uids(candidate))
@@ -242,10 +260,6 @@ def _judged(package: ModelPackage, group: Sequence[StudyInstance]) -> tuple[Cand
 
 def _uids(candidate: Candidate) -> tuple[str, str]:
     return (candidate.series_instance_uid, candidate.sop_instance_uids[0])
-
-
-def _verdict(clause: ContractClause, attributes: Attributes) -> ClauseVerdict:
-    return ClauseVerdict(clause.text, clause.reason, evaluate(clause.require, attributes))
 
 
 def _rank_value(key: RankBy, attributes: Attributes) -> AttributeValue | bool:

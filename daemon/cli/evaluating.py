@@ -61,6 +61,13 @@ Classes = Annotated[
     list[str] | None,
     typer.Option("--class", metavar="CLASS=LABEL", help="Which class a label means; repeatable."),
 ]
+Deidentified = Annotated[
+    bool,
+    typer.Option(
+        "--deidentified",
+        help="Headers were emptied: judge the contract by what they still state.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or gpu.", show_default="the worker's")]
 
 
@@ -79,6 +86,7 @@ def evaluate(
     allow: Allowed = None,
     smallest_edge: SmallestEdge = SMALLEST_EDGE,
     smallest_class: SmallestClass = SMALLEST_CLASS,
+    deidentified: Deidentified = False,
     device: Device = None,
     config: ConfigPath = None,
     as_json: AsJSON = False,
@@ -103,7 +111,7 @@ def evaluate(
         )
         limits = GateLimits(smallest_edge, smallest_class)
         allowed, renamed = checks_named(allow or ()), _renamed(class_ or [])
-        wishes = Wishes(allowed, renamed, fit_calibration, limits)
+        wishes = Wishes(allowed, renamed, fit_calibration, limits, deidentified)
         settings = load_config(config)
         found = _package(package, settings)
         options = runtime_options(settings)
@@ -152,7 +160,10 @@ def _print(evaluation: Evaluation) -> None:
         f"{outcomes.refused} refused, {outcomes.not_selected} not selected"
     )
     if outcomes.without_whole_contract:
-        say(f"{outcomes.without_whole_contract} films have no header to judge the contract by")
+        say(
+            f"the contract could not be judged whole for {outcomes.without_whole_contract} images: "
+            f"they have no header, or it lacks values"
+        )
     for label in evaluation.labels:
         _print_label(label)
 

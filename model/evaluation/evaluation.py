@@ -69,6 +69,8 @@ def evaluate_split(
         require_validation(question.split)
     if not split.has_score.any():
         why = Counter(one.sentence for one in split.scored).most_common(1)[0][0]
+        if not any(one.has_whole_contract for one in split.scored):
+            why += " Where headers were emptied, --deidentified judges by what they still state"
         raise EvaluationFault(
             f"{package.at_version} gives no score for any of {len(split.scored)} images of "
             f"{question.split}; most often: {why}"

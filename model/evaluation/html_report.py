@@ -102,8 +102,8 @@ def _notices(evaluation: Evaluation, known: ReportFacts) -> Markup:
         f"{outcomes.not_selected} not selected; they have no score and are counted apart."
         if outcomes.refused or outcomes.not_selected
         else "",
-        f"{outcomes.without_whole_contract} scored images are films without a DICOM header: the "
-        f"package's input contract (age, view, ...) could not be judged for them."
+        f"{outcomes.without_whole_contract} scored images have no DICOM header, or lack values "
+        f"in it: the package's input contract (age, view, ...) could not be judged whole for them."
         if outcomes.without_whole_contract
         else "",
         f"The patient of {outcomes.images_without_patient} images is unknown; intervals take "

@@ -119,7 +119,8 @@ class Outcomes:
     refused: int
     not_selected: int
     without_whole_contract: int
-    """Scored films whose contract could not be judged, for want of a header."""
+    """Scored images whose contract could not be judged whole, for want of a header or of values in
+    it."""
     refusals_by_reason: dict[str, int]
 
 

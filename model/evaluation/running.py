@@ -59,6 +59,8 @@ class Wishes:
     fit_calibration: bool = False
     limits: GateLimits | None = None
     """Of the gate; the usual ones when None."""
+    deidentified: bool = False
+    """Headers were emptied: a contract is judged by what they still state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,10 @@ def run_evaluation(
     classes = match_classes(package, images, wished.renamed, others)
     gate = _checked(dataset, wished, progress)
     predictor.load()
-    split = _scored(package, predictor, images, classes, progress)
+    split = _scored(package, predictor, images, classes, wished, progress)
     fitting = split if wished.fit_calibration else None
     if others:
-        fitting = _scored(package, predictor, others, classes, progress)
+        fitting = _scored(package, predictor, others, classes, wished, progress)
     evaluation = evaluate_split(package, classes, split, question, fitting)
     inspected = _of_split(gate.inspected, question.split)
     libraries = {name: version(name) for name in LIBRARIES}
@@ -168,10 +170,12 @@ def _scored(
     predictor: Predictor,
     images: Sequence[LabelledImage],
     classes: ClassMap,
+    wished: Wishes,
     progress: Progress,
 ) -> ScoredSplit:
     with progress(f"scoring {images[0].split}", len(images)) as done:
-        return ScoredSplit(score_images(package, predictor, images, done), classes.truth(images))
+        scored = score_images(package, predictor, images, done, deidentified=wished.deidentified)
+    return ScoredSplit(scored, classes.truth(images))
 
 
 def _of_split(inspected: Iterable[InspectedImage], split: SplitValues) -> list[InspectedImage]:

@@ -16,12 +16,12 @@ import numpy as np
 from dicom_io.errors import CannotDecode, Refusal, RefusalReason, UnreadableInstance
 from dicom_io.header import read_attributes
 from dicom_io.tensors import image_values_to_tensor, read_film
-from model.conditions import AttributeValue, evaluate, keywords
+from model.conditions import AttributeValue, evaluate, evaluate_what_is_stated, keywords
 from model.errors import UnusableOutput
 from model.package import ModelPackage
 from model.runtimes.port import FloatArray, Predictor
+from model.selection import Judge, StudyInstance, select, wanted_keywords
 from model.selection import OutcomeValues as SelectionOutcomeValues
-from model.selection import StudyInstance, select, wanted_keywords
 from model.training.dataset import LabelledImage
 from model.training.reading import read_image
 
@@ -57,7 +57,7 @@ class ScoredImage:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     """Of the header, for subgroups; empty for films without one."""
     has_whole_contract: bool = True
-    """False when a clause could not be judged, for want of a header."""
+    """False when a clause could not be judged, for want of a header or of a value in it."""
 
 
 def score_images(
@@ -65,6 +65,8 @@ def score_images(
     predictor: Predictor,
     images: Sequence[LabelledImage],
     on_image: Callable[[int], None] | None = None,
+    *,
+    deidentified: bool = False,
 ) -> tuple[ScoredImage, ...]:
     """Score images as the daemon would.
 
@@ -76,6 +78,9 @@ def score_images(
     images : sequence of LabelledImage
     on_image : callable, optional
         Called with the number of images done.
+    deidentified : bool
+        Headers were emptied: what only an absent attribute could tell is not held against an
+        image, as the contract is not against one without a header.
 
     Returns
     -------
@@ -88,7 +93,8 @@ def score_images(
         The machine failed, not the image; there is no result then.
     """
     done: list[ScoredImage] = []
-    for batch in _batches(package, images):
+    judge = evaluate_what_is_stated if deidentified else evaluate
+    for batch in _batches(package, images, judge):
         done.extend(_scored(predictor, batch))
         if on_image is not None:
             on_image(len(done))
@@ -98,12 +104,14 @@ def score_images(
 _Prepared = tuple[ScoredImage, FloatArray | None]
 
 
-def _batches(package: ModelPackage, images: Iterable[LabelledImage]) -> Iterator[list[_Prepared]]:
+def _batches(
+    package: ModelPackage, images: Iterable[LabelledImage], judge: Judge
+) -> Iterator[list[_Prepared]]:
     """Yield images with their tensors, few enough to be held, those of a batch of one shape."""
     size = VOLUME_BATCH if package.recipe.kind == "volume" else IMAGE_BATCH
     batch: list[_Prepared] = []
     for image in images:
-        prepared = _prepared(package, image)
+        prepared = _prepared(package, image, judge)
         shapes = {t.shape for _, t in (*batch, prepared) if t is not None}
         if len(batch) == size or len(shapes) > 1:
             yield batch
@@ -113,11 +121,11 @@ def _batches(package: ModelPackage, images: Iterable[LabelledImage]) -> Iterator
         yield batch
 
 
-def _prepared(package: ModelPackage, image: LabelledImage) -> _Prepared:
+def _prepared(package: ModelPackage, image: LabelledImage, judge: Judge) -> _Prepared:
     """Ask the package whether it reads the image, and make the tensor when it does."""
     found = ScoredImage(image, OutcomeValues.SCORED)
     try:
-        found = _selected(package, image) if image.is_dicom else found
+        found = _selected(package, image, judge) if image.is_dicom else found
         if found.outcome is not OutcomeValues.SCORED:
             return found, None
         if image.is_dicom or package.recipe.kind == "volume":
@@ -132,18 +140,20 @@ def _prepared(package: ModelPackage, image: LabelledImage) -> _Prepared:
         return _refused(found, reason, _without_folder(str(error), image)), None
 
 
-def _selected(package: ModelPackage, image: LabelledImage) -> ScoredImage:
+def _selected(package: ModelPackage, image: LabelledImage, judge: Judge) -> ScoredImage:
     """Return what selection and contract say of a DICOM image or series."""
     wanted = wanted_keywords([package]) | set(SUBGROUP_KEYWORDS)
     instances = [
         StudyInstance(f"{image.name}#{number}", image.name, read_attributes(path, wanted))
         for number, path in enumerate(image.files)
     ]
-    selection = select(package, instances)
+    selection = select(package, instances, judge)
     shown = {name: instances[0].attributes.get(name) for name in SUBGROUP_KEYWORDS}
     found = ScoredImage(image, OutcomeValues.SCORED, attributes=shown)
     if selection.outcome is SelectionOutcomeValues.NO_MATCH:
         return replace(found, outcome=OutcomeValues.NOT_SELECTED, sentence=selection.sentence)
+    stated = select(package, instances, evaluate_what_is_stated).chosen
+    found = replace(found, has_whole_contract=stated is None or stated.is_wholly_judged)
     if selection.refusal_reason is not None:
         return _refused(found, selection.refusal_reason, selection.sentence)
     return found

@@ -32,6 +32,8 @@ class DataPlan:
     allowed: Mapping[CheckValues, str] = field(default_factory=dict)
     """Checks of the gate that are passed over, each with the reason."""
     limits: GateLimits = field(default_factory=GateLimits)
+    deidentified: bool = False
+    """Headers were emptied: the contract is judged by what they still state."""
     patients: tuple[str, ...] = ()
     """Patterns whose first group is the patient, searched for in an image's name."""
 
@@ -50,6 +52,7 @@ def read_data_plan(table: ManifestTable, folder: Path) -> DataPlan:
             table.whole_number("smallest_edge", 1, 4096, GateLimits().smallest_edge_pixels),
             table.number("smallest_class", 0.0, 1.0, GateLimits().smallest_class_share),
         ),
+        deidentified=table.flag("deidentified", default=False),
         patients=_read_patterns(table),
     )
     table.refuse_unknown()

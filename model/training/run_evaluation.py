@@ -133,7 +133,8 @@ def _measured(
     listed = images.dataset.images_of(split)
     classes = _classes(images, package, plan, split)
     with watch.progress(f"scoring {split}", len(listed)) as done:
-        scored = ScoredSplit(score_images(package, predictor, listed, done), classes.truth(listed))
+        said = score_images(package, predictor, listed, done, deidentified=plan.data.deidentified)
+        scored = ScoredSplit(said, classes.truth(listed))
     question = Question(split, seed=plan.fit.seed)
     evaluation = evaluate_split(package, classes, scored, question)
     inspected = [one for one in images.gate.inspected if one.image.split is split]

@@ -384,6 +384,24 @@ def test_several_labels_are_learned_from_a_manifest_of_dicom_and_no_patient_is_w
     assert b"MRN" not in everything
 
 
+def test_package_is_measured_on_films_whose_headers_were_emptied(tmp_path):
+    # Given films without the age that the package's contract asks for,
+    films = tmp_path / "films"
+    for number in range(48):
+        split, name = ("train", "validation")[number % 3 // 2], ("DARK", "BRIGHT")[number % 2]
+        pixels = grey(BRIGHTNESS[name], number)
+        put_dicom(films / split / name / f"{number}.dcm", pixels, PatientID=f"P{number}")
+    values = changed(data={"deidentified": True}, fit={"epochs": 1})
+    adults = {"attribute": "age_years", "range": {"min": 18}}
+    values["contract"] = [{"text": "Adults.", "require": adults}]
+
+    done = train(write_config(tmp_path, values), "--data", films, "--out", tmp_path / "run")
+
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "run/evaluation/validation/report.json").read_text())
+    assert (report["outcomes"]["scored"], report["outcomes"]["without_whole_contract"]) == (16, 16)
+
+
 def test_classes_that_exclude_each_other_have_one_answer_each(tmp_path):
     films = write_films(tmp_path / "films", tuple(THREE), {"train": 8, "validation": 6})
     values = changed(data={"classes": THREE}, head={"kind": "multi-class"}, fit={"epochs": 1})

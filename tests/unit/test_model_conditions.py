@@ -8,7 +8,7 @@ import time
 import pytest
 
 from model.condition_reading import parse_condition
-from model.conditions import Evaluation, evaluate, keywords
+from model.conditions import Evaluation, evaluate, evaluate_what_is_stated, keywords
 from model.errors import ConditionFault
 
 CHEST = {"attribute": "BodyPartExamined", "in": ["CHEST", "THORAX"]}
@@ -237,6 +237,48 @@ def test_malformed_condition_is_refused(value):
 def test_attribute_that_names_a_person_cannot_be_a_condition(keyword):
     with pytest.raises(ConditionFault, match="names a person"):
         parse_condition({"attribute": keyword, "exists": True})
+
+
+BOTH = [
+    {"attribute": "Manufacturer", "equals": "x"},
+    {"attribute": "StationName", "equals": "y"},
+]
+NOT_LATERAL = {"not": {"attribute": "ViewPosition", "regex": ".*lat.*"}}
+
+
+@pytest.mark.parametrize(
+    ("condition", "attributes", "passed", "is_open"),
+    [
+        ({"attribute": "age_years", "range": {"max": 5}}, {}, True, True),
+        ({"attribute": "age_years", "range": {"max": 5}}, {"age_years": 4.0}, True, False),
+        ({"attribute": "age_years", "range": {"max": 5}}, {"age_years": 54.0}, False, False),
+        ({"attribute": "Modality", "exists": True}, {"Modality": " "}, True, True),
+        ({"attribute": "Modality", "empty": True}, {}, True, False),
+        ({"not": {"attribute": "Modality", "empty": True}}, {}, True, True),
+        (NOT_LATERAL, {}, True, False),
+        (NOT_LATERAL, {"ViewPosition": "LLAT"}, False, False),
+        (
+            {"all": BOTH},
+            {"Manufacturer": "x"}, True, True,
+        ),
+        (
+            {"all": BOTH},
+            {"Manufacturer": "z"}, False, False,
+        ),
+        (
+            {"any": BOTH},
+            {"Manufacturer": "z"}, True, True,
+        ),
+        (
+            {"any": BOTH},
+            {"Manufacturer": "z", "StationName": "z"}, False, False,
+        ),
+    ],
+)  # fmt: skip
+def test_what_only_an_absent_value_could_tell_is_left_open(condition, attributes, passed, is_open):
+    judged = evaluate_what_is_stated(parse_condition(condition), attributes)
+
+    assert (judged.passed, judged.is_open) == (passed, is_open)
 
 
 @pytest.mark.parametrize("keyword", ["PatientAge", "PatientSex", "PatientPosition"])

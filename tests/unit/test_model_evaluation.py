@@ -172,6 +172,47 @@ def test_films_without_a_header_are_said_to_lack_the_contract(folder, tmp_path):
         evaluated(folder, made=package(folder, contract=clauses))
 
 
+CHEST = {"any": [
+    {"attribute": "BodyPartExamined", "in": ["CHEST", "THORAX"]},
+    {"attribute": "StudyDescription", "regex": ".*chest.*"},
+]}  # fmt: skip
+ADULTS = [{"text": "Adults.", "require": {"attribute": "age_years", "range": {"min": 18}}}]
+
+
+@pytest.fixture
+def emptied(tmp_path: Path) -> Path:
+    """Films from whose headers age and body part were removed, but for two that state others."""
+    place = tmp_path / "data" / "test"
+    put_dicom(place / "bright" / "1.dcm", grey(0.9, 1))
+    put_dicom(place / "bright" / "child.dcm", grey(0.9, 2), PatientAge="004Y")
+    put_dicom(place / "dull" / "2.dcm", grey(0.1, 3))
+    put_dicom(place / "dull" / "hand.dcm", grey(0.1, 4), BodyPartExamined="HAND",
+              StudyDescription="Hand", PatientAge="030Y")  # fmt: skip
+    return tmp_path
+
+
+def test_emptied_headers_are_judged_by_what_they_still_state_if_that_is_asked_for(emptied):
+    made = package(emptied, where=CHEST, contract=ADULTS)
+
+    done = evaluated(emptied, made=made, wishes=Wishes(deidentified=True))
+
+    said = {one.image.name.rpartition("/")[2]: one.outcome for one in done.split.scored}
+    assert said == {
+        "1.dcm": "scored", "child.dcm": "refused", "2.dcm": "scored", "hand.dcm": "not selected"
+    }  # fmt: skip
+    assert done.evaluation.outcomes.without_whole_contract == 2
+    assert "could not be judged whole for them" in page(done)
+
+
+def test_emptied_headers_refuse_otherwise_and_the_way_out_is_named(emptied):
+    made = package(emptied, where={"attribute": "Modality", "equals": "CR"}, contract=ADULTS)
+    for film in ("bright/child.dcm", "dull/hand.dcm"):
+        (emptied / "data" / "test" / film).unlink()
+
+    with pytest.raises(EvaluationFault, match=r"age_years is absent.*--deidentified"):
+        evaluated(emptied, made=made)
+
+
 def test_film_that_cannot_be_decoded_is_refused_by_its_name_in_the_data_set(folder):
     broken = put_film(folder / "data" / "test" / "bright" / "broken.jpeg", 0.9, 99)
     broken.write_bytes(broken.read_bytes()[:40] + b"\xff\xd9")
