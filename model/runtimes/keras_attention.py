@@ -107,8 +107,9 @@ def _faults_as_reasons(tf: Any) -> Iterator[None]:
 def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
     """Return the layers to look at: the named ones, or one chosen in each averaged network.
 
-    A network that joins the answers of networks is looked at inside each of them. Only layers that
-    everything passes through are chosen: one branch of several would tell half of the reasons.
+    A network that joins the answers of networks is looked at inside each of them that looks at
+    pixels: not in a head behind them. Only layers that everything passes through are chosen: one
+    branch of several would tell half of the reasons.
 
     Raises
     ------
@@ -117,7 +118,7 @@ def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
     """
     if plan.layers:
         return _named_layers(network, plan.layers)
-    return [_deepest(part, plan.cells) for part in _answering_networks(network)]
+    return [_deepest(part, plan.cells) for part in _seeing_networks(network)]
 
 
 def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
@@ -142,8 +143,21 @@ def all_layers(network: Any) -> Iterator[Any]:
 
 def _answering_networks(network: Any) -> list[Any]:
     """Return the networks inside that answer by themselves, or the network when there is none."""
-    members = [each for each in network.layers if _is_network(each) and not _is_spatial(each)]
-    return [part for each in members for part in _answering_networks(each)] or [network]
+    return [part for each in _members(network) for part in _answering_networks(each)] or [network]
+
+
+def _seeing_networks(network: Any) -> list[Any]:
+    """Return those of them that look at pixels, each with what answers for it inside."""
+    seeing = [each for each in _members(network) if any(map(_is_convolution, all_layers(each)))]
+    return [part for each in seeing for part in _seeing_networks(each)] or [network]
+
+
+def _members(network: Any) -> list[Any]:
+    return [each for each in network.layers if _is_network(each) and not _is_spatial(each)]
+
+
+def _is_convolution(layer: Any) -> bool:
+    return "Conv" in type(layer).__name__
 
 
 def _deepest(network: Any, cells: int) -> Any:
@@ -157,7 +171,7 @@ def _deepest(network: Any, cells: int) -> Any:
 
 def _behind_convolution(layers: Sequence[Any]) -> Sequence[Any]:
     for number, layer in enumerate(layers):
-        if _is_network(layer) or "Conv" in type(layer).__name__:
+        if _is_network(layer) or _is_convolution(layer):
             return layers[number:]
     return ()
 

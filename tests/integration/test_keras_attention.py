@@ -111,6 +111,31 @@ def test_the_maps_of_averaged_networks_are_averaged(written: Written) -> None:
     assert found.values.sum() == pytest.approx((2.0 + 6.0) / 2 * 4 * 0.5 / 64, rel=1e-5)
 
 
+def headed(weight: float, *, is_pooled: bool, name: str | None = None) -> Any:
+    """The same in two networks, one behind the other: what looks, and what answers."""
+    whole = detector(weight)
+    looks, pool, dense = whole.layers[1:]
+    seen = pool(looks.output) if is_pooled else looks.output
+    backbone = keras.Model(whole.input, seen, name="backbone")
+    head = [keras.Input(seen.shape[1:]), *([] if is_pooled else [pool]), dense]
+    dense.activation = keras.activations.sigmoid
+    image = keras.Input((SIDE, SIDE, 1))
+    answer = keras.Sequential(head, name="head")(backbone(image))
+    return keras.Model(image, answer, name=name)
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_what_looks_is_found_before_a_head_of_its_own(written: Written, *, is_pooled: bool) -> None:
+    # The sigmoid of 600 is 1 in float32 and its gradient 0: the end is in the head.
+    predictor = written(headed(600.0, is_pooled=is_pooled), output="probability")
+    film = film_with((8, 16))[None]
+
+    found = predictor.explain(film, [0])
+
+    assert brightest(found.values[0]) == {(2, 4), (2, 5), (3, 4), (3, 5)}
+    assert found.values.sum() == pytest.approx(600.0 * 4 * 0.5 / 64, rel=1e-5)
+
+
 def test_members_that_disagree_cancel_out(written: Written) -> None:
     predictor = written(mean_of([detector(4.0, name="first"), detector(-4.0, name="second")]))
 
