@@ -114,7 +114,8 @@ def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
     Raises
     ------
     CannotExplain
-        A named layer does not exist, or no layer keeps rows and columns behind a convolution.
+        A named layer does not exist or is not the only one of its name, or no layer keeps rows and
+        columns behind a convolution.
     """
     if plan.layers:
         return _named_layers(network, plan.layers)
@@ -122,11 +123,17 @@ def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
 
 
 def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
-    known = {layer.name: layer for layer in all_layers(network)}
+    known: dict[str, dict[int, Any]] = {}
+    for layer in all_layers(network):
+        known.setdefault(layer.name, {})[id(layer)] = layer
     absent = [name for name in names if name not in known]
     if absent:
         raise CannotExplain(f"the network has no layer named {', '.join(absent)}")
-    layers = [known[name] for name in names]
+    # Averaged networks may name theirs alike: one of them would tell half of the reasons.
+    several = [f"{len(known[name])} layers named {name}" for name in names if len(known[name]) > 1]
+    if several:
+        raise CannotExplain(f"the network has {', '.join(several)}")
+    layers = [layer for name in names for layer in known[name].values()]
     flat = [layer.name for layer in layers if not _is_spatial(layer)]
     if flat:
         raise CannotExplain(f"the layer {', '.join(flat)} keeps no rows and columns")
@@ -232,7 +239,7 @@ def _compiled(
                 tape.watch(batch)
                 scores = tf.cast(network(batch, training=False), tf.float32)
                 target = tf.reduce_sum(scores * targets)
-            features = [_only(seen, layer) for layer in layers]
+            features = [_only(*pair) for pair in zip(layers, seen, strict=True)]
             gradients = tape.gradient(target, features, unconnected_gradients="zero")
             return [
                 _weighed(tf, tf.cast(f, tf.float32), tf.cast(g, tf.float32), method)
@@ -250,20 +257,19 @@ def _weighed(tf: Any, features: Any, gradient: Any, method: MethodValues) -> Any
     return tf.reduce_sum(features * gradient, -1)
 
 
-def _only(seen: dict[str, list[Any]], layer: Any) -> Any:
-    outputs = seen[layer.name]
+def _only(layer: Any, outputs: list[Any]) -> Any:
     if len(outputs) != 1:
         raise CannotExplain(f"the network uses the layer {layer.name} {len(outputs)} times")
     return outputs[0]
 
 
 @contextmanager
-def recorded(layers: Sequence[Any]) -> Iterator[dict[str, list[Any]]]:
-    """Note what these layers give while the network is called, however deep they lie in it."""
-    seen: dict[str, list[Any]] = {layer.name: [] for layer in layers}
+def recorded(layers: Sequence[Any]) -> Iterator[list[list[Any]]]:
+    """Note what each of these layers gives while the network is called, however deep it lies."""
+    seen: list[list[Any]] = [[] for _ in layers]
     with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(_listening(layer, seen[layer.name]))
+        for layer, outputs in zip(layers, seen, strict=True):
+            stack.enter_context(_listening(layer, outputs))
         yield seen
 
 

@@ -38,9 +38,8 @@ def compiled_map(tf: Any, network: Any, name: str, device: str) -> Any:
         input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=False
     )
     def compute(values: Any) -> Any:
-        with tf.device(device), recorded([layer]) as seen:
+        with tf.device(device), recorded([layer]) as (outputs,):
             network(values, training=False)
-            outputs = seen[layer.name]
             if len(outputs) != 1:
                 raise CannotLocate(f"the network uses the layer {layer.name} {len(outputs)} times")
             return tf.cast(outputs[0], tf.float32)

@@ -136,6 +136,30 @@ def test_what_looks_is_found_before_a_head_of_its_own(written: Written, *, is_po
     assert found.values.sum() == pytest.approx(600.0 * 4 * 0.5 / 64, rel=1e-5)
 
 
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_averaged_networks_may_name_their_layers_alike(
+    written: Written, *, is_pooled: bool
+) -> None:
+    image = keras.Input((SIDE, SIDE, 1))
+    members = [headed(each, is_pooled=is_pooled, name=f"member{each:.0f}") for each in (2.0, 6.0)]
+    network = keras.Model(image, layers.Average()([member(image) for member in members]))
+    predictor = written(network, output="probability")
+
+    found = predictor.explain(film_with((0, 0))[None], [0])
+
+    assert len(found.layers) == 2
+    assert found.values.sum() == pytest.approx((2.0 + 6.0) / 2 * 4 * 0.5 / 64, rel=1e-5)
+
+
+def test_a_name_that_several_layers_bear_chooses_none_of_them() -> None:
+    image = keras.Input((SIDE, SIDE, 1))
+    members = [headed(each, is_pooled=True, name=f"member{each:.0f}") for each in (2.0, 6.0)]
+    network = keras.Model(image, layers.Average()([member(image) for member in members]))
+
+    with pytest.raises(CannotExplain, match="has 2 layers named looks"):
+        chosen(network, layers=("looks",))
+
+
 def test_members_that_disagree_cancel_out(written: Written) -> None:
     predictor = written(mean_of([detector(4.0, name="first"), detector(-4.0, name="second")]))
 
