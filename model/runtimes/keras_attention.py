@@ -232,7 +232,10 @@ def _compiled(
     shape = (None, *network.inputs[0].shape[1:])
     signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None, None), tf.float32)]
 
-    @tf.function(input_signature=signature, jit_compile=False)  # type: ignore[untyped-decorator]
+    # Autograph would wrap the reason why there is no map into a traceback of many lines.
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=signature, jit_compile=False, autograph=False
+    )
     def compute(batch: Any, targets: Any) -> Any:
         with tf.device(device), recorded(layers) as seen, linear_ends(network):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -34,8 +34,9 @@ def compiled_map(tf: Any, network: Any, name: str, device: str) -> Any:
     (layer,) = _layers_named(network, name)
     shape = (None, *network.inputs[0].shape[1:])
 
+    # Without autograph: see ``keras_attention``.
     @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=False
+        input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=False, autograph=False
     )
     def compute(values: Any) -> Any:
         with tf.device(device), recorded([layer]) as (outputs,):

@@ -160,6 +160,18 @@ def test_a_name_that_several_layers_bear_chooses_none_of_them() -> None:
         chosen(network, layers=("looks",))
 
 
+def test_the_reason_for_no_map_is_one_sentence(written: Written) -> None:
+    # Shown as it is and mirrored: the same layer looks twice.
+    image = keras.Input((SIDE, SIDE, 1))
+    member = detector(6.0)
+    mirrored = layers.Permute((2, 1, 3))(image)
+    network = keras.Model(image, layers.Average()([member(image), member(mirrored)]))
+    predictor = written(network)
+
+    with pytest.raises(CannotExplain, match=r"^the network uses the layer looks 2 times$"):
+        predictor.explain(film_with((0, 0))[None], [0])
+
+
 def test_members_that_disagree_cancel_out(written: Written) -> None:
     predictor = written(mean_of([detector(4.0, name="first"), detector(-4.0, name="second")]))
 

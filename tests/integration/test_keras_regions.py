@@ -167,6 +167,21 @@ def test_warming_up_compiles_the_map_too(package):
     assert traces == predictor._compiled_map.experimental_get_tracing_count() == 1
 
 
+def test_the_reason_for_no_regions_is_one_sentence(tmp_path):
+    package = written(tmp_path / "p", labels=(BRIGHT,))
+    member = keras.models.load_model(package.weights_path)
+    # Shown as it is and mirrored: the same layer makes two maps.
+    image = keras.Input((32, 32, 1))
+    mirrored = keras.layers.Permute((2, 1, 3))(image)
+    network = keras.Model(image, keras.layers.Average()([member(image), member(mirrored)]))
+    predictor = KerasPredictor(package, device="cpu")
+    predictor._load_network = lambda *_: network  # type: ignore[method-assign]
+    predictor.load()
+
+    with pytest.raises(CannotLocate, match=r"^the network uses the layer map 2 times$"):
+        predictor.locate(spotted()[None])
+
+
 def test_a_volume_has_its_slices_in_the_map(tmp_path):
     package = written(tmp_path / "p", kind="volume", slices=6, labels=(BRIGHT,))
     predictor = loaded(package)
