@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from dicom_io.results.explained_rows import draw_rows, named
+from dicom_io.results.explained_rows import draw_rows
 from dicom_io.results.heat import ShownExplanation
 from dicom_io.results.lettering import (
     AMBER,
@@ -23,6 +23,7 @@ from dicom_io.results.lettering import (
     RED,
     WHITE,
     Colour,
+    drawable_name,
     font,
     grey_square,
     wrapped,
@@ -141,7 +142,7 @@ def _finding_lines(
         word = finding.presence.value
         word = word if finding.presence is PresenceValues.ABSENT else word.upper()
         stated = f"{word}, certainty of finding {finding.certainty_percent:g} %"
-        yield _Line(named(finding), 21, colour, 13)
+        yield _Line(drawable_name(finding.label, finding.code), 21, colour, 13)
         yield _Line(stated, 16, colour, 2)
         yield _Line(operating_point(finding), 14, MUTED, 1)
         if finding.label in missing:

@@ -22,14 +22,13 @@ from dicom_io.results.lettering import (
     ROW_WIDTH,
     STRIP_HEIGHT,
     WHITE,
+    drawable_name,
     font,
     grey_square,
     in_square,
-    is_drawable,
     wrapped,
 )
 from dicom_io.results.request import ReportRequest, percent
-from dicom_io.vocabulary import Finding
 
 _SCALE_SIZE = (140, 12)
 
@@ -38,16 +37,6 @@ _CAUTION = (
     "The map shows which parts of the image spoke for the finding in the model's computation. "
     "It does not outline a disease, and what it leaves dark is not cleared."
 )
-
-
-def named(finding: Finding) -> str:
-    """Return what is found, in letters that can be drawn: the label, its code's meaning, or code.
-
-    A row of empty boxes would not say which finding is present.
-    """
-    code = f"{finding.code.value} ({finding.code.scheme})"
-    names = (finding.label, finding.code.meaning)
-    return next((each for each in names if is_drawable(each)), code)
 
 
 def draw_rows(
@@ -77,9 +66,8 @@ def _strip(request: ReportRequest, shown: ShownExplanation) -> npt.NDArray[np.ui
         draw.text((MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
     left = CELL_SIDE + MARGIN
     (finding,) = [each for each in request.findings if each.label == shown.label]
-    stated = (
-        f"{named(finding)} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
-    )
+    name = drawable_name(finding.label, finding.code)
+    stated = f"{name} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
     heading = next(wrapped(stated, 15, CELL_SIDE - 2 * MARGIN))
     draw.text((left, 8), heading, font=font(15, heading), fill=RED)
     draw.text((left, 30), NOT_A_SEGMENTATION, font=font(13), fill=AMBER)

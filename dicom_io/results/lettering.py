@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageFont
 
+from dicom_io.vocabulary import Code
+
 Colour = tuple[int, int, int]
 
 BACKGROUND: Colour = (16, 18, 22)
@@ -90,6 +92,15 @@ def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageF
 def is_drawable(text: str) -> bool:
     """Return True when every letter of a text shows as itself and not as an empty box."""
     return all(_is_plain(letter) or _is_wide(letter) for letter in text)
+
+
+def drawable_name(name: str, code: Code) -> str:
+    """Return what is found, in letters that can be drawn: its name, its code's meaning, or code.
+
+    A row of empty boxes would not say what it is.
+    """
+    names = (name, code.meaning)
+    return next((each for each in names if is_drawable(each)), f"{code.value} ({code.scheme})")
 
 
 _NO_LETTER = "\uffff"

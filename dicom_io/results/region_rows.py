@@ -24,6 +24,7 @@ from dicom_io.results.lettering import (
     STRIP_HEIGHT,
     WHITE,
     Colour,
+    drawable_name,
     font,
     grey_square,
     wrapped,
@@ -124,7 +125,10 @@ def _named(regions: Sequence[Region], shown: ShownRegions) -> str:
     """Return the regions on this slice with their certainty, the first few of them."""
     numbers = {box.number for box in shown.boxes}
     here = [each for each in regions if each.number in numbers]
-    named = [f"{each.tracked_as} ({each.certainty_percent:g} %)" for each in here[:_MOST_NAMED]]
+    named = [
+        f"{drawable_name(each.name, each.code)} {each.number} ({each.certainty_percent:g} %)"
+        for each in here[:_MOST_NAMED]
+    ]
     return ", ".join(named) + (", …" if len(here) > _MOST_NAMED else "")
 
 

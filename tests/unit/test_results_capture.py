@@ -16,7 +16,9 @@ from dicom_io.errors import CannotCompose
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card
 from dicom_io.results.lettering import font, grey_square, is_drawable
-from dicom_io.vocabulary import Code, PresenceValues
+from dicom_io.results.region_rows import ShownBox, ShownRegions
+from dicom_io.vocabulary import Code, Detection, PresenceValues
+from tests.regions_material import NODULE, make_region
 from tests.results_material import (
     NEGATIVE,
     POSITIVE,
@@ -77,6 +79,20 @@ def test_a_finding_is_named_by_its_code_where_its_label_cannot_be_drawn(film: Pa
     for finding, twin in ((japanese, POSITIVE), (only_japanese, by_code)):
         card = captured(film, findings=(finding,)).pixel_array
         assert np.array_equal(card, captured(film, findings=(twin,)).pixel_array)
+
+
+def test_a_region_is_named_by_its_code_where_its_name_cannot_be_drawn() -> None:
+    picture = np.full((4, 4), 0.5, dtype=np.float32)
+    shown = ShownRegions(picture, (ShownBox(2, 0.2, 0.2, 0.6, 0.6),))
+
+    def card(**named: Any) -> Any:
+        region = make_region(["2.25.1"], number=2, **named)
+        request = make_request(FILM, findings=(POSITIVE,), detection=Detection((region,)))
+        return draw_card(request, None, "now", regions=shown)
+
+    japanese = Code("27925004", "SCT", "結節")
+    assert np.array_equal(card(name="結節"), card(name=NODULE.meaning))
+    assert np.array_equal(card(name="結節", code=japanese), card(name="27925004 (SCT)"))
 
 
 def test_values_that_are_no_numbers_are_drawn_black() -> None:
