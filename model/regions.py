@@ -258,8 +258,10 @@ def _bounds(plane: FloatArray, mask: Mask, limit: float) -> tuple[float, float]:
     first, last = int(inside[0]), int(inside[-1])
     start = first + 0.5 - _reach(plane, mask, first, -1, limit)
     end = last + 0.5 + _reach(plane, mask, last, 1, limit)
-    missing = max(0.0, 1.0 - (end - start)) / 2
-    return max(0.0, start - missing), min(float(len(plane)), end + missing)
+    if end - start < 1.0:
+        middle = float(np.clip((start + end) / 2, 0.5, len(plane) - 0.5))
+        start, end = middle - 0.5, middle + 0.5
+    return start, end
 
 
 def _reach(plane: FloatArray, mask: Mask, line: int, step: int, limit: float) -> float:

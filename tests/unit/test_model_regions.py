@@ -83,6 +83,16 @@ def test_what_barely_reaches_the_threshold_is_still_one_cell_wide():
     assert box_of(outline) == pytest.approx((40, 30, 50, 40), abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("cell", "box"),
+    [("r0c4", (40, 0, 50, 10)), ("r7c7", (70, 70, 80, 80)), ("r4c0", (0, 40, 10, 50))],
+)
+def test_at_the_edge_of_the_map_too_a_box_is_one_cell_wide(cell, box):
+    (outline,) = the_region(found_regions(PLAN, image(), plane_of(**{cell: 0.001}))).outlines
+
+    assert box_of(outline) == pytest.approx(box, abs=0.01)
+
+
 def test_positions_that_touch_at_a_corner_are_one_region():
     apart = plane_of(r1c1=2.0, r1c4=3.0)
     touching = plane_of(r1c1=2.0, r2c2=3.0)
