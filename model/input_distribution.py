@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from model.input_subspace import (
     subspace_from,
 )
 from model.manifest import ManifestTable
-from model.package_files import read_file
+from model.package_files import UNREADABLE_ARRAYS, read_file
 
 DISTRIBUTION_NAME = "input_distribution.npz"
 LARGEST_BYTES = 400_000
@@ -129,15 +128,7 @@ def read_distribution(path: Path) -> InputDistribution:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         return _from_arrays(arrays)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*UNREADABLE_ARRAYS, KeyError, TypeError, OverflowError) as error:
         fault = f"is no distribution of inputs, or is damaged: {error}; pack the model again"
         raise PackageFault(path.name, [fault]) from error
 

@@ -7,6 +7,9 @@ Owns the tables of a manifest that name a file with its digest. What the files s
 from __future__ import annotations
 
 import hashlib
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +22,13 @@ LARGEST_TOLERANCE = 0.05
 
 DIGEST_PATTERN = r"[0-9a-f]{64}"
 _READ_CHUNK_BYTES = 1 << 20
+
+UNREADABLE_ARRAYS = (
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+    RuntimeError,
+)  # fmt: skip
+"""What NumPy and zipfile raise over an ``.npz`` that is damaged or none. The last is of members
+that are encrypted or compressed in a way that Python does not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ What that differs from the tensor it was made of, 1/510 of the range at most, pl
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import PackageFault
-from model.package_files import MOST_PROBES
+from model.package_files import MOST_PROBES, UNREADABLE_ARRAYS
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -66,7 +65,7 @@ def read_probes(path: Path, shape: Sequence[int | None]) -> tuple[FloatArray, ..
             raise PackageFault(path.name, [fault])
         with np.load(path, allow_pickle=False) as arrays:
             stored = [arrays[name] for name in sorted(arrays.files)]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE_ARRAYS as error:
         fault = f"is no file of probes, or is damaged: {error}; pack the model again"
         raise PackageFault(path.name, [fault]) from error
     faults = [

@@ -167,6 +167,18 @@ def test_a_file_of_probes_that_would_fill_the_memory_is_not_unpacked(tmp_path: P
         read_probes(tmp_path / "probes.npz", SHAPE)
 
 
+def test_probes_that_nobody_here_can_unpack_are_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "probes.npz"
+    np.savez_compressed(path, a=np.zeros(SHAPE, np.uint8))
+    content = bytearray(path.read_bytes())
+    # PPMd, which Python's zipfile does not know.
+    content[content.index(b"PK\1\2") + 10] = 98
+    path.write_bytes(content)
+
+    with pytest.raises(PackageFault, match="no file of probes, or is damaged"):
+        read_probes(path, SHAPE)
+
+
 def test_slices_that_the_series_decides_may_be_any_number(tmp_path: Path) -> None:
     write_probes(tmp_path / "probes.npz", [np.zeros((n, 4, 4, 1), np.float32) for n in (2, 5)])
 

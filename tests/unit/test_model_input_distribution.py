@@ -200,6 +200,7 @@ def changed_file(path: Path, **arrays: np.ndarray | None) -> Path:
         {"contrasts_mean": np.ones(7, np.float32)},
         {"about": np.frombuffer(b"{}", np.uint8)},
         {"about": np.frombuffer(b'{"version": 99}', np.uint8)},
+        {"about": np.frombuffer(b'{"version": 1, "limit": 1, "dimensions": Infinity}', np.uint8)},
         {"more": np.ones(200_000, np.float32)},
     ],
     ids=str,
@@ -218,6 +219,20 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PK\3\4 and no more")
 
     with pytest.raises(PackageFault, match="damaged"):
+        read_distribution(path)
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 98)], ids=["encrypted", "PPMd"])
+def test_members_that_nobody_here_can_unpack_are_damage(
+    tmp_path: Path, distribution, place: int, value: int
+) -> None:
+    path = tmp_path / DISTRIBUTION_NAME
+    distribution.write(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value
+    path.write_bytes(content)
+
+    with pytest.raises(PackageFault, match="no distribution of inputs, or is damaged"):
         read_distribution(path)
 
 
