@@ -132,12 +132,23 @@ class UnlikeTraining(Refusal):
     reason = RefusalReason.UNLIKE_TRAINING
 
     def __init__(self, distance: float, limit: float) -> None:
+        digits = _digits_apart(distance, limit)
         super().__init__(
             f"This image does not look like the images the model was trained on "
-            f"(distance {distance:.2f}, limit {limit:.2f})."
+            f"(distance {distance:.{digits}f}, limit {limit:.{digits}f})."
         )
         self.distance = distance
         self.limit = limit
+
+
+_FEWEST_DIGITS, _MOST_DIGITS = 2, 7
+"""Behind the point; a distance is computed in float32."""
+
+
+def _digits_apart(distance: float, limit: float) -> int:
+    """Return how many digits show that a distance is beyond a limit: two where they do."""
+    counts = range(_FEWEST_DIGITS, _MOST_DIGITS)
+    return next((n for n in counts if round(distance, n) != round(limit, n)), _MOST_DIGITS)
 
 
 class CannotCompose(MedimgdError):

@@ -117,6 +117,19 @@ def test_a_refusal_says_how_far_and_how_far_it_may_be(distribution: InputDistrib
     )
 
 
+@pytest.mark.parametrize(
+    ("distance", "said"),
+    [
+        (1.72, "distance 1.72, limit 1.26"),
+        (1.2566, "distance 1.257, limit 1.255"),
+        (1.25511, "distance 1.25511, limit 1.25510"),
+        (np.inf, "distance inf, limit 1.26"),
+    ],
+)
+def test_a_refused_distance_never_reads_like_the_limit(distance: float, said: str) -> None:
+    assert said in str(UnlikeTraining(distance, 1.2551))
+
+
 def test_volumes_are_told_like_images(volumes: InputDistribution) -> None:
     fresh = scenes(12, 3, 10)
     thicker = np.repeat(fresh, 3, axis=1)
