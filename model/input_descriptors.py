@@ -27,6 +27,7 @@ _IMAGE_EDGES_GRID, _IMAGE_CELLS = (40, 40), (5, 5)
 _VOLUME_EDGES_GRID, _VOLUME_CELLS = (12, 32, 32), (3, 4, 4)
 _IMAGE_TONES_GRID, _VOLUME_TONES_GRID = (20, 20), (4, 8, 8)
 _DIRECTIONS = 8
+_CHUNK = 64
 _TONES_WEIGHT = np.float32(0.3)
 """Shares' roots vary some three times less than ranks do."""
 
@@ -79,6 +80,12 @@ def descriptors(thumbs: FloatArray) -> dict[str, FloatArray]:
     dict of str to ndarray
         (n, numbers) for ``edges`` and ``tones``.
     """
+    # What lies between holds many times as much: of thousands of volumes it would fill the memory.
+    chunks = [_described(thumbs[n : n + _CHUNK]) for n in range(0, len(thumbs), _CHUNK)]
+    return {name: np.concatenate([each[name] for each in chunks]) for name in chunks[0]}
+
+
+def _described(thumbs: FloatArray) -> dict[str, FloatArray]:
     volume = thumbs.ndim == 4
     ranks = _ranks(shrunk(thumbs, _VOLUME_EDGES_GRID if volume else _IMAGE_EDGES_GRID))
     tones = shrunk(ranks, _VOLUME_TONES_GRID if volume else _IMAGE_TONES_GRID)

@@ -20,7 +20,9 @@ from model.input_subspace import Subspace, combined
 FEWEST_INPUTS = 20
 """Fewer say nothing about what the next one may look like."""
 MOST_FITTED = 5000
-"""Of more training inputs so many are drawn; a cloud of forty axes needs no more."""
+MOST_VOLUMES = 1000
+"""Of more training images or volumes so many are drawn; a cloud of forty axes needs no more, and
+a volume's thumbnail takes fifteen times the memory."""
 HELD_OUT = 5
 """Every so manyth training input chooses the limit where there is no validation split."""
 LIMITED_VARIANTS = 2
@@ -100,8 +102,9 @@ def _thumbnails_of(
     chosen = places[:0]
     if validation is None:
         chosen, places = places[::HELD_OUT], np.delete(places, np.s_[::HELD_OUT])
-    if len(places) > MOST_FITTED:
-        places = np.sort(rng.choice(places, MOST_FITTED, replace=False))
+    most = MOST_FITTED if values.ndim == 4 else MOST_VOLUMES
+    if len(places) > most:
+        places = np.sort(rng.choice(places, most, replace=False))
     fitted = _shrunk(values, places)
     if validation is None:
         return fitted, _shrunk(values, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from dicom_io.errors import RefusalReason, UnlikeTraining
 from dicom_io.tensors import TensorRecipe
+from model import input_distribution_fitting
 from model.errors import PackageFault, TrainingDataFault
-from model.input_descriptors import descriptors, thumbnails
+from model.input_descriptors import VOLUME_GRID, descriptors, thumbnails
 from model.input_distribution import DISTRIBUTION_NAME, InputDistribution, read_distribution
 from model.input_distribution_fitting import fit_distribution
 from model.package import load_package
@@ -184,6 +186,25 @@ def test_a_fault_that_cannot_be_told_is_no_contrast() -> None:
     assert len(found.contrasts.directions) < 4
     assert (found.distances(np.rot90(values, 1, (1, 2)).copy()) <= found.limit).mean() > 0.9
     assert (found.distances(1 - values) > found.limit).all()
+
+
+def test_many_volumes_are_described_in_little_memory() -> None:
+    thumbs = np.random.default_rng(1).random((320, *VOLUME_GRID), dtype=np.float32)
+    tracemalloc.start()
+
+    descriptors(thumbs)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < thumbs.nbytes
+
+
+def test_of_very_many_inputs_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_distribution_fitting, "MOST_VOLUMES", 24)
+    monkeypatch.setattr(input_distribution_fitting, "MOST_FITTED", 40)
+
+    assert fit_distribution(scenes(28, 1, 10), scenes(20, 2, 10)).fitted == 24
+    assert fit_distribution(scenes(44, 1), scenes(20, 2)).fitted == 40
 
 
 def test_too_few_inputs_fit_nothing() -> None:
