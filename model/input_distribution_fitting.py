@@ -64,7 +64,8 @@ def fit_distribution(
     preprocessing_digest : str
         ``TensorRecipe.digest`` of what made them; ``load_package`` asks for it.
     seed : int
-        Decides which inputs are drawn and how they are changed. The same gives the same file.
+        Decides which inputs are drawn and how they are changed. The same gives the same file, where
+        NumPy computes with as many threads.
 
     Raises
     ------
