@@ -19,6 +19,7 @@ from scipy.ndimage import zoom
 
 from model.errors import CannotExplain
 from model.explanation_plan import ExplanationPlan, MethodValues
+from model.runtimes.keras_end import last_operations
 from model.runtimes.port import Attention, FloatArray
 
 MOST_INPUTS = 8
@@ -308,10 +309,7 @@ def linear_ends(network: Any) -> Iterator[None]:
 def _ends(network: Any) -> Iterator[Any]:
     """Yield what may squash a network's answer: its last layer, and what makes its output."""
     yield network.layers[-1]
-    # An operation such as keras.ops.sigmoid is no layer.
-    maker = getattr(network.outputs[0], "_keras_history", None)
-    if maker is not None:
-        yield maker.operation
+    yield from last_operations(network)
 
 
 @contextmanager

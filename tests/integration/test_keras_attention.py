@@ -213,7 +213,17 @@ def with_softmax_layer(network: Any) -> Any:
     return keras.Model(network.inputs, layers.Softmax()(both))
 
 
-@pytest.mark.parametrize("squashed", [with_activation, with_operation, with_softmax_layer])
+def with_joined_heads(network: Any) -> Any:
+    """Return a network with a head for each label: what the network sees, and nothing."""
+    score = network.outputs[0]
+    scores = (score, layers.Rescaling(0.0)(score))
+    heads = [layers.Activation("sigmoid")(each) for each in scores]
+    return keras.Model(network.inputs, layers.Reshape((2,))(layers.Concatenate()(heads)))
+
+
+@pytest.mark.parametrize(
+    "squashed", [with_activation, with_operation, with_softmax_layer, with_joined_heads]
+)
 def test_the_surest_probability_still_has_a_map(
     written: Written, squashed: Callable[[Any], Any]
 ) -> None:
