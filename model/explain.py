@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dicom_io.vocabulary import Explanation, Finding, ImageTensor, PresenceValues
-from model.errors import CannotExplain, ModelError
+from model.errors import CannotExplain, ModelError, UnusableOutput
 from model.explanation_plan import MethodValues
 from model.occlusion import CELLS, occlusion_map
 from model.package import ModelPackage
@@ -32,6 +32,7 @@ _TOO_MANY = f"only the {MOST_EXPLAINED} most certain findings are explained"
 _OTHER_RUNTIME = "the runtime that serves this model computes none of volumes"
 _SWITCHED_OFF = "the model package asks for none"
 _NO_GEOMETRY = "the images were prepared by a version that did not note where they lie in the input"
+_NOT_FINITE = "what was computed for it is not a finite number"
 _EMPTY = "no part of the image speaks for the finding more than another"
 
 
@@ -153,10 +154,16 @@ def _occlusion(
     if package.recipe.kind != "image":
         raise CannotExplain(_OTHER_RUNTIME)
     places = {label.name: place for place, label in enumerate(package.labels)}
-    maps = [
-        occlusion_map(predictor, tensor.values, places[finding.label]) for tensor, finding in asked
-    ]
+    maps = [_covered(predictor, tensor.values, places[finding.label]) for tensor, finding in asked]
     return Attention(np.stack(maps), MethodValues.OCCLUSION.spoken_name, ())
+
+
+def _covered(predictor: Predictor, values: FloatArray, place: int) -> FloatArray:
+    try:
+        return occlusion_map(predictor, values, place)
+    except UnusableOutput:
+        # Of a covered image: that says nothing about the other inputs.
+        return np.full((CELLS, CELLS), np.nan, np.float32)
 
 
 def _explanation(
@@ -167,7 +174,9 @@ def _explanation(
     attention: Attention,
 ) -> Explanation:
     strength = float(values.max())
-    if not math.isfinite(strength) or strength <= 0:
+    if not math.isfinite(strength):
+        return Explanation(finding.label, reason=_NOT_FINITE)
+    if strength <= 0:
         return Explanation(finding.label, reason=_EMPTY)
     return Explanation(
         label=finding.label,

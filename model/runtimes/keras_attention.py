@@ -69,10 +69,12 @@ class KerasAttention:
     def maps(self, batch: FloatArray, outputs: Sequence[int]) -> Attention:
         """Return what speaks for one output of each input, cell by cell.
 
+        Where an input's gradient is no finite number its map is none either.
+
         Raises
         ------
         CannotExplain
-            The device has no memory for it, or the gradient is not finite.
+            The device has no memory for it, or the network allows none.
         """
         targets = np.eye(self._outputs, dtype=np.float32)[list(outputs)]
         with _faults_as_reasons(self._tf):
@@ -80,10 +82,7 @@ class KerasAttention:
                 self._part(batch[start : start + self._most], targets[start : start + self._most])
                 for start in range(0, len(batch), self._most)
             ]
-        values = np.concatenate(parts)
-        if not np.isfinite(values).all():
-            raise CannotExplain("the gradient of the score is not a finite number")
-        return Attention(values, self._method.spoken_name, self.layer_names)
+        return Attention(np.concatenate(parts), self._method.spoken_name, self.layer_names)
 
     def _part(self, batch: FloatArray, targets: FloatArray) -> FloatArray:
         """Return the sum over the layers: their gradients are those of the mean already."""
@@ -91,6 +90,7 @@ class KerasAttention:
         finest = tuple(np.max([each.shape[1:] for each in maps], axis=0))
         total = np.sum([_on_grid(each, finest) for each in maps], axis=0)
         positive: FloatArray = np.maximum(total, 0).astype(np.float32)
+        positive[~np.isfinite(total)] = np.nan
         return positive
 
 

@@ -91,7 +91,7 @@ class Attention:
 
     values: FloatArray
     """(batch, rows, columns) or (batch, slices, rows, columns), float32, 0 or more: cells that
-    divide the input evenly, in units of the score."""
+    divide the input evenly, in units of the score. NaN in the map of an input that has none."""
     method: str
     """``Grad-CAM`` or ``HiResCAM``."""
     layers: tuple[str, ...]

@@ -260,6 +260,19 @@ def test_more_inputs_than_one_computation_holds_are_all_explained(written: Writt
     assert np.allclose(maps, alone, atol=1e-6)
 
 
+def test_a_gradient_that_is_no_number_costs_only_its_own_map(written: Written) -> None:
+    # The root of nought has an infinite slope; a dark film gives nought.
+    one = detector(1.0)
+    network = keras.Model(one.input, keras.ops.sqrt(one.output))
+    predictor = written(network)
+    films = np.stack([film_with(), film_with((8, 16))])
+
+    dark, lit = predictor.explain(films, [0, 0]).values
+
+    assert np.isnan(dark).any()
+    assert brightest(lit) == {(2, 4), (2, 5), (3, 4), (3, 5)}
+
+
 def test_a_volume_has_a_map_of_three_axes(written: Written) -> None:
     predictor = written(
         detector(6.0, shape=(16, SIDE, SIDE, 1)), kind="volume", slices=16,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dicom_io.vocabulary import Finding, ImageTensor, PresenceValues
-from model.errors import CannotExplain, DeviceOutOfMemory, PackageFault
+from model.errors import CannotExplain, DeviceOutOfMemory, PackageFault, UnusableOutput
 from model.explain import MOST_EXPLAINED, Explicable, explain, explained_findings, unexplained
 from model.explanation_plan import ExplanationPlan, MethodValues
 from model.findings import judge
@@ -222,6 +222,42 @@ def test_an_input_without_its_place_does_not_cost_the_others_their_maps(
     (without,), (explained,) = explain(package, Seer(), inputs)  # type: ignore[arg-type]
 
     assert not without.is_available
+    assert explained.is_available
+
+
+def test_a_map_that_is_no_number_does_not_cost_the_others_theirs(package: ModelPackage) -> None:
+    class Stumbling(Seer):
+        def explain(self, batch: np.ndarray, outputs: Sequence[int]) -> Attention | None:
+            found = super().explain(batch, outputs)
+            assert found is not None
+            found.values[0, 1, 1] = np.nan
+            return found
+
+    found = findings(package, 0.9)
+    inputs = [Explicable(tensor(), found), Explicable(tensor(), found)]
+
+    (without,), (explained,) = explain(package, Stumbling(), inputs)  # type: ignore[arg-type]
+
+    assert without.reason == "what was computed for it is not a finite number"
+    assert explained.is_available
+
+
+def test_a_covered_image_without_a_score_does_not_cost_the_others_their_maps(
+    package: ModelPackage,
+) -> None:
+    class Stumbling(Blind):
+        def predict(self, batch: np.ndarray) -> np.ndarray:
+            if batch.mean() > 0.5:
+                raise UnusableOutput("the prediction holds NaN")
+            return super().predict(batch)
+
+    found = findings(package, 0.9)
+    strange = replace(tensor(), values=np.ones((16, 16, 1), np.float32))
+    inputs = [Explicable(strange, found), Explicable(lit(), found)]
+
+    (without,), (explained,) = explain(package, Stumbling(), inputs)  # type: ignore[arg-type]
+
+    assert without.reason == "what was computed for it is not a finite number"
     assert explained.is_available
 
 
