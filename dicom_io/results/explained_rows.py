@@ -26,6 +26,7 @@ from dicom_io.results.lettering import (
     font,
     grey_square,
     in_square,
+    on_one_line,
     wrapped,
 )
 from dicom_io.results.request import ReportRequest, percent
@@ -66,14 +67,14 @@ def _strip(request: ReportRequest, shown: ShownExplanation) -> npt.NDArray[np.ui
         draw.text((MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
     left = CELL_SIDE + MARGIN
     (finding,) = [each for each in request.findings if each.label == shown.label]
+    stated = f" {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
     name = drawable_name(finding.label, finding.code)
-    stated = f"{name} {finding.presence.upper()}, certainty {finding.certainty_percent:g} %"
-    heading = next(wrapped(stated, 15, CELL_SIDE - 2 * MARGIN))
+    heading = on_one_line(name, stated, 15, CELL_SIDE - 2 * MARGIN)
     draw.text((left, 8), heading, font=font(15, heading), fill=RED)
     draw.text((left, 30), NOT_A_SEGMENTATION, font=font(13), fill=AMBER)
-    source = f"{shown.method} by {request.model.at_version}"
-    draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * MARGIN)), font=font(13),
-              fill=MUTED)  # fmt: skip
+    source, version = f"{shown.method} by {request.model.name}", f"@{request.model.version}"
+    line = on_one_line(source, version, 13, CELL_SIDE - 2 * MARGIN)
+    draw.text((left, 47), line, font=font(13, line), fill=MUTED)
     _draw_scale(image, draw, left, 69)
     return np.asarray(image, dtype=np.uint8)
 

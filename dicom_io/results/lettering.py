@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,18 @@ def wrapped(text: str, size: int, width: int) -> Iterator[str]:
             current = current[kept:]
     if current:
         yield current
+
+
+def on_one_line(name: str, rest: str, size: int, width: int) -> str:
+    """Return a name and what follows it; a name too long for one line ends in an ellipsis."""
+    shortened = (f"{name[:length].rstrip()}…{rest}" for length in range(len(name) - 1, 0, -1))
+    candidates = chain([name + rest], shortened)
+    return next((each for each in candidates if is_on_one_line(each, size, width)), rest.strip())
+
+
+def is_on_one_line(text: str, size: int, width: int) -> bool:
+    """Return True when a text is no wider than so many pixels."""
+    return font(size, text).getlength(text) <= width
 
 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

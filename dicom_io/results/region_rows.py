@@ -27,6 +27,8 @@ from dicom_io.results.lettering import (
     drawable_name,
     font,
     grey_square,
+    is_on_one_line,
+    on_one_line,
     wrapped,
 )
 from dicom_io.results.request import ReportRequest
@@ -39,6 +41,7 @@ _CAUTION = (
 )
 _BLACK: Colour = (0, 0, 0)
 _LINE = 2
+_LINE_WIDTH = CELL_SIDE - 2 * MARGIN
 _MOST_NAMED = 3
 
 
@@ -111,25 +114,32 @@ def _strip(request: ReportRequest, shown: ShownRegions) -> npt.NDArray[np.uint8]
     for number, line in enumerate(wrapped(_CAUTION, 13, CELL_SIDE - 2 * MARGIN)):
         draw.text((MARGIN, 30 + 17 * number), line, font=font(13), fill=MUTED)
     left = CELL_SIDE + MARGIN
-    heading = next(wrapped(_named(request.regions, shown), 15, CELL_SIDE - 2 * MARGIN))
+    heading = _named(request.regions, shown)
     draw.text((left, 8), heading, font=font(15, heading), fill=AMBER)
     draw.text((left, 30), BY_THE_MODEL, font=font(13), fill=AMBER)
-    source = f"Detection map of {request.model.at_version}"
-    draw.text((left, 47), next(wrapped(source, 13, CELL_SIDE - 2 * MARGIN)), font=font(13),
-              fill=MUTED)  # fmt: skip
+    source, version = f"Detection map of {request.model.name}", f"@{request.model.version}"
+    line = on_one_line(source, version, 13, _LINE_WIDTH)
+    draw.text((left, 47), line, font=font(13, line), fill=MUTED)
     draw.text((left, 66), _counted(request.regions, shown), font=font(13), fill=MUTED)
     return np.asarray(image, dtype=np.uint8)
 
 
 def _named(regions: Sequence[Region], shown: ShownRegions) -> str:
-    """Return the regions on this slice with their certainty, the first few of them."""
+    """Return the regions on this slice with their certainty, as many as the line holds."""
     numbers = {box.number for box in shown.boxes}
     here = [each for each in regions if each.number in numbers]
-    named = [
-        f"{drawable_name(each.name, each.code)} {each.number} ({each.certainty_percent:g} %)"
-        for each in here[:_MOST_NAMED]
-    ]
-    return ", ".join(named) + (", …" if len(here) > _MOST_NAMED else "")
+    named = [(drawable_name(each.name, each.code), _stated(each)) for each in here]
+    for count in range(min(len(here), _MOST_NAMED), 1, -1):
+        more = ", …" if len(here) > count else ""
+        line = ", ".join(name + stated for name, stated in named[:count]) + more
+        if is_on_one_line(line, 15, _LINE_WIDTH):
+            return line
+    (name, stated), more = named[0], ", …" if len(here) > 1 else ""
+    return on_one_line(name, stated + more, 15, _LINE_WIDTH)
+
+
+def _stated(region: Region) -> str:
+    return f" {region.number} ({region.certainty_percent:g} %)"
 
 
 def _counted(regions: Sequence[Region], shown: ShownRegions) -> str:

@@ -95,6 +95,25 @@ def test_a_region_is_named_by_its_code_where_its_name_cannot_be_drawn() -> None:
     assert np.array_equal(card(name="結節", code=japanese), card(name="27925004 (SCT)"))
 
 
+def test_as_many_regions_are_named_as_the_line_holds() -> None:
+    picture = np.full((4, 4), 0.5, dtype=np.float32)
+    shown = ShownRegions(picture, tuple(ShownBox(n, 0.2, 0.2, 0.6, 0.6) for n in (1, 2)))
+
+    def card(name: str, first: float, second: float) -> Any:
+        regions = tuple(
+            make_region(["2.25.1"], number=n, name=name, certainty=certainty)
+            for n, certainty in ((1, first), (2, second))
+        )
+        request = make_request(FILM, findings=(POSITIVE,), detection=Detection(regions))
+        return draw_card(request, None, "now", regions=shown)
+
+    longest = "MAMMOGRAPHIC MASS WITH MICROCALCIFICATIONS IN IT"
+    assert not np.array_equal(card("Nodule", 0.9, 0.8), card("Nodule", 0.9, 0.7))
+    assert not np.array_equal(card(longest, 0.9, 0.7), card(longest, 0.8, 0.7))
+    # Of the second there is only an ellipsis.
+    assert np.array_equal(card(longest, 0.9, 0.8), card(longest, 0.9, 0.7))
+
+
 def test_values_that_are_no_numbers_are_drawn_black() -> None:
     picture = np.full((4, 4), np.nan, dtype=np.float32)
 

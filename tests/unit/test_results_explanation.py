@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,17 @@ from dicom_io.errors import CannotCompose
 from dicom_io.results.capture import compose_capture
 from dicom_io.results.card import PANEL_WIDTH, PICTURE_SIDE, draw_card
 from dicom_io.results.heat import ShownExplanation, coloured, legend
-from dicom_io.results.lettering import CELL_SIDE, ROW_HEIGHT, ROW_WIDTH
+from dicom_io.results.lettering import (
+    CELL_SIDE,
+    ROW_HEIGHT,
+    ROW_WIDTH,
+    is_on_one_line,
+    on_one_line,
+)
 from dicom_io.results.study_report import compose_study_report
 from dicom_io.vocabulary import PresenceValues
 from tests.results_material import (
+    MODEL,
     NEGATIVE,
     POSITIVE,
     REFUSAL,
@@ -80,6 +88,32 @@ def test_the_card_says_what_it_is_below_the_map() -> None:
     # Nothing is written over the edges.
     assert np.all(strip[:, -4:] == plain)
     assert np.all(strip[-4:] == plain)
+
+
+def test_long_names_leave_room_for_certainty_and_version() -> None:
+    label = "Pleural effusion, moderate to large, on the left or on the right"
+
+    def strip(probability: float = 0.9, version: str = "1.0.0") -> np.ndarray:
+        finding = make_finding(label, PresenceValues.PRESENT, probability)
+        model = replace(
+            MODEL, name="chest-radiograph-pleural-effusion-of-children", version=version
+        )
+        request = make_request(FILM, findings=(finding,), model=model)
+        card = draw_card(request, make_picture(), "now", (shown(label),))
+        return card[CELL_SIDE:ROW_HEIGHT, :ROW_WIDTH]
+
+    plain = np.array((16, 18, 22))
+    assert np.all(strip()[:, -4:] == plain)
+    assert not np.array_equal(strip(), strip(probability=0.8))
+    assert not np.array_equal(strip(), strip(version="12.0.3"))
+
+
+def test_a_name_that_is_cut_short_ends_in_an_ellipsis() -> None:
+    assert on_one_line("Nodule", " 1 (90 %)", 15, 400) == "Nodule 1 (90 %)"
+    cut = on_one_line("Nodule " * 9, " 1 (90 %)", 15, 400)
+    assert cut.startswith("Nodule Nodule")
+    assert cut.endswith("… 1 (90 %)")
+    assert is_on_one_line(cut, 15, 400)
 
 
 def test_each_explained_finding_has_its_row() -> None:
