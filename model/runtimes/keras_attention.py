@@ -10,8 +10,9 @@ Selvaraju et al., Grad-CAM, ICCV 2017; Draelos and Carin, HiResCAM, arXiv:2011.0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ MOST_INPUTS = 8
 
 _SQUASHING = frozenset({"sigmoid", "softmax"})
 _SMALLEST_GRID = 2
+Shape = tuple[int | None, ...]
+Shapes = Mapping[int, Shape]
+ShapesOf = Callable[[Sequence[Any]], Shapes]
+
 _LIBRARY_FAULTS = (
     ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError,
 )  # fmt: skip
@@ -45,6 +50,8 @@ class KerasAttention:
         Method and layers.
     device : str
         Where to compute, as TensorFlow names it.
+    shape : sequence of int, optional
+        Of one input; the network's own when absent.
 
     Raises
     ------
@@ -52,10 +59,18 @@ class KerasAttention:
         The network has no layer whose map could be shown.
     """
 
-    def __init__(self, tf: Any, network: Any, plan: ExplanationPlan, device: str) -> None:
+    def __init__(
+        self,
+        tf: Any,
+        network: Any,
+        plan: ExplanationPlan,
+        device: str,
+        shape: Sequence[int | None] | None = None,
+    ) -> None:
         self._tf = tf
+        shape = tuple(shape or network.inputs[0].shape[1:])
         with _faults_as_reasons(tf):
-            self._layers = attention_layers(network, plan)
+            self._layers = attention_layers(network, plan, partial(_shapes, tf, network, shape))
         self._method = plan.method
         self._outputs = int(network.outputs[0].shape[-1])
         self._most = MOST_INPUTS if len(network.inputs[0].shape) == 4 else 1
@@ -105,7 +120,9 @@ def _faults_as_reasons(tf: Any) -> Iterator[None]:
         raise CannotExplain(f"this network allows none ({type(error).__name__})") from error
 
 
-def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
+def attention_layers(
+    network: Any, plan: ExplanationPlan, shapes_of: ShapesOf | None = None
+) -> list[Any]:
     """Return the layers to look at: the named ones, or one chosen in each averaged network.
 
     A network that joins the answers of networks is looked at inside each of them that looks at
@@ -120,7 +137,9 @@ def attention_layers(network: Any, plan: ExplanationPlan) -> list[Any]:
     """
     if plan.layers:
         return _named_layers(network, plan.layers)
-    return [_deepest(part, plan.cells) for part in _seeing_networks(network)]
+    parts = [_candidates(part) for part in _seeing_networks(network)]
+    shapes = (shapes_of or _declared)([each for part in parts for each in part])
+    return [_deepest(part, plan.cells, shapes) for part in parts]
 
 
 def _named_layers(network: Any, names: Sequence[str]) -> list[Any]:
@@ -168,13 +187,18 @@ def _is_convolution(layer: Any) -> bool:
     return "Conv" in type(layer).__name__
 
 
-def _deepest(network: Any, cells: int) -> Any:
-    candidates = [layer for layer in _passages(network) if _is_spatial(layer)]
-    convolved = _behind_convolution(candidates)
-    if not convolved:
+def _candidates(network: Any) -> Sequence[Any]:
+    """Return what everything passes through behind a convolution, rows and columns kept."""
+    return _behind_convolution([each for each in _passages(network) if _is_spatial(each)])
+
+
+def _deepest(candidates: Sequence[Any], cells: int, shapes: Shapes) -> Any:
+    edges = {id(each): _edge(shapes[id(each)]) for each in candidates}
+    spatial = [each for each in candidates if edges[id(each)] >= _SMALLEST_GRID]
+    if not spatial:
         raise CannotExplain("the network has no convolution that everything passes through")
-    fine = [layer for layer in convolved if _edge(layer) >= cells]
-    return (fine or convolved)[-1]
+    fine = [each for each in spatial if edges[id(each)] >= cells]
+    return (fine or spatial)[-1]
 
 
 def _behind_convolution(layers: Sequence[Any]) -> Sequence[Any]:
@@ -221,9 +245,34 @@ def _is_spatial(layer: Any) -> bool:
     return len(shape) in (4, 5) and all(e is None or e >= _SMALLEST_GRID for e in edges[-2:])
 
 
-def _edge(layer: Any) -> int:
-    """Return the smaller of a layer's rows and columns; an open edge counts as fine enough."""
-    return min(edge if edge is not None else 2**31 for edge in layer.output.shape[-3:-1])
+def _edge(shape: Shape) -> int:
+    """Return the smaller of rows and columns; an open edge counts as fine enough."""
+    return min(edge if edge is not None else 2**31 for edge in shape[-3:-1])
+
+
+def _declared(operations: Sequence[Any]) -> dict[int, Shape]:
+    """Return what layers say that they give, by their identity."""
+    return {id(each): tuple(each.output.shape) for each in operations}
+
+
+def _shapes(
+    tf: Any, network: Any, shape: Sequence[int | None], operations: Sequence[Any]
+) -> Shapes:
+    """Return what layers give for an input of this shape, by their identity.
+
+    A network within a network may take images of any size, as backbones of Keras do: what it
+    makes of this one is found by tracing.
+    """
+    shapes = _declared(operations)
+    undecided = [each for each in operations if None in shapes[id(each)][1:]]
+    if not undecided:
+        return shapes
+    with recorded(undecided) as seen:
+        # Without autograph, as below.
+        traced = tf.function(lambda values: network(values, training=False), autograph=False)
+        traced.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32))
+    pairs = zip(undecided, seen, strict=True)
+    return shapes | {id(each): tuple(outputs[0].shape) for each, outputs in pairs}
 
 
 def _compiled(

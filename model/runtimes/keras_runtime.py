@@ -153,8 +153,9 @@ class KerasPredictor(BatchedPredictor):
 
     def _open_attention(self) -> KerasAttention | CannotExplain:
         tf, _ = _import_libraries()
+        plan, shape = self._package.explanation, probe_shape(self._package.recipe)
         try:
-            return KerasAttention(tf, self._network, self._package.explanation, self._tf_device)
+            return KerasAttention(tf, self._network, plan, self._tf_device, shape)
         except CannotExplain as error:
             return error
 

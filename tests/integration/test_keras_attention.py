@@ -362,6 +362,24 @@ def test_the_backbone_inside_a_network_is_looked_into() -> None:
     assert chosen(network, cells=16) == ["fine"]
 
 
+@pytest.mark.parametrize(("cells", "layer", "edge"), [(4, "backbone", 4), (5, "fine", 16)])
+def test_a_backbone_for_images_of_any_size_is_looked_at_in_this_one(
+    written: Written, cells: int, layer: str, edge: int
+) -> None:
+    anything = keras.Input((None, None, 1))
+    fine = layers.Conv2D(4, 3, 2, "same", name="fine")(anything)
+    coarse = layers.Conv2D(4, 3, 4, "same", name="coarse")(fine)
+    backbone = keras.Model(anything, coarse, name="backbone")
+    image = keras.Input((SIDE, SIDE, 1))
+    network = keras.Model(image, layers.Dense(1)(layers.GlobalMaxPooling2D()(backbone(image))))
+    predictor = written(network, changes={"explanation": {"cells": cells}})
+
+    found = predictor.explain(film_with((8, 16))[None], [0])
+
+    assert found.layers == (layer,)
+    assert found.values.shape == (1, edge, edge)
+
+
 def test_a_sequential_network_is_looked_into() -> None:
     network = keras.Sequential(
         [
