@@ -188,8 +188,16 @@ def _is_convolution(layer: Any) -> bool:
 
 
 def _candidates(network: Any) -> Sequence[Any]:
-    """Return what everything passes through behind a convolution, rows and columns kept."""
-    return _behind_convolution([each for each in _passages(network) if _is_spatial(each)])
+    """Return what everything passes through behind a convolution, rows and columns kept.
+
+    Not what pads or crops: its cells do not divide the input evenly.
+    """
+    passages = [each for each in _passages(network) if _is_spatial(each)]
+    return [each for each in _behind_convolution(passages) if not _moves_edges(each)]
+
+
+def _moves_edges(layer: Any) -> bool:
+    return type(layer).__name__.startswith(("ZeroPadding", "Cropping"))
 
 
 def _deepest(candidates: Sequence[Any], cells: int, shapes: Shapes) -> Any:

@@ -380,6 +380,22 @@ def test_a_backbone_for_images_of_any_size_is_looked_at_in_this_one(
     assert found.values.shape == (1, edge, edge)
 
 
+@pytest.mark.parametrize(
+    "moved", [layers.ZeroPadding2D(((0, 4), (4, 0))), layers.Cropping2D(((0, 1), (1, 0)))]
+)
+def test_cells_beyond_the_image_are_no_place(written: Written, moved: Any) -> None:
+    # What pads or crops gives cells that do not divide the input evenly any more.
+    one = detector(6.0)
+    looks, pool, dense = one.layers[1:]
+    network = keras.Model(one.input, dense(pool(moved(looks.output))))
+    predictor = written(network)
+
+    found = predictor.explain(film_with((8, 16))[None], [0])
+
+    assert found.layers == ("looks",)
+    assert brightest(found.values[0]) == {(2, 4), (2, 5), (3, 4), (3, 5)}
+
+
 def test_a_sequential_network_is_looked_into() -> None:
     network = keras.Sequential(
         [
