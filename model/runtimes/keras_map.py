@@ -10,7 +10,7 @@ from typing import Any
 
 from model.errors import CannotLocate
 from model.package import ModelPackage
-from model.runtimes.keras_attention import all_layers, recorded
+from model.runtimes.keras_layers import all_layers, recorded
 
 
 def map_faults(package: ModelPackage, network: Any) -> list[str]:

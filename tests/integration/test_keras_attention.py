@@ -15,7 +15,7 @@ from model.errors import CannotExplain
 from model.explanation_plan import ExplanationPlan, MethodValues
 from model.package import load_package
 from model.runtimes.check import try_package
-from model.runtimes.keras_attention import attention_layers
+from model.runtimes.keras_layers import attention_layers
 from model.runtimes.keras_runtime import KerasPredictor
 from model.training.network_plan import NetworkPlan
 from model.training.networks import build_network, mean_of
