@@ -82,9 +82,11 @@ def randomised(predictor: KerasPredictor, seed: int, layers: str = "") -> Iterat
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    pairs = zip(one.reshape(len(one), -1), other.reshape(len(other), -1), strict=True)
+    pairs = list(zip(one.reshape(len(one), -1), other.reshape(len(other), -1), strict=True))
     found = [spearmanr(a, b).statistic for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0]
-    return float(np.mean(found)) if found else 0.0
+    # Maps that show nothing would agree with nothing, whatever the method draws.
+    assert len(found) >= len(pairs) / 2
+    return float(np.mean(found))
 
 
 @pytest.mark.parametrize("layers", ["", "logits"], ids=["all layers", "last layer"])
@@ -148,8 +150,5 @@ def test_covering_what_it_attends_to_costs_more_than_covering_anything(
     )
 
     wins = (lost > lost_at_random).mean()
-    print(
-        "NUM", lost.mean(), lost_at_random.mean(), np.median(lost), np.median(lost_at_random), wins
-    )
     assert lost.mean() > lost_at_random.mean() + 0.3, (lost.mean(), lost_at_random.mean())
     assert wins >= 0.7, wins
