@@ -11,6 +11,7 @@ Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 20
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -22,7 +23,7 @@ CELLS = 8
 
 _WINDOW_CELLS = 2
 """A side of what is covered at once; smaller parts are made up for by their surroundings."""
-_MOST_AT_ONCE = 32
+_MOST_AT_ONCE = 16
 _SURE = 1e-6
 """Probabilities are kept this far from 0 and 1, where the score would be infinite."""
 
@@ -45,14 +46,10 @@ def occlusion_map(predictor: Predictor, values: FloatArray, label: int) -> Float
     ndarray
         (rows, columns) of cells, float32, 0 or more, in logits.
     """
-    covered = np.stack(list(_covered(values)))
-    inputs = np.concatenate([values[np.newaxis], covered])
-    scores = np.concatenate(
-        [
-            predictor.predict(inputs[start : start + _MOST_AT_ONCE])[:, label]
-            for start in range(0, len(inputs), _MOST_AT_ONCE)
-        ]
-    )
+    inputs = chain([values], _covered(values))
+    # A few at a time: all of them would take 65 times the memory of the image.
+    batches = iter(lambda: list(islice(inputs, _MOST_AT_ONCE)), [])
+    scores = np.concatenate([predictor.predict(np.stack(each))[:, label] for each in batches])
     logits = _logits(scores)
     lost: FloatArray = np.maximum(logits[0] - logits[1:], 0).astype(np.float32)
     return lost.reshape(CELLS, CELLS)

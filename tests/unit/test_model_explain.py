@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from model.errors import CannotExplain, DeviceOutOfMemory, PackageFault, Unusabl
 from model.explain import MOST_EXPLAINED, Explicable, explain, explained_findings, unexplained
 from model.explanation_plan import ExplanationPlan, MethodValues
 from model.findings import judge
+from model.occlusion import occlusion_map
 from model.package import ModelPackage, load_package
 from model.runtimes.port import Attention
 from tests.tiny_models import TinyLabel, write_package
@@ -178,6 +180,17 @@ def test_a_runtime_that_only_predicts_is_asked_about_covered_images(
     assert answer.values[:2, :2].min() > 0.3
     assert answer.values[4:].max() == 0
     assert answer.values[:, 4:].max() == 0
+
+
+def test_covering_a_large_image_takes_little_memory() -> None:
+    values = np.random.default_rng(1).random((512, 512, 1), dtype=np.float32)
+    tracemalloc.start()
+
+    occlusion_map(Blind(), values, 0)  # type: ignore[arg-type]
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 * values.nbytes
 
 
 def test_a_package_may_ask_for_covering_on_any_runtime(package: ModelPackage) -> None:
