@@ -16,7 +16,7 @@ from datetime import datetime
 import numpy as np
 
 from daemon.config import Config
-from daemon.explaining import is_explained, with_explanations
+from daemon.explaining import explained_together, is_explained, with_explanations
 from daemon.in_hand import InHand
 from daemon.logs import ACTION, COUNT, JOB, MODEL, REASON, SECONDS, STUDY
 from daemon.read_ahead import ReadAhead
@@ -265,8 +265,12 @@ class Worker:
         # What needs no explanation does not wait for one.
         self.recorder.put([each for each in judged if not is_explained(package, each.findings)])
         explained = [each for each in judged if is_explained(package, each.findings)]
-        if explained:
-            self.recorder.put(with_explanations(package, predictor, explained))
+        if not explained:
+            return
+        deadline = self._deadline(package.at_version, jobs[0].tensor.values.shape)
+        for part in explained_together(package, predictor, explained):
+            with self._guard(f"the explanation of what {package.at_version} found", deadline):
+                self.recorder.put(with_explanations(package, predictor, part))
 
     def _give_back(self, jobs: Sequence[ClaimedJob]) -> None:
         give_back(self._database, self._owner, now_utc(), [job.id for job in jobs])

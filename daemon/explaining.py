@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dicom_io.vocabulary import Finding
-from model.explain import Explicable, explain, explained_findings, unexplained
+from model.explain import (
+    Explicable,
+    explain,
+    explained_findings,
+    looks_inside,
+    unexplained,
+)
 from model.package import ModelPackage
 from model.regions import detect, regions_are_asked, undetected
 from model.runtimes.port import Predictor
@@ -22,6 +28,19 @@ _NO_MAP_AFTER_CRASH = "a worker died over this analysis before; it was repeated 
 def is_explained(package: ModelPackage, findings: Sequence[Finding]) -> bool:
     """Return whether an explanation or a region of these findings is asked for."""
     return bool(explained_findings(findings)) or regions_are_asked(package, findings)
+
+
+def explained_together(
+    package: ModelPackage, predictor: Predictor, batch: Sequence[Analysed]
+) -> list[Sequence[Analysed]]:
+    """Return a batch in the parts that are explained in one go.
+
+    Each input by itself where parts of it are covered, for hundreds of predictions: a batch of
+    them may take longer than anything that computes.
+    """
+    if looks_inside(package, predictor):
+        return [batch]
+    return [[each] for each in batch]
 
 
 def with_explanations(

@@ -91,6 +91,14 @@ def explain(
     ]
 
 
+def looks_inside(package: ModelPackage, predictor: Predictor) -> bool:
+    """Return whether many inputs are explained in one computation, by what the network holds.
+
+    Else parts of each are covered, one prediction after the other.
+    """
+    return package.explanation.method.needs_the_network and isinstance(predictor, Explainer)
+
+
 def explanation_in_words(package: ModelPackage, predictor: Predictor) -> str:
     """Say how a loaded predictor explains findings of its package, or ``none`` and why."""
     method = package.explanation.method

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -918,6 +919,31 @@ def test_known_shape_has_the_short_deadline_and_the_first_batch_the_long_one(cli
     worker.work()
     assert worker._deadline("tiny@1.0.0", (16, 16, 1)) == section.deadline_seconds
     assert worker._deadline("tiny@1.0.0", (32, 16, 1)) == section.long_deadline_seconds
+
+
+@pytest.mark.parametrize(("looks_inside", "blocks"), [(False, 3), (True, 1)])
+def test_explanations_of_a_batch_have_their_own_time(clinic, *, looks_inside, blocks) -> None:
+    # Given a model that finds what it looks for in three inputs of one batch,
+    worker, watched = clinic.worker(), []
+    predictor = clinic.predictors["tiny"]
+    predictor.predict = lambda batch: np.full((len(batch), 1), 0.9, np.float32)
+    if looks_inside:
+        predictor.explain = lambda batch, outputs: None
+    studies = [clinic.receive() for _ in range(3)]
+
+    @contextmanager
+    def guard(what: str, seconds: float) -> Iterator[None]:
+        watched.append((what, seconds))
+        yield
+
+    worker._guard = guard
+    worker.work()
+
+    # then whatever explains them by hundreds of predictions has a deadline for each.
+    seconds = clinic.config.worker.long_deadline_seconds
+    explaining = ("the explanation of what tiny@1.0.0 found", seconds)
+    assert watched == [("a batch of tiny@1.0.0", seconds), *[explaining] * blocks]
+    assert clinic.states(studies) == [JobState.DONE] * 3
 
 
 def test_model_given_up_is_out_of_order_until_a_package_changes_and_the_others_serve(
