@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon.exit_codes import ExitCode
 from daemon.logs import ACTION, SECONDS
@@ -69,13 +69,17 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watch(self, what: str, seconds: float) -> Iterator[None]:
-        """Give the block so many seconds; blocks may lie in one another, the innermost counts."""
-        outer = self._watched
-        self._set(Watched(what, seconds, time.monotonic() + seconds))
+        """Give the block so many seconds; blocks may lie in one another, the innermost counts.
+
+        What an inner block takes is not taken from the outer one.
+        """
+        outer, begun = self._watched, time.monotonic()
+        self._set(Watched(what, seconds, begun + seconds))
         try:
             yield
         finally:
-            self._set(outer)
+            taken = time.monotonic() - begun
+            self._set(outer and replace(outer, until=outer.until + taken))
 
     def _set(self, watched: Watched | None) -> None:
         self._watched = watched

@@ -216,6 +216,22 @@ class TestWatchdog:
         assert happened == []
         dog.stop()
 
+    def test_what_an_inner_block_takes_is_not_taken_from_the_outer_one(self, monkeypatch) -> None:
+        monkeypatch.setattr("daemon.watchdog.LOOK_SECONDS", 0.01)
+        happened: list[object] = []
+        dog = Watchdog(lambda watched: happened.append(watched.what), happened.append)
+        dog.start()
+
+        with dog.watch("a batch", 0.2):
+            with dog.watch("its explanation", 30):
+                time.sleep(0.4)
+            time.sleep(0.05)
+            assert happened == []
+            assert wait_until(lambda: len(happened) == 2)
+
+        assert happened == ["a batch", ExitCode.HUNG]
+        dog.stop()
+
     def test_last_acts_that_hang_too_do_not_keep_the_process(self, monkeypatch) -> None:
         monkeypatch.setattr("daemon.watchdog.LOOK_SECONDS", 0.01)
         monkeypatch.setattr("daemon.watchdog.LAST_ACTS_SECONDS", 0.05)
