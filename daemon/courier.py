@@ -29,7 +29,13 @@ from storage.deliveries import DeliveryRecord
 from storage.destinations import DeliveryOutcome, destination_state, learn_sr_sop_class
 from storage.documents import read_document
 from storage.installation import read_installation
-from storage.outbox import DeliveryGroup, due_deliveries, record_outcomes, replace_document
+from storage.outbox import (
+    DeliveryGroup,
+    due_deliveries,
+    keeps_the_rest_waiting,
+    record_outcomes,
+    replace_document,
+)
 from storage.redelivery import deliver_undelivered
 from storage.results import (
     ResultKind,
@@ -192,9 +198,17 @@ class Courier:
 
     def _attempt(self, section: DestinationSection, group: DeliveryGroup) -> list[DeliveryOutcome]:
         deliveries = self._in_accepted_class(group)
+        of_uid = {each.sop_instance_uid: each for each in deliveries}
+
+        def puts_the_rest_off(outcome: SendOutcome) -> bool:
+            delivery = of_uid[outcome.sop_instance_uid]
+            (judged,) = _matched([delivery], [outcome])
+            return keeps_the_rest_waiting(delivery, judged, now_utc(), self._policy)
+
         objects = [self._outgoing(each) for each in deliveries]
-        outcomes = send(peer_of(section, self._config), objects)
-        return _matched(deliveries, self._with_fallback(section, deliveries, outcomes))
+        outcomes = send(peer_of(section, self._config), objects, is_last=puts_the_rest_off)
+        reached = deliveries[: len(outcomes)]
+        return _matched(reached, self._with_fallback(section, reached, outcomes))
 
     def _in_accepted_class(self, group: DeliveryGroup) -> tuple[DeliveryRecord, ...]:
         """Use the SR class this destination was found to accept, without asking again."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -109,15 +109,27 @@ class _StoredFile:
 
 
 def send(
-    destination: Destination, instances: Sequence[OutgoingInstance]
+    destination: Destination,
+    instances: Sequence[OutgoingInstance],
+    *,
+    is_last: Callable[[SendOutcome], bool] = lambda _: False,
 ) -> tuple[SendOutcome, ...]:
     """Send instances in this order on one association.
+
+    Parameters
+    ----------
+    destination : Destination
+        The peer.
+    instances : sequence of OutgoingInstance
+        What is sent.
+    is_last : callable
+        Asked of every outcome; after one of which it is true, nothing more is sent.
 
     Returns
     -------
     tuple of SendOutcome
-        One for each instance, in the same order. When the association breaks in the middle, what
-        was answered is kept and the rest has status None.
+        One for each instance that was reached, in the same order. When the association breaks in
+        the middle, what was answered is kept and the rest has status None.
 
     Raises
     ------
@@ -127,7 +139,13 @@ def send(
     if not instances:
         return ()
     contexts = sorted({instance.context for instance in instances})
-    return tuple(_send_all(destination, contexts, instances))
+    outcomes: list[SendOutcome] = []
+    with closing(_send_all(destination, contexts, instances)) as coming:
+        for outcome in coming:
+            outcomes.append(outcome)
+            if is_last(outcome):
+                break
+    return tuple(outcomes)
 
 
 def send_paths(destination: Destination, paths: Iterable[Path]) -> Iterator[PathOutcome]:
@@ -203,7 +221,7 @@ def _send_all(
     destination: Destination,
     contexts: Sequence[Context],
     sources: Sequence[OutgoingInstance | _StoredFile],
-) -> Iterator[SendOutcome]:
+) -> Generator[SendOutcome]:
     is_lost = False
     with open_association(destination, contexts) as assoc:
         answered = deque[int]() if assoc is None else _answered_messages(assoc)

@@ -24,7 +24,8 @@ class StoreStatusValues(IntEnum):
 
 _NAMED = frozenset(int(known) for known in StoreStatusValues)
 _WARNINGS = range(0xB000, 0xC000)
-_TRANSIENT = range(0xA700, 0xA800)
+TRANSIENT = range(0xA700, 0xA800)
+"""Refused for want of resources: the peer may accept later."""
 
 
 def is_delivered(status: int) -> bool:
@@ -34,7 +35,7 @@ def is_delivered(status: int) -> bool:
 
 def is_transient(status: int) -> bool:
     """True when the peer refused for want of resources (A7xx) and may accept later."""
-    return status in _TRANSIENT
+    return status in TRANSIENT
 
 
 def describe(status: int) -> str:
@@ -43,7 +44,7 @@ def describe(status: int) -> str:
         name = StoreStatusValues(status).name.lower().replace("_", " ")
     elif status in _WARNINGS:
         name = "warning"
-    elif status in _TRANSIENT:
+    elif status in TRANSIENT:
         name = "out of resources"
     elif 0xA900 <= status < 0xAA00:
         name = "data set does not match SOP class"

@@ -13,9 +13,19 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    and_,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
 
-from dicom_io.statuses import is_delivered, is_transient
+from dicom_io.statuses import TRANSIENT, is_delivered, is_transient
 from storage import schema
 from storage.backoff import DeliveryPolicy, backoff_seconds
 from storage.clock import after
@@ -45,8 +55,17 @@ class DeliveryGroup:
 
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
 
-_SENDING_ORDER = case({"SC": 0, "SR-ROI": 1}, value=_DELIVERY.c.role, else_=2)
-"""The study report refers to the picture and the regions, so it goes last."""
+MOST_PUT_OFF = 8
+"""Answers of A7xx to a picture after which its report goes without it: about twenty minutes as
+shipped. An archive that never has room for pictures must not be without reports."""
+
+
+def _sending_order(delivery: FromClause) -> ColumnElement[int]:
+    """Return the place of a row of ``delivery`` among those of its result.
+
+    The study report refers to the picture and the regions, so it goes last.
+    """
+    return case({"SC": 0, "SR-ROI": 1}, value=delivery.c.role, else_=2)
 
 
 def due_deliveries(
@@ -56,9 +75,10 @@ def due_deliveries(
 
     What was tried least goes first, then the oldest result: an object over which a destination
     breaks off every time must not keep all others waiting. Destinations behind an open breaker
-    are left out. A group never splits: picture and regions go before the report that names them. A
+    are left out. Picture and regions go before the report that names them. A
     later version waits until the earlier ones of the same model and study have left, so that a
-    destination never receives them in the wrong order.
+    destination never receives them in the wrong order. For the same reason a report waits with a
+    picture that was put off, as long as ``keeps_the_rest_waiting`` says.
 
     Parameters
     ----------
@@ -71,6 +91,11 @@ def due_deliveries(
     """
     breaker = schema.destination_state
     blocked = select(breaker.c.name).where(breaker.c.breaker_until > now)
+    is_due = and_(
+        _DELIVERY.c.state == DeliveryState.PENDING,
+        _DELIVERY.c.next_attempt_at <= now,
+        ~_waits_for_what_was_put_off(now),
+    )
     due_groups = (
         select(
             _DELIVERY.c.destination,
@@ -78,8 +103,7 @@ def due_deliveries(
             func.max(_DELIVERY.c.attempts).label("tried"),
         )
         .where(
-            _DELIVERY.c.state == DeliveryState.PENDING,
-            _DELIVERY.c.next_attempt_at <= now,
+            is_due,
             _DELIVERY.c.destination.not_in(blocked),
             ~_waits_for_an_earlier_version(),
         )
@@ -95,9 +119,12 @@ def due_deliveries(
             (due_groups.c.destination == _DELIVERY.c.destination)
             & (due_groups.c.result_id == _DELIVERY.c.result_id),
         )
-        .where(_DELIVERY.c.state == DeliveryState.PENDING, _DELIVERY.c.next_attempt_at <= now)
+        .where(is_due)
         .order_by(
-            due_groups.c.tried, _DELIVERY.c.result_id, _DELIVERY.c.destination, _SENDING_ORDER
+            due_groups.c.tried,
+            _DELIVERY.c.result_id,
+            _DELIVERY.c.destination,
+            _sending_order(_DELIVERY),
         )
     )
     with database.read() as connection:
@@ -120,6 +147,39 @@ def _waits_for_an_earlier_version() -> ColumnElement[bool]:
             ahead.c.state == DeliveryState.PENDING,
         )
         .correlate(_DELIVERY)
+    )
+
+
+def _waits_for_what_was_put_off(now: datetime) -> ColumnElement[bool]:
+    ahead = _DELIVERY.alias()
+    return (
+        exists()
+        .where(
+            ahead.c.result_id == _DELIVERY.c.result_id,
+            ahead.c.destination == _DELIVERY.c.destination,
+            _sending_order(ahead) < _sending_order(_DELIVERY),
+            ahead.c.state == DeliveryState.PENDING,
+            ahead.c.next_attempt_at > now,
+            ahead.c.last_status.between(TRANSIENT.start, TRANSIENT.stop - 1),
+            ahead.c.attempts < MOST_PUT_OFF,
+        )
+        .correlate(_DELIVERY)
+    )
+
+
+def keeps_the_rest_waiting(
+    delivery: DeliveryRecord, outcome: DeliveryOutcome, now: datetime, policy: DeliveryPolicy
+) -> bool:
+    """True when what follows in the group should wait until this one is tried again.
+
+    So a report does not arrive before its picture. One that is rejected, given up or was put off
+    ``MOST_PUT_OFF`` times keeps nothing waiting. A pure function.
+    """
+    return (
+        outcome.status is not None
+        and is_transient(outcome.status)
+        and judge_outcome(delivery, outcome, now, policy) is DeliveryState.PENDING
+        and _attempts(delivery, outcome) < MOST_PUT_OFF
     )
 
 

@@ -461,7 +461,7 @@ def test_a_report_that_cannot_be_made_now_does_not_close_its_archive_to_others(
     config: Config, database: Database, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an archive that wants another class of report, and a report whose files are away,
-    def accept(_: object, objects: list[OutgoingInstance]) -> list[SendOutcome]:
+    def accept(_: object, objects: list[OutgoingInstance], **__: object) -> list[SendOutcome]:
         return [SendOutcome(each.sop_instance_uid, 0, "") for each in objects]
 
     monkeypatch.setattr(courier_process, "send", accept)

@@ -29,7 +29,14 @@ from storage.documents import is_own_sop_instance_uid, read_document
 from storage.dossier import read_dossier
 from storage.endings import Analysed, finish_job
 from storage.errors import IllegalMove, NotFound
-from storage.outbox import due_deliveries, record_outcomes, replace_document, wake_destination
+from storage.outbox import (
+    MOST_PUT_OFF,
+    due_deliveries,
+    keeps_the_rest_waiting,
+    record_outcomes,
+    replace_document,
+    wake_destination,
+)
 from storage.overview import read_overview
 from storage.redelivery import deliver_undelivered
 from storage.results import (
@@ -221,6 +228,62 @@ def test_a_permanent_refusal_is_repeated_a_little_and_then_waits_for_a_person(
     assert destination_state(hospital.database, "pacs").breaker_until is None
     actions = [entry.action for entry in read_dossier(hospital.database, STUDY).audit]
     assert actions[-1] == "delivery rejected"
+
+
+def _put_off(hospital, times: int = 1, **answer) -> None:
+    """Let an archive put off the picture alone, and take something else, so that it is open."""
+    first = _compose(hospital)
+    picture = due_deliveries(hospital.database, NOON)[0].deliveries[0]
+    answer = {"status": StoreStatusValues.OUT_OF_RESOURCES} | answer
+    for _ in range(times):
+        _answer(hospital, DeliveryOutcome(picture.id, comment="no", **answer))
+    _compose(hospital, study="1.2.9", documents=(replace(SR, sop_instance_uid="2.25.11"),))
+    other = next(
+        each
+        for each in due_deliveries(hospital.database, NOON + seconds(3600))
+        if each.result_id != first
+    )
+    _answer(hospital, DeliveryOutcome(other.deliveries[0].id, 0))
+
+
+def test_a_report_waits_with_a_picture_that_was_put_off(hospital) -> None:
+    _put_off(hospital)
+
+    assert due_deliveries(hospital.database, NOON + seconds(14)) == ()
+
+    (group,) = due_deliveries(hospital.database, NOON + seconds(15))
+    assert [each.role for each in group.deliveries] == ["SC", "SR"]
+
+
+@pytest.mark.parametrize(
+    ("times", "answer"),
+    [
+        (MOST_PUT_OFF, {}),
+        (1, {"status": 0xC000}),
+        (3, {"status": 0xC000}),
+        (1, {"status": None, "context_refused": True}),
+    ],
+    ids=["put off too often", "refused", "rejected", "not negotiated"],
+)
+def test_no_other_picture_keeps_its_report_waiting(hospital, times, answer) -> None:
+    _put_off(hospital, times, **answer)
+
+    (group,) = due_deliveries(hospital.database, NOON + seconds(1))
+
+    assert [each.role for each in group.deliveries] == ["SR"]
+
+
+def test_a_picture_that_is_given_up_keeps_nothing_waiting(hospital) -> None:
+    _compose(hospital)
+    (group,) = due_deliveries(hospital.database, NOON)
+    picture = group.deliveries[0]
+    full = DeliveryOutcome(picture.id, StoreStatusValues.OUT_OF_RESOURCES)
+    late = NOON + seconds(POLICY.max_age_seconds)
+
+    assert keeps_the_rest_waiting(picture, full, NOON, POLICY)
+    assert not keeps_the_rest_waiting(picture, full, late, POLICY)
+    assert not keeps_the_rest_waiting(picture, replace(full, status=0xC000), NOON, POLICY)
+    assert not keeps_the_rest_waiting(picture, replace(full, status=0), NOON, POLICY)
 
 
 def test_what_is_too_old_is_dead_and_can_be_retried(hospital) -> None:
