@@ -51,8 +51,8 @@ class StudyRetrier:
         ------
         NotFound
             No such study.
-        ImagesRemoved
-            Retention removed its images.
+        ImagesRemoved, ImagesLost
+            Nothing of its images is left to analyse.
         """
         still_receiving = get_study(self.database, study_instance_uid).state is StudyState.RECEIVING
         if still_receiving:
@@ -69,8 +69,8 @@ class StudyRetrier:
         ------
         NotFound
             No such study.
-        ImagesRemoved
-            Retention removed its images.
+        ImagesRemoved, ImagesLost
+            Nothing of its images is left to analyse.
         """
         study = get_study(self.database, study_instance_uid)
         if study.state is StudyState.RECEIVING:

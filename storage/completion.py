@@ -100,9 +100,7 @@ def judge(study: ReceivingStudy, rules: CompletionRules, now: datetime) -> Judge
     quiet_at = after(study.last_instance_at, quiet_needed)
     deadline_at = after(study.receiving_since, rules.deadline_seconds)
     verdict, reason, due_at = Verdict.WAIT, "", deadline_at
-    if study.instance_count == 0:
-        reason = "no instance but conflicting ones: waits for one that can be analysed"
-    elif study.expected_instances and study.instance_count >= study.expected_instances:
+    if study.expected_instances and study.instance_count >= study.expected_instances:
         verdict = Verdict.COMPLETE
         reason = f"{study.instance_count} of {study.expected_instances} expected instances arrived"
     elif study.open_associations == 0 and quiet >= quiet_needed:
@@ -172,6 +170,12 @@ FEWER_THAN_BEFORE = (
 )
 
 
+NOTHING_BUT_CONFLICTS = (
+    "nothing is known but instances that contradict a stored one, whose own file is lost or "
+    "damaged: check the disk, move that file away, and send the study again"
+)
+
+
 def hold_reason(
     instance_count: int, patient_mismatch_count: int, purged_instance_count: int | None
 ) -> str:
@@ -186,6 +190,8 @@ def hold_reason(
         of the one on all.
     """
     reasons = []
+    if instance_count == 0:
+        reasons.append(NOTHING_BUT_CONFLICTS)
     if patient_mismatch_count:
         reasons.append(MORE_THAN_ONE_PATIENT)
     if purged_instance_count is not None and instance_count < purged_instance_count:
@@ -306,7 +312,7 @@ def complete_within(
     """Move a study to ``complete`` within the caller's transaction, with its digest.
 
     What ``hold_reason`` says against it is for the operator to override; the audit keeps that.
-    ``ImagesRemoved`` when retention has left nothing to analyse.
+    ``ImagesRemoved`` or ``ImagesLost`` when nothing is left to analyse.
     """
     study = require_study(connection, study_instance_uid)
     state = check_move(STUDY_MOVES, study_instance_uid, study.state, StudyState.COMPLETE, actor)
@@ -350,8 +356,8 @@ def complete_now(database: Database, study_instance_uid: str, now: datetime) -> 
     ------
     NotFound, IllegalMove
         No such study, or it is complete already.
-    ImagesRemoved
-        Retention has left nothing to analyse.
+    ImagesRemoved, ImagesLost
+        Retention, or a disk, has left nothing to analyse.
     """
     evidence = {"reason": "completed by the operator", "judged_at": now.isoformat()}
     with database.write() as connection:

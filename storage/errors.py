@@ -15,6 +15,7 @@ Owns the translation of SQLite's, SQLAlchemy's and the file system's exceptions;
     ├── IllegalMove             a state machine does not allow this move to this actor
     ├── LeaseLost               somebody else holds this study or job now
     ├── ImagesRemoved           retention removed the images this would need
+    ├── ImagesLost              no image of the study is known but conflicting ones
     ├── TensorDamaged           a prepared input cannot be read back; prepare it again
     ├── TooManyCommitments      as many reports of storage commitment are owed as allowed
     └── NotFound                no such study, job, result, delivery or commitment
@@ -103,6 +104,12 @@ class LeaseLost(StorageError):
 
 class ImagesRemoved(StorageError):
     """Retention removed the images that this would need; the study has to be sent again."""
+
+    retryable = False
+
+
+class ImagesLost(StorageError):
+    """No image is known of a study but conflicting ones; it has to be sent again."""
 
     retryable = False
 

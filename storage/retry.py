@@ -92,6 +92,8 @@ def retry_study(
     ImagesRemoved
         Retention removed its images: until it is sent again, only documents that did not arrive
         somewhere can be sent once more, and there is none.
+    ImagesLost
+        None of its images is known.
     """
     with database.write() as connection:
         study = require_study(connection, study_instance_uid)

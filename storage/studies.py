@@ -17,7 +17,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, or_, select, union
 from storage import schema
 from storage.connections import folded
 from storage.database import Database
-from storage.errors import ImagesRemoved, NotFound
+from storage.errors import ImagesLost, ImagesRemoved, NotFound
 from storage.states import JobState, StudyState
 
 
@@ -136,11 +136,16 @@ def require_study(connection: Connection, study_instance_uid: str) -> StudyRecor
 
 
 def require_images(study: StudyRecord) -> None:
-    """Raise ``ImagesRemoved`` when retention removed the study's images."""
+    """Raise ``ImagesRemoved`` when retention removed them, ``ImagesLost`` when none is known."""
     if study.purged_at is not None:
         raise ImagesRemoved(
             f"study {study.study_instance_uid}: its images were removed on "
             f"{study.purged_at:%Y-%m-%d}; send the study again"
+        )
+    if study.instance_count == 0:
+        raise ImagesLost(
+            f"study {study.study_instance_uid}: none of its images is here but what contradicts "
+            "one that is lost or damaged; send the study again"
         )
 
 

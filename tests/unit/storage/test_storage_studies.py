@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 from storage_hospital import NOON, STUDY, make_data_set, make_prefix, seconds
 
-from storage.arrivals import Arrival
+from storage.arrivals import Arrival, Stored
 from storage.associations import close_association, close_associations_of, open_association
 from storage.audit import list_audit
 from storage.completion import (
     MORE_THAN_ONE_PATIENT,
+    NOTHING_BUT_CONFLICTS,
     CompletionRules,
     DeadlineAction,
     ReceivingStudy,
@@ -23,12 +24,13 @@ from storage.completion import (
 )
 from storage.door import list_refused_instances, record_refused_instance
 from storage.dossier import read_dossier
-from storage.errors import IllegalMove, NotFound, SpoolFailure
+from storage.errors import IllegalMove, ImagesLost, NotFound, SpoolFailure
 from storage.preparation import Preparation, finish_preparation
 from storage.recording import Recorded, record_instances
 from storage.reindexing import reindex
 from storage.retry import retry_study
 from storage.states import StudyState
+from storage.stuck_studies import WaitsForPerson
 from storage.studies import (
     get_series,
     get_study,
@@ -235,7 +237,8 @@ RECEIVING = ReceivingStudy(
         ({"expected_instances": 10, "open_associations": 1}, 101, Verdict.COMPLETE, "10 of 10"),
         ({"expected_instances": 11}, 101, Verdict.WAIT, "quiet for 1"),
         ({"expected_instances": 11}, 130, Verdict.COMPLETE, "quiet"),
-        ({"instance_count": 0}, 9999, Verdict.WAIT, "conflicting"),
+        ({"instance_count": 0, "hold_reason": "odd"}, 129, Verdict.WAIT, "quiet for 29 of 30 s"),
+        ({"instance_count": 0, "hold_reason": "odd"}, 130, Verdict.HOLD, "odd"),
     ],
 )
 def test_a_study_is_judged_by_quiet_count_and_deadline(changes, at, verdict, words) -> None:
@@ -408,6 +411,46 @@ def test_after_the_loss_of_the_database_the_patient_is_that_of_the_images(hospit
     study = get_study(hospital.database, STUDY)
     assert (study.patient_id, study.accession_number) == ("1", "A1")
     assert (study.instance_count, study.conflict_count, study.patient_mismatch_count) == (2, 1, 0)
+
+
+def _known_by_a_conflict_alone(hospital) -> Stored:
+    """Let a disk damage the first file of a study, of which the index knows the second alone."""
+    first = hospital.store(1)
+    hospital.store(1, pixels=b"\7\7\7\7")
+    first.path.write_bytes(b"damaged")
+    found = reindex(hospital.database, hospital.spool, NOON)
+    assert (found.recorded, found.unreadable) == (1, (first.relative_path,))
+    return first
+
+
+def test_a_study_known_by_conflicts_alone_is_held_until_its_images_come_again(hospital) -> None:
+    first = _known_by_a_conflict_alone(hospital)
+
+    assert complete_due_studies(hospital.database, RULES, NOON + seconds(29)) == ()
+    complete_due_studies(hospital.database, RULES, NOON + seconds(30))
+
+    study = get_study(hospital.database, STUDY)
+    assert (study.state, study.reason) == (StudyState.HELD, NOTHING_BUT_CONFLICTS)
+    first.path.unlink()
+    assert hospital.arrive(1, now=NOON + seconds(60)).reopened == (STUDY,)
+    complete_due_studies(hospital.database, RULES, NOON + seconds(90))
+    assert get_study(hospital.database, STUDY).state is StudyState.COMPLETE
+
+
+def test_no_retry_has_a_study_analysed_of_which_no_image_is_known(hospital) -> None:
+    _known_by_a_conflict_alone(hospital)
+    with pytest.raises(ImagesLost, match="send the study again"):
+        complete_now(hospital.database, STUDY, NOON)
+    complete_due_studies(hospital.database, RULES, NOON + seconds(30))
+
+    with pytest.raises(ImagesLost, match="send the study again"):
+        retry_study(hospital.database, STUDY, NOON + seconds(40))
+    among_many = retry_study(
+        hospital.database, STUDY, NOON + seconds(40), among=WaitsForPerson.HELD
+    )
+
+    assert among_many.stays_held
+    assert get_study(hospital.database, STUDY).state is StudyState.HELD
 
 
 def test_a_file_the_database_refuses_does_not_stop_the_indexing_of_others(
