@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from storage import schema
 from storage.backoff import backoff_seconds
@@ -18,6 +19,8 @@ from storage.deliveries import (
     DeliveryRecord,
     delivery_of,
     delivery_query,
+    destinations_within,
+    is_found_in,
     move_delivery,
     require_delivery,
     update_delivery,
@@ -30,6 +33,8 @@ ASK_AGAIN_SECONDS = 60.0
 LONGEST_ASK_AGAIN_SECONDS = 3600.0
 
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
+
+_DUE_AT = func.coalesce(_DELIVERY.c.confirm_next_at, _DELIVERY.c.sent_at)
 
 
 def confirm_deliveries(
@@ -54,12 +59,18 @@ def confirm_deliveries(
 def _sent(
     connection: Connection, destination: str, sop_instance_uids: Iterable[str]
 ) -> list[DeliveryRecord]:
-    query = delivery_query().where(
+    query = sent_query(destination, sop_instance_uids)
+    return [delivery_of(row) for row in connection.execute(query).mappings()]
+
+
+def sent_query(destination: str, sop_instance_uids: Iterable[str]) -> Select[Any]:
+    """Return the query for what was sent there under these UIDs, looked up by their documents."""
+    return delivery_query().where(
         _DELIVERY.c.destination == destination,
-        _DELIVERY.c.state == DeliveryState.SENT,
+        _DELIVERY.c.result_id == _DOCUMENT.c.result_id,
+        is_found_in(_DELIVERY, DeliveryState.SENT),
         _DOCUMENT.c.sop_instance_uid.in_(list(sop_instance_uids)),
     )
-    return [delivery_of(row) for row in connection.execute(query).mappings()]
 
 
 def unconfirmed_deliveries(
@@ -86,25 +97,49 @@ def unconfirmed_deliveries(
         At most so many of each destination, the longest due first: neither a destination that
         does not answer nor documents it does not find keep others waiting.
     """
-    due_at = func.coalesce(_DELIVERY.c.confirm_next_at, _DELIVERY.c.sent_at)
-    place = func.row_number().over(partition_by=_DELIVERY.c.destination, order_by=due_at)
-    due = select(_DELIVERY.c.id, due_at.label("due_at"), place.label("place")).where(
-        _DELIVERY.c.state == DeliveryState.SENT,
-        _DELIVERY.c.sent_at < sent_before,
-        _DELIVERY.c.confirm_next_at.is_(None)
-        | (_DELIVERY.c.confirm_next_at <= (now or sent_before)),
-    )
-    if destinations is not None:
-        due = due.where(_DELIVERY.c.destination.in_(list(destinations)))
-    first = due.subquery()
-    query = (
-        delivery_query()
-        .join(first, first.c.id == _DELIVERY.c.id)
-        .where(first.c.place <= limit)
-        .order_by(first.c.due_at, _DELIVERY.c.id)
-    )
     with database.read() as connection:
+        if destinations is None:
+            destinations = list(destinations_within(connection, DeliveryState.SENT))
+        first = [
+            delivery_id
+            for destination in destinations
+            for delivery_id in _first(connection, destination, sent_before, now, limit)
+        ]
+        query = delivery_query().where(_DELIVERY.c.id.in_(first)).order_by(_DUE_AT, _DELIVERY.c.id)
         return tuple(delivery_of(row) for row in connection.execute(query).mappings())
+
+
+def _first(
+    connection: Connection,
+    destination: str,
+    sent_before: datetime,
+    now: datetime | None,
+    limit: int,
+) -> list[int]:
+    found = [
+        row
+        for query in unconfirmed_queries(destination, sent_before, now or sent_before)
+        for row in connection.execute(query.limit(limit))
+    ]
+    return [delivery_id for _, delivery_id in sorted(map(tuple, found))[:limit]]
+
+
+def unconfirmed_queries(
+    destination: str, sent_before: datetime, now: datetime
+) -> tuple[Select[Any], Select[Any]]:
+    """Return the queries for what was never asked for, and for what was missed, longest due first.
+
+    Two, because each reads no more than it returns, however much was sent.
+    """
+    sent = select(_DUE_AT, _DELIVERY.c.id).where(
+        _DELIVERY.c.state == DeliveryState.SENT,
+        _DELIVERY.c.destination == destination,
+        _DELIVERY.c.sent_at < sent_before,
+    )
+    return (
+        sent.where(_DELIVERY.c.confirm_next_at.is_(None)).order_by(_DELIVERY.c.sent_at),
+        sent.where(_DELIVERY.c.confirm_next_at <= now).order_by(_DELIVERY.c.confirm_next_at),
+    )
 
 
 def record_confirmation_miss(

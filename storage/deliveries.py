@@ -5,7 +5,7 @@ Owns the ``delivery`` table. Must not know when something is sent, or asked for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -168,6 +168,27 @@ def delivery_of(row: RowMapping) -> DeliveryRecord:
     values: dict[str, Any] = dict(row)
     values["state"] = DeliveryState(row["state"])
     return DeliveryRecord(**values)
+
+
+def is_found_in(delivery: FromClause, state: DeliveryState) -> ColumnElement[bool]:
+    """Return the condition that a row of ``delivery``, found by its result, is in a state.
+
+    As an expression, which has no index: SQLite would rather read all that is in this state than
+    look a row up by its result.
+    """
+    return delivery.c.state.concat("") == state.value
+
+
+def destinations_within(connection: Connection, state: DeliveryState) -> Iterator[str]:
+    """Yield the destinations of deliveries in a state, by name; reads one row of each."""
+    after = ""
+    while after is not None:
+        query = select(func.min(_DELIVERY.c.destination)).where(
+            _DELIVERY.c.state == state, _DELIVERY.c.destination > after
+        )
+        after = connection.scalar(query)
+        if after is not None:
+            yield after
 
 
 def require_delivery(connection: Connection, delivery_id: int) -> DeliveryRecord:

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
+    Select,
     and_,
     case,
     exists,
-    func,
     select,
     update,
 )
@@ -34,6 +34,8 @@ from storage.deliveries import (
     DeliveryRecord,
     delivery_of,
     delivery_query,
+    destinations_within,
+    is_found_in,
     move_delivery,
     require_delivery,
     update_delivery,
@@ -55,17 +57,16 @@ class DeliveryGroup:
 
 _DOCUMENT, _DELIVERY = schema.document, schema.delivery
 
+_PLACES = {"SC": 0, "SR-ROI": 1, "SR": 2}
+"""By role: the study report refers to the picture and the regions, so it goes last."""
+
 MOST_PUT_OFF = 8
 """Answers of A7xx to a picture after which its report goes without it: about twenty minutes as
 shipped. An archive that never has room for pictures must not be without reports."""
 
 
 def _sending_order(delivery: FromClause) -> ColumnElement[int]:
-    """Return the place of a row of ``delivery`` among those of its result.
-
-    The study report refers to the picture and the regions, so it goes last.
-    """
-    return case({"SC": 0, "SR-ROI": 1}, value=delivery.c.role, else_=2)
+    return case(_PLACES, value=delivery.c.role)
 
 
 def due_deliveries(
@@ -89,48 +90,94 @@ def due_deliveries(
     limit : int
         Groups at most.
     """
+    with database.read() as connection:
+        leading = sorted(
+            each
+            for destination in _open_destinations(connection, now)
+            for each in _leading(connection, destination, now, limit)
+        )[:limit]
+        due = _due_of(connection, [each.result_id for each in leading], now)
+    return tuple(
+        DeliveryGroup(each.destination, each.result_id, of_it[0].study_instance_uid, of_it)
+        for each in leading
+        if (of_it := due.get((each.destination, each.result_id)))
+    )
+
+
+class _Leading(NamedTuple):
+    """The first document that is due of one result to one destination; the least goes first."""
+
+    attempts: int
+    result_id: int
+    destination: str
+
+
+def _open_destinations(connection: Connection, now: datetime) -> list[str]:
     breaker = schema.destination_state
-    blocked = select(breaker.c.name).where(breaker.c.breaker_until > now)
-    is_due = and_(
-        _DELIVERY.c.state == DeliveryState.PENDING,
+    blocked = set(connection.scalars(select(breaker.c.name).where(breaker.c.breaker_until > now)))
+    waiting = destinations_within(connection, DeliveryState.PENDING)
+    return [name for name in waiting if name not in blocked]
+
+
+def _leading(connection: Connection, destination: str, now: datetime, limit: int) -> list[_Leading]:
+    query = leading_query(destination, now).limit(limit)
+    return [_Leading(*row) for row in connection.execute(query)]
+
+
+def leading_query(destination: str, now: datetime) -> Select[Any]:
+    """Return the query for what leads each group that is due, in the order of sending.
+
+    However much waits, it reads no more of it than it returns, but for what is not due.
+    """
+    ahead = _DELIVERY.alias()
+    follows = exists().where(
+        _goes_before(ahead),
+        is_found_in(ahead, DeliveryState.PENDING),
+        ahead.c.next_attempt_at <= now,
+    )
+    return (
+        select(_DELIVERY.c.attempts, _DELIVERY.c.result_id, _DELIVERY.c.destination)
+        .where(
+            _DELIVERY.c.state == DeliveryState.PENDING,
+            _is_due(now),
+            _DELIVERY.c.destination == destination,
+            ~follows.correlate(_DELIVERY),
+            ~_waits_for_an_earlier_version(),
+        )
+        .order_by(_DELIVERY.c.attempts, _DELIVERY.c.result_id)
+    )
+
+
+def _due_of(
+    connection: Connection, result_ids: list[int], now: datetime
+) -> dict[tuple[str, int], tuple[DeliveryRecord, ...]]:
+    query = (
+        delivery_query()
+        .where(
+            _DELIVERY.c.result_id.in_(result_ids),
+            is_found_in(_DELIVERY, DeliveryState.PENDING),
+            _is_due(now),
+        )
+        .order_by(_DELIVERY.c.result_id, _DELIVERY.c.destination, _sending_order(_DELIVERY))
+    )
+    records = [delivery_of(row) for row in connection.execute(query).mappings()]
+    groups = groupby(records, key=lambda each: (each.destination, each.result_id))
+    return {key: tuple(members) for key, members in groups}
+
+
+def _is_due(now: datetime) -> ColumnElement[bool]:
+    return and_(
         _DELIVERY.c.next_attempt_at <= now,
         ~_waits_for_what_was_put_off(now),
     )
-    due_groups = (
-        select(
-            _DELIVERY.c.destination,
-            _DELIVERY.c.result_id,
-            func.max(_DELIVERY.c.attempts).label("tried"),
-        )
-        .where(
-            is_due,
-            _DELIVERY.c.destination.not_in(blocked),
-            ~_waits_for_an_earlier_version(),
-        )
-        .group_by(_DELIVERY.c.destination, _DELIVERY.c.result_id)
-        .order_by(func.max(_DELIVERY.c.attempts), _DELIVERY.c.result_id, _DELIVERY.c.destination)
-        .limit(limit)
-        .subquery()
+
+
+def _goes_before(ahead: FromClause) -> ColumnElement[bool]:
+    return and_(
+        ahead.c.result_id == _DELIVERY.c.result_id,
+        ahead.c.destination == _DELIVERY.c.destination,
+        _sending_order(ahead) < _sending_order(_DELIVERY),
     )
-    query = (
-        delivery_query()
-        .join(
-            due_groups,
-            (due_groups.c.destination == _DELIVERY.c.destination)
-            & (due_groups.c.result_id == _DELIVERY.c.result_id),
-        )
-        .where(is_due)
-        .order_by(
-            due_groups.c.tried,
-            _DELIVERY.c.result_id,
-            _DELIVERY.c.destination,
-            _sending_order(_DELIVERY),
-        )
-    )
-    with database.read() as connection:
-        records = [delivery_of(row) for row in connection.execute(query).mappings()]
-    groups = groupby(records, key=lambda each: (each.destination, each.result_id))
-    return tuple(_group(tuple(members)) for _, members in groups)
 
 
 def _waits_for_an_earlier_version() -> ColumnElement[bool]:
@@ -144,7 +191,7 @@ def _waits_for_an_earlier_version() -> ColumnElement[bool]:
             earlier.c.version_number < own.c.version_number,
             ahead.c.result_id == earlier.c.id,
             ahead.c.destination == _DELIVERY.c.destination,
-            ahead.c.state == DeliveryState.PENDING,
+            is_found_in(ahead, DeliveryState.PENDING),
         )
         .correlate(_DELIVERY)
     )
@@ -155,10 +202,8 @@ def _waits_for_what_was_put_off(now: datetime) -> ColumnElement[bool]:
     return (
         exists()
         .where(
-            ahead.c.result_id == _DELIVERY.c.result_id,
-            ahead.c.destination == _DELIVERY.c.destination,
-            _sending_order(ahead) < _sending_order(_DELIVERY),
-            ahead.c.state == DeliveryState.PENDING,
+            _goes_before(ahead),
+            is_found_in(ahead, DeliveryState.PENDING),
             ahead.c.next_attempt_at > now,
             ahead.c.last_status.between(TRANSIENT.start, TRANSIENT.stop - 1),
             ahead.c.attempts < MOST_PUT_OFF,
@@ -181,11 +226,6 @@ def keeps_the_rest_waiting(
         and judge_outcome(delivery, outcome, now, policy) is DeliveryState.PENDING
         and _attempts(delivery, outcome) < MOST_PUT_OFF
     )
-
-
-def _group(members: tuple[DeliveryRecord, ...]) -> DeliveryGroup:
-    first = members[0]
-    return DeliveryGroup(first.destination, first.result_id, first.study_instance_uid, members)
 
 
 def record_outcomes(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage.errors import DatabaseNewer, DatabaseOlder
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 """Every migration this program knows, oldest first."""
 
 CURRENT_REVISION = REVISIONS[-1]

@@ -344,7 +344,9 @@ delivery = Table(
     count("confirm_misses"),
     instant("confirm_next_at"),
     UniqueConstraint("result_id", "role", "destination"),
-    Index("ix_delivery_state", "state", "next_attempt_at"),
+    # In the order in which the courier sends and asks, so that a round reads no more than it takes.
+    Index("ix_delivery_queue", "state", "destination", "attempts", "result_id"),
+    Index("ix_delivery_unconfirmed", "state", "destination", "confirm_next_at", "sent_at"),
     sqlite_autoincrement=True,
 )
 

@@ -16,7 +16,9 @@ from storage.completion import complete_now
 from storage.confirmation import (
     confirm_deliveries,
     record_confirmation_miss,
+    sent_query,
     unconfirmed_deliveries,
+    unconfirmed_queries,
 )
 from storage.deliveries import MISSES_UNTIL_STUCK, delivery_states
 from storage.destinations import (
@@ -33,6 +35,7 @@ from storage.outbox import (
     MOST_PUT_OFF,
     due_deliveries,
     keeps_the_rest_waiting,
+    leading_query,
     record_outcomes,
     replace_document,
     wake_destination,
@@ -284,6 +287,46 @@ def test_a_picture_that_is_given_up_keeps_nothing_waiting(hospital) -> None:
     assert not keeps_the_rest_waiting(picture, full, late, POLICY)
     assert not keeps_the_rest_waiting(picture, replace(full, status=0xC000), NOON, POLICY)
     assert not keeps_the_rest_waiting(picture, replace(full, status=0), NOON, POLICY)
+
+
+def _plan(hospital, query) -> list[str]:
+    with hospital.database.read() as connection:
+        compiled = query.limit(32).compile(connection, compile_kwargs={"render_postcompile": True})
+        unbound = (None,) * len(compiled.positiontup or ())
+        steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", unbound).all()
+    return [row.detail for row in steps if row.detail.startswith(("S", "USE"))]
+
+
+def test_a_round_reads_no_more_of_what_waits_than_it_sends(hospital) -> None:
+    first, *others = _plan(hospital, leading_query("pacs", NOON))
+
+    assert "ix_delivery_queue (state=? AND destination=?)" in first
+    # What is asked about a row is looked up by its result; sorting would read all of them.
+    assert [each.split(" (")[1] for each in others] == [
+        "result_id=?)",
+        "result_id=?)",
+        "rowid=?)",
+        "study_instance_uid=? AND model_name=? AND version_number<?)",
+        "result_id=?)",
+    ]
+
+
+def test_a_turn_of_confirming_reads_no_more_of_what_was_sent_than_it_asks_for(hospital) -> None:
+    never_asked, missed = (
+        _plan(hospital, query) for query in unconfirmed_queries("pacs", NOON, NOON)
+    )
+    answered = _plan(hospital, sent_query("pacs", ["2.25.1"]))
+
+    index = (
+        "SEARCH delivery USING COVERING INDEX ix_delivery_unconfirmed (state=? AND destination=?"
+    )
+    assert never_asked == [f"{index} AND confirm_next_at=? AND sent_at<?)"]
+    assert missed == [f"{index} AND confirm_next_at<?)"]
+    assert [each.split(" (")[1] for each in answered] == [
+        "sop_instance_uid=?)",
+        "rowid=?)",
+        "result_id=?)",
+    ]
 
 
 def test_what_is_too_old_is_dead_and_can_be_retried(hospital) -> None:
