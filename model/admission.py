@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from model.errors import PackageFault
+from model.evaluation.subgroups import FEWEST, UNKNOWN
 from model.evaluation_report import (
     EvaluationReport,
     ReportedLabel,
+    ReportedSubgroups,
     contradictions,
     read_evaluation_report,
 )
@@ -195,21 +197,44 @@ def _of_gaps(
     limit = limits.maximum_subgroup_gap
     if limit >= 1:
         return
-    wanted = f"at most {limit:g}"
-    if not any(gap.figure in GAP_FIGURES for gap in label.gaps):
-        columns = ", ".join(label.columns) or "none"
+    compared = [
+        criterion
+        for part in label.subgroups
+        for figure in GAP_FIGURES
+        for criterion in _of_gap(label.name, part, figure, limit)
+    ]
+    yield from compared
+    if not compared:
+        columns = ", ".join(part.column for part in label.subgroups) or "none"
         yield Criterion(
             f"{label.name} gap between subgroups",
-            wanted,
+            f"at most {limit:g}",
             f"no two groups of enough patients to compare on {report.split} (columns: {columns}); "
             "'medimgd evaluate --subgroup' names others",
             met=False,
         )
-    for gap in label.gaps:
-        if gap.figure in GAP_FIGURES:
-            yield Criterion(
-                f"{label.name} {_WORDS[gap.figure]} by {gap.column}",
-                wanted,
-                f"{gap.gap:.4f} between {gap.best} and {gap.worst}",
-                met=gap.gap <= limit,
-            )
+
+
+def _of_gap(label: str, part: ReportedSubgroups, figure: str, limit: float) -> Iterator[Criterion]:
+    """Judge one figure by one column; nothing where no two groups have enough patients.
+
+    Of two groups that are large enough, and that are not compared because too few of their patients
+    have the label or lack it, nobody knows how far they are apart.
+    """
+    known = [group for group in part.groups if group.value != UNKNOWN]
+    large = [group for group in known if group.patients >= FEWEST]
+    untold = ", ".join(group.value for group in known if figure not in group.figures)
+    gap = next((gap for gap in part.gaps if gap.figure == figure), None)
+    if gap is None and len(large) < 2:
+        return
+    found = (
+        "cannot be judged" if gap is None else f"{gap.gap:.4f} between {gap.best} and {gap.worst}"
+    )
+    if untold:
+        found += f"; too few patients with or without the label to tell of {untold}"
+    yield Criterion(
+        f"{label} {_WORDS[figure]} by {part.column}",
+        f"at most {limit:g}",
+        found,
+        met=gap is not None and gap.gap <= limit,
+    )

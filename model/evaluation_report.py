@@ -37,11 +37,29 @@ class ReportedFigure:
 class ReportedGap:
     """The distance of a figure between two groups of one column."""
 
-    column: str
     figure: str
     best: str
     worst: str
     gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedGroup:
+    """One value of a column."""
+
+    value: str
+    patients: int
+    figures: frozenset[str]
+    """Those that enough patients stand behind to be given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedSubgroups:
+    """All groups of one column, and how far they are apart."""
+
+    column: str
+    groups: tuple[ReportedGroup, ...]
+    gaps: tuple[ReportedGap, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +73,8 @@ class ReportedLabel:
     undetermined_low: float
     undetermined_high: float
     figures: Mapping[str, ReportedFigure]
-    columns: tuple[str, ...]
-    """Columns whose groups were compared."""
-    gaps: tuple[ReportedGap, ...]
+    subgroups: tuple[ReportedSubgroups, ...]
+    """One for each column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +264,6 @@ def _report(reader: _Reader) -> EvaluationReport:
 def _label(reader: _Reader) -> ReportedLabel:
     figures = reader.inner("figures")
     index = reader.number("index") if reader.has("index") else None
-    subgroups = reader.each("subgroups")
     return ReportedLabel(
         name=reader.text("name"),
         index=None if index is None else int(index),
@@ -255,19 +271,30 @@ def _label(reader: _Reader) -> ReportedLabel:
         undetermined_low=reader.number("undetermined_low"),
         undetermined_high=reader.number("undetermined_high"),
         figures={name: _figure(figures.inner(name)) for name in figures.names()},
-        columns=tuple(one.text("column") for one in subgroups),
+        subgroups=tuple(_subgroups(one) for one in reader.each("subgroups")),
+    )
+
+
+def _subgroups(reader: _Reader) -> ReportedSubgroups:
+    return ReportedSubgroups(
+        column=reader.text("column"),
+        groups=tuple(_group(group) for group in reader.each("groups")),
         gaps=tuple(
             ReportedGap(
-                column=one.text("column"),
                 figure=gap.text("figure"),
                 best=gap.text("best"),
                 worst=gap.text("worst"),
                 gap=gap.number("gap"),
             )
-            for one in subgroups
-            for gap in one.each("gaps")
+            for gap in reader.each("gaps")
         ),
     )
+
+
+def _group(reader: _Reader) -> ReportedGroup:
+    figures = reader.inner("figures")
+    given = {name for name in figures.names() if _figure(figures.inner(name)).value is not None}
+    return ReportedGroup(reader.text("value"), int(reader.number("patients")), frozenset(given))
 
 
 def _figure(reader: _Reader) -> ReportedFigure:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.admission import AdmissionLimits, judge_admission
+from model.admission import GAP_FIGURES, AdmissionLimits, judge_admission
 from model.catalogue import BUNDLED_FOLDER
 from model.errors import PackageFault
 from model.evaluation_report import contradictions, read_evaluation_report
@@ -31,10 +31,15 @@ def figure(value: float | None, low: float | None = None) -> dict[str, Any]:
     return {"value": value, "low": low, "high": None}
 
 
+def group(value: str, patients: int, *figures: str) -> dict[str, Any]:
+    given = {name: figure(0.9) for name in figures or GAP_FIGURES}
+    return {"value": value, "patients": patients, "figures": given}
+
+
 def document(package: ModelPackage, **changes: Any) -> dict[str, Any]:
     """Return a report about this package that meets the limits."""
     label = package.labels[0]
-    gap = {"figure": "sensitivity", "best": "F", "worst": "M", "gap": 0.05}
+    gaps = [{"figure": name, "best": "F", "worst": "M", "gap": 0.05} for name in GAP_FIGURES]
     plain: dict[str, Any] = {
         "format": 1,
         "model": {
@@ -53,7 +58,9 @@ def document(package: ModelPackage, **changes: Any) -> dict[str, Any]:
                     "roc_auc": figure(0.95, 0.91), "sensitivity": figure(0.85, 0.79),
                     "specificity": figure(0.75, 0.70),
                 },
-                "subgroups": [{"column": "sex", "gaps": [gap]}],
+                "subgroups": [
+                    {"column": "sex", "groups": [group("F", 30), group("M", 30)], "gaps": gaps}
+                ],
             }
         ],
     }  # fmt: skip
@@ -101,8 +108,15 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
     assert all(criterion.met for criterion in criteria)
     assert [criterion.name for criterion in criteria] == [
         "preprocessing", "trial", "probes", "evaluation", "evaluated split", "evaluated images",
-        "Bright AUC", "Bright sensitivity", "Bright specificity", "Bright sensitivity by sex",
+        "Bright AUC", "Bright sensitivity", "Bright specificity",
+        "Bright AUC by sex", "Bright sensitivity by sex", "Bright specificity by sex",
     ]  # fmt: skip
+
+
+NOBODY_COMPARED = {
+    "column": "sex", "groups": [group("F", 30), group("M", 9, "specificity")], "gaps": []
+}  # fmt: skip
+"""Of the two groups one has too few patients."""
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,7 @@ def test_a_version_that_meets_every_limit_is_admitted(tmp_path: Path) -> None:
         ({"labels__0__figures__sensitivity": figure(0.79)}, "Bright sensitivity"),
         ({"labels__0__figures__specificity": figure(None)}, "found no such figure"),
         ({"labels__0__subgroups": []}, "no two groups of enough patients"),
-        ({"labels__0__subgroups__0__gaps": []}, "no two groups of enough patients"),
+        ({"labels__0__subgroups": [NOBODY_COMPARED]}, "no two groups of enough patients"),
         ({"labels__0__subgroups__0__gaps__0__gap": 0.2}, "found 0.2000 between F and M"),
         ({"labels__0__threshold": 0.6}, "used the threshold 0.6, the package has 0.5"),
         ({"labels__0__threshold": 0.5000009}, "used the threshold 0.5000009, the package has 0.5"),
@@ -201,6 +215,47 @@ def test_a_figure_without_interval_has_no_lower_bound_to_count(tmp_path: Path) -
     (sentence,) = unmet(package, AdmissionLimits(minimum_auc=0.9, lower_bounds_count=True))
 
     assert "without interval" in sentence
+
+
+def test_a_gap_that_nobody_can_judge_is_not_met_beside_those_that_can_be(tmp_path: Path) -> None:
+    """Women were evaluated, but too few of them with the label: their sensitivity is unknown."""
+    sex = {
+        "column": "sex",
+        "groups": [group("F", 30, "specificity"), group("M", 30), group("O", 2, "unknown")],
+        "gaps": [{"figure": "specificity", "best": "F", "worst": "M", "gap": 0.05}],
+    }
+
+    sentences = unmet(package_with(tmp_path, labels__0__subgroups=[sex]))
+
+    said = "found cannot be judged; too few patients with or without the label to tell of F, O"
+    assert sentences == [
+        f"Bright AUC by sex: wanted at most 0.1, {said}",
+        f"Bright sensitivity by sex: wanted at most 0.1, {said}",
+    ]
+
+
+def test_a_group_that_could_not_be_compared_is_named_beside_those_that_were(
+    tmp_path: Path,
+) -> None:
+    age = {
+        "column": "age",
+        "groups": [
+            group("18-39", 40), group("40-64", 40), group("80 and over", 12, "specificity"),
+            group("unknown", 50, "specificity"),
+        ],
+        "gaps": [{"figure": "sensitivity", "best": "18-39", "worst": "40-64", "gap": 0.05}],
+    }  # fmt: skip
+    package = package_with(tmp_path, labels__0__subgroups=[age])
+
+    (criterion,) = [
+        each
+        for each in judge_admission(package, trial(), LIMITS)
+        if each.name == "Bright sensitivity by age"
+    ]
+
+    assert criterion.met
+    assert criterion.found.startswith("0.0500 between 18-39 and 40-64; too few patients")
+    assert criterion.found.endswith("to tell of 80 and over")
 
 
 @pytest.mark.parametrize(
