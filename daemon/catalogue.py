@@ -21,7 +21,8 @@ from model.catalogue import (
 )
 from model.package import ModelPackage
 from storage.audit import AuditEntry, list_audit
-from storage.database import open_database
+from storage.comparison import answering_versions
+from storage.database import Database, open_database
 from storage.errors import DatabaseMissing
 from storage.standings import Standing, VersionDigests, list_standings
 from storage.states import ModelState
@@ -77,6 +78,17 @@ def known_standings(config: Config) -> tuple[Standing, ...]:
         return list_standings(database)
     finally:
         database.close()
+
+
+def known_versions(config: Config, database: Database) -> frozenset[str]:
+    """Return ``name@version`` of all that is installed, was decided about or was asked here."""
+    return frozenset(
+        (
+            *(item.title for item in installed_catalogue(config).installed),
+            *(standing.at_version for standing in list_standings(database)),
+            *(f"{name}@{version}" for name, version in answering_versions(database)),
+        )
+    )
 
 
 def decisions_about(config: Config, at_version: str) -> tuple[AuditEntry, ...]:

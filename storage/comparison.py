@@ -84,6 +84,18 @@ def answers_of(
     return {sight: answer for sight, answer in found if since is None or answer.at >= since}
 
 
+def answering_versions(database: Database) -> frozenset[tuple[str, str]]:
+    """Return name and version of every model that was ever asked about a study, shadows too."""
+    with database.read() as connection:
+        return frozenset(
+            (row.model_name, row.model_version)
+            for table in (schema.job, schema.shadow_run)
+            for row in connection.execute(
+                select(table.c.model_name, table.c.model_version).distinct()
+            )
+        )
+
+
 def _of_results(connection: Connection, name: str, version: str) -> list[tuple[Sight, Answer]]:
     result, job = schema.result, schema.job
     query = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,7 @@ def compare(
 ) -> None:
     """Compare what two versions said about the same images, as active model or as shadow."""
     from daemon.agreement import compare as compare_answers
+    from daemon.catalogue import known_versions
     from daemon.config import load_config
     from storage.comparison import answers_of
     from storage.database import open_database
@@ -42,8 +44,10 @@ def compare(
     begin = moment(since, datetime.now(UTC)) if since else None
     names = [_parts(each) for each in (first, second)]
     with failures_become_exit_codes():
-        database = open_database(load_config(config).database_path, read_only=True)
+        loaded = load_config(config)
+        database = open_database(loaded.database_path, read_only=True)
         try:
+            _require_known((first, second), known_versions(loaded, database))
             answers = [answers_of(database, *name, since=begin) for name in names]
         finally:
             database.close()
@@ -74,6 +78,18 @@ def _parts(at_version: str) -> tuple[str, str]:
     if not (name and mark and version):
         raise typer.BadParameter(f"must be name@version; received {at_version!r}")
     return name, version
+
+
+def _require_known(named: Sequence[str], known: Collection[str]) -> None:
+    """Raise ``NotFound`` for a version that never was here: it has answered nothing, nor could."""
+    from storage.errors import NotFound
+
+    unknown = [each for each in named if each not in known]
+    if unknown:
+        raise NotFound(
+            f"no model version {' or '.join(unknown)} was ever installed here; "
+            f"there are {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _print(found: Agreement) -> None:

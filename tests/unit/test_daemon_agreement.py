@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import typer
+from click.testing import Result
+from typer.testing import CliRunner
 
 from daemon.agreement import cohens_kappa, compare
+from daemon.cli.application import app
 from daemon.cli.comparing import moment
+from daemon.config import Config, SiteSection
+from daemon.exit_codes import ExitCode
 from dicom_io.vocabulary import PresenceValues
 from storage.comparison import Answer, AnswerKind
-from tests.storage_hospital import NOON, PNEUMONIA
+from storage.database import migrate, open_database
+from storage.spool import Spool
+from tests.storage_hospital import CXR, NOON, PNEUMONIA, Hospital
 
 POSITIVE, NEGATIVE, UNSURE = (
     PresenceValues.PRESENT, PresenceValues.ABSENT, PresenceValues.UNDETERMINED,
@@ -104,3 +112,28 @@ def test_since_takes_a_day_an_instant_or_a_span() -> None:
         moment("last week", now)
     with pytest.raises(typer.BadParameter):
         moment("999999w", now)
+
+
+def test_a_version_that_never_was_here_is_not_found_and_those_that_are_are_named(
+    tmp_path: Path,
+) -> None:
+    config = Config(site=SiteSection(data_folder=tmp_path / "data"))
+    path = tmp_path / "medimgd.toml"
+    path.write_text(f"[site]\ndata_folder = {str(config.site.data_folder)!r}\n")
+    migrate(config.database_path)
+    database = open_database(config.database_path)
+    Hospital(database, Spool(config.spool_folder, 0)).analyse()
+    database.close()
+    asked, shipped = CXR.at_version, "mr-motion@1.0.0"
+
+    def compared(*named: str) -> Result:
+        return CliRunner().invoke(app, ["models", "compare", *named, "--config", str(path)])
+
+    unknown = compared(asked, f"{CXR.name}@9.9.9")
+
+    assert unknown.exit_code == ExitCode.NOT_FOUND
+    assert f"no model version {CXR.name}@9.9.9 was ever installed here" in unknown.stderr
+    assert asked in unknown.stderr.split("there are")[1]
+    assert shipped in unknown.stderr
+    # What was removed since has answered, and what is installed may have seen nothing yet.
+    assert compared(asked, shipped).exit_code == 0
