@@ -38,6 +38,8 @@ from daemon.settings import (
 )
 
 CONFIG_VARIABLE = "MEDIMGD_CONFIG"
+SUPERVISOR_VARIABLE = "MEDIMGD_SUPERVISOR_PID"
+"""What ``medimgd run`` tells its children about itself."""
 _PREFIX, _DELIMITER = "MEDIMGD_", "__"
 SEARCH_PATH = (Path("medimgd.toml"), Path("/etc/medimgd/medimgd.toml"))
 
@@ -286,6 +288,26 @@ def _variables() -> list[str]:
     """Return the names of the environment variables that speak of settings, whatever their case."""
     return sorted(
         name for name in os.environ if name.upper().startswith(_PREFIX) and _DELIMITER in name
+    )
+
+
+def variable_of(*setting: str) -> str:
+    """Return the environment variable of a setting, or of a whole section, by its names."""
+    return _PREFIX + _DELIMITER.join(setting).upper()
+
+
+def unread_variables() -> tuple[str, ...]:
+    """Return the environment variables that begin as settings do, and that nothing reads."""
+    settings = {*_variables(), CONFIG_VARIABLE, SUPERVISOR_VARIABLE}
+    sections = {variable_of(section) for section in Config.model_fields}
+    return tuple(
+        sorted(
+            name
+            for name in os.environ
+            if name.upper().startswith(_PREFIX)
+            and name not in settings
+            and name.upper() not in sections
+        )
     )
 
 

@@ -1,23 +1,31 @@
-"""Settings that name a model package or a folder of them, and name nothing that is there.
+"""Settings that lead nowhere: names of packages and folders, and of environment variables.
 
 Owns the sentences about them. They are warnings: a site may name a package before it installs it,
-and a package that a misspelt name does not switch off must not stop a hospital's reception.
+a cluster sets variables of its own that begin like ours, and what a misspelt name does not switch
+off must not stop a hospital's reception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from daemon.catalogue import installed_catalogue
-from daemon.config import Config
+from daemon.config import CONFIG_VARIABLE, Config, unread_variables, variable_of
 from model.catalogue import InstalledPackage
 from model.package import ModelPackage
+
+NEAR = 0.85
+"""How alike, by letters in common, a variable is to the setting that may have been meant."""
 
 
 def dangling_settings(config: Config) -> tuple[str, ...]:
     """Return a sentence for each name and folder in ``[models]`` that leads nowhere.
 
+    And for each environment variable that looks like a setting; none says what it holds.
     Packages are read only where one is named, but then whole: hashing large weights takes seconds.
     """
     models = config.models
@@ -30,6 +38,7 @@ def dangling_settings(config: Config) -> tuple[str, ...]:
         *_unknown_switches(models.disabled, installed),
         *_unknown_demonstrations(models.demonstrations, shipped),
         *_idle_servers([each.model for each in models.remote], packages),
+        *_unread_variables(unread_variables()),
     )
 
 
@@ -74,6 +83,28 @@ def _idle_servers(names: Iterable[str], packages: Iterable[ModelPackage]) -> Ite
                 f"models.remote: {name!r} names no installed package that a server computes, so "
                 f"the block has no effect: {_there_are(p.at_version for p in remote)}"
             )
+
+
+def _unread_variables(names: Iterable[str]) -> Iterator[str]:
+    known = {_plain(each): each for each in (CONFIG_VARIABLE, *_variables_of(Config))}
+    for name in names:
+        near = get_close_matches(_plain(name), known, n=1, cutoff=NEAR)
+        hint = f"did you mean {known[near[0]]}? " if near else ""
+        yield (
+            f"environment: nothing reads {name}: {hint}settings are MEDIMGD_<SECTION>__<SETTING>, "
+            "with two underscores between"
+        )
+
+
+def _variables_of(section: type[BaseModel], *within: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield variable_of(*within, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables_of(field.annotation, *within, name)
+
+
+def _plain(variable: str) -> str:
+    return "".join(each for each in variable.upper() if each.isalnum())
 
 
 def _names(package: ModelPackage | None) -> set[str]:

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import FrameType
 
-from daemon.config import Config
+from daemon.config import SUPERVISOR_VARIABLE, Config
 from daemon.logs import ACTION, REASON
-from daemon.supervisor import SUPERVISOR_VARIABLE
 from dicom_io.errors import MedimgdError
 from storage.database import Database
 from storage.processes import heartbeat, register_process, remove_process

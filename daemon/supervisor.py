@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daemon.config import CONFIG_VARIABLE
+from daemon.config import CONFIG_VARIABLE, SUPERVISOR_VARIABLE
 from daemon.exit_codes import ExitCode
 from daemon.logs import ACTION, REASON, SECONDS, SLOT
 
 _logger = logging.getLogger(__name__)
 
-SUPERVISOR_VARIABLE = "MEDIMGD_SUPERVISOR_PID"
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 _MOST_DOUBLINGS = 32

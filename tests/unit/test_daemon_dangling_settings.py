@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def site(tmp_path: Path) -> SiteSection:
 
 def told(site: SiteSection, **models: object) -> tuple[str, ...]:
     return dangling_settings(Config(site=site, models=ModelsSection(**models)))
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the tests themselves are told by."""
+    for name in [name for name in os.environ if name.upper().startswith("MEDIMGD_")]:
+        monkeypatch.delenv(name)
 
 
 def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -82,6 +90,51 @@ def test_a_server_for_a_package_that_is_computed_here_is_told(site: SiteSection)
     assert "models.remote: 'tiny' names no installed package that a server computes" in sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MEDIMGD_RECEIVER_PORT", "MEDIMGD_RECEIVER__PORT"),
+        ("medimgd_reciever_port", "MEDIMGD_RECEIVER__PORT"),
+        ("MEDIMGD_WEB_PASSWORD_HASH", "MEDIMGD_WEB__PASSWORD_HASH"),
+        ("MEDIMGD_RECEIVER_TLS_KEY_FILE", "MEDIMGD_RECEIVER__TLS__KEY_FILE"),
+        ("MEDIMGD_DESTINATION", "MEDIMGD_DESTINATIONS"),
+        ("medimgd_config", "MEDIMGD_CONFIG"),
+    ],
+)
+def test_a_variable_that_is_spelt_like_a_setting_is_told_with_what_was_meant(
+    site: SiteSection, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "secret")
+
+    (sentence,) = told(site)
+
+    assert sentence.startswith(f"environment: nothing reads {name}: did you mean {meant}? ")
+    assert "secret" not in sentence
+
+
+def test_a_variable_that_is_like_no_setting_is_told_with_how_they_are_spelt(
+    site: SiteSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIMGD_COLOUR", "blue")
+
+    (sentence,) = told(site)
+
+    assert sentence.startswith(
+        "environment: nothing reads MEDIMGD_COLOUR: settings are MEDIMGD_<SECTION>__<SETTING>"
+    )
+
+
+def test_variables_that_are_read_are_not_told(
+    site: SiteSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIMGD_CONFIG", "medimgd.toml")
+    monkeypatch.setenv("MEDIMGD_SUPERVISOR_PID", "1")
+    monkeypatch.setenv("medimgd_log__level", "DEBUG")
+    monkeypatch.setenv("MEDIMGD_LOG", '{"level": "DEBUG"}')
+
+    assert told(site) == ()
+
+
 def test_packages_are_not_read_where_none_is_named(
     site: SiteSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +154,20 @@ def test_config_check_tells_it_and_finds_no_fault(site: SiteSection, tmp_path: P
     assert done.exit_code == 0
     assert "no fault found" in done.stdout
     assert "medimgd: warning: models.disabled: 'tinny'" in done.stderr
+
+
+def test_config_check_tells_a_variable_with_one_underscore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDIMGD_RECEIVER_PORT", "10400")
+    path = tmp_path / "medimgd.toml"
+    path.write_text("")
+
+    done = CliRunner().invoke(app, ["config", "check", "--config", str(path)])
+
+    assert done.exit_code == 0
+    assert "warning: environment: nothing reads MEDIMGD_RECEIVER_PORT" in done.stderr
+    assert "10400" not in done.stdout + done.stderr
 
 
 def test_doctor_warns_and_the_scheduler_logs_it_at_its_start(
