@@ -23,7 +23,7 @@ from daemon.confirming import peer_of
 from daemon.dangling_settings import dangling_settings
 from daemon.door import tls_call_to_ourselves, tls_files_of
 from daemon.errors import DataFolderUnusable
-from daemon.status import MEBIBYTE, read_status
+from daemon.status import MEBIBYTE, ProcessStatus, read_status
 from dicom_io.association import Destination
 from dicom_io.certificates import Certificate, read_certificates
 from dicom_io.decoder_trials import try_decoders
@@ -123,32 +123,46 @@ def _database(config: Config) -> Iterator[Diagnosis]:
 
 
 def _port(config: Config) -> Iterator[Diagnosis]:
+    # Any free one, where the setting is 0: which, is known of a receiver that listens only.
+    port = config.receiver.port or _port_of_the_living(config)
+    yield _answer_on(port, config) if port else _place_to_listen(config, "")
+
+
+def _answer_on(port: int, config: Config) -> Diagnosis:
     section = config.receiver
     local = "127.0.0.1" if section.address in ("0.0.0.0", "::") else section.address  # noqa: S104
     answer = echo(
-        Destination("medimgd", local, section.port, section.ae_title, section.ae_title,
+        Destination("medimgd", local, port, section.ae_title, section.ae_title,
                     connect_timeout_seconds=3.0, association_timeout_seconds=5.0,
                     response_timeout_seconds=5.0, tls=tls_call_to_ourselves(section.tls))
     )  # fmt: skip
     if answer.ok:
         how = " with TLS" if section.tls.enabled else ""
-        yield Diagnosis(
-            "receiver", ok=True, detail=f"answers C-ECHO on {local}:{section.port}{how}"
-        )
-        return
-    if _receiver_lives(config):
-        yield Diagnosis(
+        return Diagnosis("receiver", ok=True, detail=f"answers C-ECHO on {local}:{port}{how}")
+    if _living_receivers(config):
+        return Diagnosis(
             "receiver", ok=True,
             detail=f"runs; C-ECHO from this machine is not answered ({answer.detail}). If "
             "receiver.peers or receiver.users leaves this machine out, that is as it should be",
         )  # fmt: skip
-        return
+    return _place_to_listen(config, answer.detail)
+
+
+def _place_to_listen(config: Config, called: str) -> Diagnosis:
+    """Say whether a receiver could listen where it is to; `called` is what became of a C-ECHO."""
+    section = config.receiver
     fault = _fault_of_binding(section.address, section.port)
+    if fault is None and not section.port:
+        return Diagnosis(
+            "receiver", ok=True, warning=True,
+            detail="none listens; receiver.port = 0 takes any free port, another one at each "
+            "start: set one that senders can be told",
+        )  # fmt: skip
     detail = f"not running; port {section.port} is free for it"
     if fault is not None and fault.errno == errno.EADDRINUSE:
         detail = (
             f"port {section.port} cannot be taken and no medimgd answers there "
-            f"({answer.detail}): stop what holds it, or set receiver.port"
+            f"({called}): stop what holds it, or set receiver.port"
         )
     elif fault is not None:
         detail = (
@@ -156,12 +170,18 @@ def _port(config: Config) -> Iterator[Diagnosis]:
             f"({fault.strerror or fault}): set receiver.address to an address of this machine, "
             "0.0.0.0 for all of them (ports below 1024 need a privilege)"
         )
-    yield Diagnosis("receiver", ok=fault is None, detail=detail)
+    return Diagnosis("receiver", ok=fault is None, detail=detail)
 
 
-def _receiver_lives(config: Config) -> bool:
+def _living_receivers(config: Config) -> list[ProcessStatus]:
     processes = read_status(config, datetime.now(UTC)).processes
-    return any(each.role == "receiver" and each.alive for each in processes)
+    return [each for each in processes if each.role == "receiver" and each.alive]
+
+
+def _port_of_the_living(config: Config) -> int:
+    """Return the port that a receiver listens on; 0 where none runs."""
+    ports = (int(each.detail.get("port", 0)) for each in _living_receivers(config))
+    return next(ports, 0)
 
 
 def _fault_of_binding(address: str, port: int) -> OSError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +17,14 @@ from daemon.doctor import Diagnosis, examine
 from daemon.exit_codes import ExitCode
 from daemon.passwords import hash_password
 from daemon.receiver import make_server
+from daemon.role import now_utc
 from dicom_io.errors import AssociationFailed
 from dicom_io.receiving.folder_sink import FolderSink
 from dicom_io.receiving.instances import AssociationObserver
 from dicom_io.receiving.server import StorageServer
 from dicom_io.sending import echo, send_paths
+from storage.database import migrate, open_database
+from storage.processes import register_process
 from tests.certificates import Authority, Identity
 
 MakeConfig = Callable[..., Config]
@@ -133,6 +137,28 @@ def test_the_doctor_tells_a_wrong_address_from_a_port_in_use(make_config) -> Non
     assert "Cannot assign requested address" in found.detail
     assert "set receiver.address to an address of this machine" in found.detail
     assert "stop what holds it" not in found.detail
+
+
+def test_the_doctor_finds_a_receiver_on_the_free_port_that_it_took(make_config, serve) -> None:
+    config = make_config()
+    any_port = config.model_copy(
+        update={"receiver": config.receiver.model_copy(update={"port": 0})}
+    )
+    found = diagnosed(any_port)["receiver"]
+    assert (found.ok, found.warning) == (True, True)
+    assert found.detail.startswith("none listens; receiver.port = 0 takes any free port")
+    server = serve(any_port)
+    migrate(config.database_path)
+    database = open_database(config.database_path)
+    register_process(
+        database, "receiver-1", role="receiver", pid=os.getpid(), host=config.site.node_id,
+        now=now_utc(), state="ready", detail={"address": "127.0.0.1", "port": server.port},
+    )  # fmt: skip
+    database.close()
+
+    found = diagnosed(any_port)["receiver"]
+
+    assert found.detail == f"answers C-ECHO on 127.0.0.1:{server.port}"
 
 
 @pytest.mark.parametrize(("days", "ok", "warning"), [(29, True, True), (31, True, False)])
