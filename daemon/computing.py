@@ -25,6 +25,7 @@ from daemon.role import now_utc
 from daemon.served_models import ServedModels
 from daemon.worker_figures import WorkerFigures
 from dicom_io.errors import MedimgdError, RefusalReason
+from dicom_io.wording import number_of
 from model.errors import DeviceOutOfMemory, ModelError, RemoteUnavailable, UnusableOutput
 from model.findings import judge
 from model.package import ModelPackage
@@ -199,7 +200,7 @@ class Worker:
         self._finish(package, predictor, jobs, scores, started_at)
         self._count(len(jobs), time.monotonic() - started)
         _logger.info(
-            "%s analysed %d inputs", package.at_version, len(jobs),
+            "%s analysed %s", package.at_version, number_of(len(jobs), "input"),
             extra={ACTION: "analysed", MODEL: package.at_version, COUNT: len(jobs),
                    SECONDS: round(time.monotonic() - started, 3)},
         )  # fmt: skip

@@ -30,6 +30,7 @@ from dicom_io.receiving.server import StorageServer
 from dicom_io.results.reading import report_text
 from dicom_io.results.request import DocumentRole
 from dicom_io.sending import send_paths
+from dicom_io.wording import number_of
 from storage.database import Database, open_database
 from storage.documents import read_document
 from storage.dossier import StudyDossier, read_dossier
@@ -229,7 +230,8 @@ def _show(config: Config, database: Database, samples: Sequence[Sample], say: Sa
     for sample in samples:
         outcomes = list(send_paths(modality, [sample.folder]))
         stored = sum(outcome.outcome.is_delivered for outcome in outcomes)
-        say(f"sent      {sample.title}: {stored} of {len(outcomes)} instances acknowledged")
+        of_all = number_of(len(outcomes), "instance")
+        say(f"sent      {sample.title}: {stored} of {of_all} acknowledged")
         if stored != len(outcomes):
             raise DemonstrationFailed(f"{sample.title}: {outcomes[-1].outcome}")
     return [_follow(database, sample, say) for sample in samples]
@@ -311,7 +313,7 @@ def _report(
 def _check(ended: Sequence[Ended], expects_chest: bool, folder: Path) -> None:
     chest = ended[0]
     missing = [
-        f"{one.sample.title} owes {one.findings_expected} reports, "
+        f"{one.sample.title} owes {number_of(one.findings_expected, 'report')}, "
         f"{one.reports_arrived} arrived ({one.dossier.study.state}: {one.dossier.study.reason})"
         for one in ended
         if one.dossier.study.state is StudyState.ROUTED

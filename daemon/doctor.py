@@ -30,6 +30,7 @@ from dicom_io.decoder_trials import try_decoders
 from dicom_io.errors import MedimgdError, UnusableCertificate
 from dicom_io.sending import echo
 from dicom_io.tls import TLSFiles, server_context
+from dicom_io.wording import number_of
 from model.runtimes.opening import installed_runtimes
 from storage.database import open_database
 from storage.errors import DatabaseMissing
@@ -273,7 +274,7 @@ def _validity_of(subject: str, certificate: Certificate, path: Path, now: dateti
     if fault:
         return Diagnosis(subject, ok=False, detail=f"{who} is {fault}: put a valid one there")
     days = (certificate.not_after - now).days
-    detail = f"{who} expires on {certificate.not_after:%Y-%m-%d}, in {days} days"
+    detail = f"{who} expires on {certificate.not_after:%Y-%m-%d}, in {number_of(days, 'day')}"
     if days >= EXPIRY_WARNING_DAYS:
         return Diagnosis(subject, ok=True, detail=detail)
     return Diagnosis(

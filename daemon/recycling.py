@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from daemon.settings import MEBIBYTE
+from dicom_io.wording import number_of
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -58,7 +59,7 @@ class Recycling:
         if self._base is None:
             self._base = resident
         if self._most_batches and self._batches >= self._most_batches:
-            return f"{self._batches} batches were computed"
+            return number_of(self._batches, "batch was computed", "batches were computed")
         growth = resident - self._base
         if self._most_growth and growth > self._most_growth:
             return f"its memory grew by {growth // MEBIBYTE} MiB since its models were loaded"

@@ -25,6 +25,7 @@ from dicom_io.vocabulary import (
     PresenceValues,
     Region,
 )
+from dicom_io.wording import number_of
 from model.explain import Explicable, explain
 from model.findings import judge
 from model.package import ModelPackage
@@ -336,12 +337,13 @@ def compared_regions(
     then = stored.regions
     now = () if computed is None else computed.regions
     if [_images_of(each) for each in then] != [_images_of(each) for each in now]:
-        words = f"{len(now)} regions now, {len(then)} then, not on the same images"
+        words = f"{number_of(len(now), 'region')} now, {len(then)} then, not on the same images"
         return ReplayedRegions(len(then), len(now), None, is_same=False, words=words)
     pairs = list(zip(then, now, strict=True))
     certain = max((abs(a.certainty - b.certainty) for a, b in pairs), default=0.0)
     moved = max((_moved(a, b) for a, b in pairs), default=0.0)
-    words = f"{len(now)} regions, largest difference {moved:.2f} pixels, certainty {certain:.4f}"
+    how_many = number_of(len(now), "region")
+    words = f"{how_many}, largest difference {moved:.2f} pixels, certainty {certain:.4f}"
     is_same = moved <= EDGE_TOLERANCE and certain <= tolerance
     return ReplayedRegions(len(then), len(now), moved, is_same, words)
 

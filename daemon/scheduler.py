@@ -22,6 +22,7 @@ from daemon.in_hand import note_path, read_note
 from daemon.logs import ACTION, COUNT, JOB, REASON, STUDY
 from daemon.role import RoleProcess, now_utc, where
 from dicom_io.errors import MedimgdError
+from dicom_io.wording import number_of
 from storage.claims import expired_leases, reclaim_expired
 from storage.completion import (
     CompletionRules,
@@ -239,7 +240,7 @@ class Scheduler:
             forget_old_traffic(self._database, now_utc(), older_than_days=days)
         if purged:
             _logger.info(
-                "retention removed the files of %d studies", len(purged),
+                "retention removed the files of %s", number_of(len(purged), "study", "studies"),
                 extra={ACTION: "retention", COUNT: len(purged)},
             )  # fmt: skip
 

@@ -16,6 +16,7 @@ from daemon.config import Config
 from daemon.logs import ACTION, COUNT, MODEL, REASON, STUDY
 from daemon.role import now_utc
 from dicom_io.errors import MedimgdError
+from dicom_io.wording import number_of
 from model.errors import ModelError, RemoteUnavailable, UnusableOutput
 from model.findings import judge
 from model.package import ModelPackage
@@ -120,7 +121,7 @@ class ShadowWorker:
             except LeaseLost as error:
                 _logger.info("%s", error, extra={ACTION: "shadow_lease_lost"})
         _logger.info(
-            "shadow %s analysed %d inputs", package.at_version, len(claimed),
+            "shadow %s analysed %s", package.at_version, number_of(len(claimed), "input"),
             extra={ACTION: "shadow_analysed", MODEL: package.at_version, COUNT: len(claimed)},
         )  # fmt: skip
 

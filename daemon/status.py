@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from daemon.config import Config
+from dicom_io.wording import number_of
 from storage.errors import DatabaseMissing
 from storage.overview import Overview, ProcessOverview, read_overview
 from storage.states import JobState, ResultState, StudyState
@@ -211,14 +212,18 @@ def _attention(
         if destination.consecutive_failures and is_wanted:
             yield (
                 f"destination {destination.name} does not take results "
-                f"({destination.consecutive_failures} failures in a row, "
+                f"({number_of(destination.consecutive_failures, 'failure')} in a row, "
                 f"{destination.pending} waiting): {destination.last_answer}"
             )
     if overview is not None:
         if overview.results_without_delivery and not config.destinations:
             yield (
-                f"{overview.results_without_delivery} results have no destination: "
-                "add a [[destinations]] block, and they are sent by themselves"
+                number_of(
+                    overview.results_without_delivery,
+                    "result has no destination",
+                    "results have no destination",
+                )
+                + ": add a [[destinations]] block, and what has none is sent by itself"
             )
         yield from _stuck_work(overview)
 
@@ -261,18 +266,20 @@ def _stuck_work(overview: Overview) -> Iterator[str]:
     unwritten = overview.results.get(ResultState.UNCOMPOSABLE, 0)
     undelivered = overview.undelivered
     if held:
-        yield f"{held} studies are held: see 'medimgd retry --state held --dry-run'"
+        said = number_of(held, "study is held", "studies are held")
+        yield f"{said}: see 'medimgd retry --state held --dry-run'"
     if failed:
-        yield f"{failed} analyses failed for good: see 'medimgd retry --state failed --dry-run'"
+        said = number_of(failed, "analysis", "analyses")
+        yield f"{said} failed for good: see 'medimgd retry --state failed --dry-run'"
     if unwritten:
         yield (
-            f"{unwritten} results could not be written and reach no archive: "
+            f"{number_of(unwritten, 'result')} could not be written, which no archive gets: "
             "see 'medimgd retry --state failed --dry-run'"
         )
     if undelivered:
         yield (
-            f"{undelivered} results were rejected or given up, or accepted and not found: "
-            "'medimgd retry --state undelivered' sends them again"
+            f"{number_of(undelivered, 'result was', 'results were')} rejected or given up, or "
+            "accepted and not found: 'medimgd retry --state undelivered' sends again"
         )
     for commitment in overview.unreported:
         yield (
@@ -281,9 +288,11 @@ def _stuck_work(overview: Overview) -> Iterator[str]:
         )
     others = overview.stuck_count - held - failed - unwritten - undelivered
     if others > 0:
-        yield f"{others} items have not moved for a quarter of an hour"
+        said = number_of(others, "item has not moved", "items have not moved")
+        yield f"{said} for a quarter of an hour"
     if overview.studies_with_conflicts:
         yield (
-            f"{overview.studies_with_conflicts} studies hold other content under a known "
-            "SOP Instance UID: it was kept apart; compare before trusting either"
+            f"{number_of(overview.studies_with_conflicts, 'study holds', 'studies hold')} other "
+            "content under a known SOP Instance UID: it was kept apart; compare before trusting "
+            "either"
         )

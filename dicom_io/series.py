@@ -18,6 +18,7 @@ from dicom_io.attributes import LONGEST_MM, integer, items, numbers, spacing_mm,
 from dicom_io.errors import RefusalReason, UnsuitableSeries
 from dicom_io.grayscale import FUNCTIONAL_GROUPS, macro_item
 from dicom_io.reading import parse_header, quiet_pydicom
+from dicom_io.wording import number_of
 
 MINIMUM_SLICES = 2
 """One slice has no neighbour to measure a distance to."""
@@ -174,7 +175,7 @@ def order_slices(planes: Iterable[SliceGeometry]) -> SliceStack:
     if len(kept) < MINIMUM_SLICES:
         raise UnsuitableSeries(
             f"a volume needs at least {MINIMUM_SLICES} slices: the series has {len(kept)}"
-            f" and {len(unique) - len(kept)} localisers"
+            f" and {number_of(len(unique) - len(kept), 'localiser')}"
         )
     positions = _checked_planes(kept)
     normal = _normal(kept[0])
@@ -191,7 +192,8 @@ def _check_all_placed(planes: Sequence[SliceGeometry]) -> None:
     for plane in planes:
         if plane.undescribed_frames:
             raise UnsuitableSeries(
-                f"{plane.undescribed_frames} frames of {plane.sop_instance_uid} have no item in "
+                f"{number_of(plane.undescribed_frames, 'frame')} of {plane.sop_instance_uid} "
+                f"{'has' if plane.undescribed_frames == 1 else 'have'} no item in "
                 "PerFrameFunctionalGroupsSequence (5200,9230): it is not known where they lie"
             )
 
@@ -301,7 +303,8 @@ def _check_gaps(
     missing = int(sum(max(round(float(steps[index]) / median) - 1, 1) for index in gaps))
     first = int(gaps[0])
     raise UnsuitableSeries(
-        f"about {missing} slices are missing: a step of {steps[first]:.2f} mm after "
+        f"about {number_of(missing, 'slice is', 'slices are')} missing: "
+        f"a step of {steps[first]:.2f} mm after "
         f"{distances[first]:.2f} mm, where the median step is {median:.2f} mm; "
         "send the missing instances",
         RefusalReason.INCOMPLETE_SERIES,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dicom_io.wording import number_of
 from model.errors import PackageFault
 from model.evaluation.subgroups import FEWEST, UNKNOWN
 from model.evaluation_report import (
@@ -118,7 +119,7 @@ def _of_trial(package: ModelPackage, trial: CheckReport) -> Iterator[Criterion]:
     found = "no scores" if difference is None else f"a largest difference of {difference:.2g}"
     yield Criterion(
         "probes",
-        f"the recorded scores of {len(package.probes.scores)} probes within "
+        f"the recorded scores of {number_of(len(package.probes.scores), 'probe')} within "
         f"{package.probes.tolerance:g}",
         found if _is_telling(package.probes) else f"{found}; {_LITTLE_TOLD}",
         met=difference is not None and difference <= package.probes.tolerance,
@@ -144,7 +145,8 @@ def _of_evaluation(package: ModelPackage, limits: AdmissionLimits) -> Iterator[C
         return
     faults = contradictions(report, package)
     found = (
-        f"{report.split}: {report.images} images of {report.patients} patients, "
+        f"{report.split}: {number_of(report.images, 'image')} of "
+        f"{number_of(report.patients, 'patient')}, "
         f"{report.refused} refused, {report.not_selected} not selected"
     )
     yield Criterion("evaluation", wanted, "; ".join(faults) or found, met=not faults)

@@ -21,6 +21,7 @@ import numpy as np
 from dicom_io.errors import MedimgdError
 from dicom_io.image_files import FileKindValues, file_kind
 from dicom_io.tensors import TensorRecipe, build_tensor, image_values_to_tensor, read_film
+from dicom_io.wording import number_of
 from model.archives import is_archive_name, write_archive
 from model.durable import make_folders, publish
 from model.errors import PackageFault
@@ -238,7 +239,8 @@ def _toml(value: Any) -> Any:
 def _metrics(report: EvaluationReport) -> dict[str, Any]:
     """Return the figures as ``models show`` prints them; of several labels, of each."""
     known: dict[str, Any] = {
-        "split": f"{report.split}: {report.images} images of {report.patients} patients"
+        "split": f"{report.split}: {number_of(report.images, 'image')} of "
+        f"{number_of(report.patients, 'patient')}"
     }
     for label in report.labels:
         for name, figure in label.figures.items():

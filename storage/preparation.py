@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
+from dicom_io.wording import number_of
 from storage import audit, schema
 from storage.clock import after
 from storage.database import Database
@@ -303,7 +304,8 @@ def reclaim_preparations(
         held = tuple(study for study in dead if study.attempts >= max_attempts)
         for study in dead:
             how = "died" if study.lease_until else "failed or died"
-            said = f"preparation {how} {study.attempts} times; retry when the cause is found"
+            times = number_of(study.attempts, "time")
+            said = f"preparation {how} {times}; retry when the cause is found"
             _free_or_hold(connection, study, hold=study in held, now=now, reason=said)
         return tuple(require_study(connection, study.study_instance_uid) for study in held)
 
@@ -339,7 +341,7 @@ def fail_preparation(
     with database.write() as connection:
         study = _require_leased(connection, task)
         hold = study.attempts >= max_attempts
-        said = f"preparation failed {study.attempts} times, the last time: {reason}"
+        said = f"preparation failed {number_of(study.attempts, 'time')}, the last time: {reason}"
         _free_or_hold(connection, study, hold=hold, now=now, reason=said)
     return StudyState.HELD if hold else StudyState.COMPLETE
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 
+from dicom_io.wording import number_of
 from storage import audit, schema
 from storage.clock import after
 from storage.commitments import forget_commitments
@@ -97,8 +98,8 @@ def purge_finished_studies(
     if faults:
         uid, fault = next(iter(faults.items()))
         raise SpoolFailure(
-            f"the files of {len(faults)} studies cannot be removed, the first is study {uid}: "
-            f"{fault}; of {len(done)} others they were"
+            f"the files of {number_of(len(faults), 'study', 'studies')} cannot be removed, "
+            f"the first is study {uid}: {fault}; of {len(done)} others they were"
         ) from fault
     return tuple(done)
 

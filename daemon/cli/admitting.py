@@ -20,6 +20,7 @@ from daemon.cli.output import (
     say,
 )
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -131,7 +132,11 @@ def retire(
         return
     say(f"{version} is retired")
     if moved.refused_job_ids:
-        say(f"{len(moved.refused_job_ids)} analyses that waited for it are refused")
+        said = number_of(
+            len(moved.refused_job_ids), "analysis that waited for it is",
+            "analyses that waited for it are",
+        )  # fmt: skip
+        say(f"{said} refused")
     _print_dropped(moved)
 
 

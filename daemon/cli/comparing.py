@@ -17,6 +17,7 @@ from daemon.cli.output import (
     print_table,
     say,
 )
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from daemon.agreement import Agreement, LabelAgreement
@@ -93,7 +94,8 @@ def _require_known(named: Sequence[str], known: Collection[str]) -> None:
 
 
 def _print(found: Agreement) -> None:
-    say(f"{found.first} has answered about {found.first_studies} studies, {found.second} about "
+    studies = number_of(found.first_studies, "study", "studies")
+    say(f"{found.first} has answered about {studies}, {found.second} about "
         f"{found.second_studies}; both about {found.both}")  # fmt: skip
     kinds = [k for k, row in found.kinds.items() if any(row.values())]
     seen = [k for k in found.kinds if any(row[k] for row in found.kinds.values())]
@@ -112,8 +114,8 @@ def _print(found: Agreement) -> None:
 
 
 def _print_label(found: Agreement, label: LabelAgreement) -> None:
-    say(f"\n{label.label}: {label.studies} studies, agreement {_number(label.agreement)}, "
-        f"Cohen's kappa {_number(label.kappa)}")  # fmt: skip
+    say(f"\n{label.label}: {number_of(label.studies, 'study', 'studies')}, "
+        f"agreement {_number(label.agreement)}, Cohen's kappa {_number(label.kappa)}")  # fmt: skip
     say(f"score of {found.second} minus {found.first}: mean {_number(label.mean_difference)}, "
         f"mean distance {_number(label.mean_absolute_difference)}, "
         f"largest {_number(label.largest_difference)}")  # fmt: skip

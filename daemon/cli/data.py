@@ -10,6 +10,7 @@ import typer
 from daemon.cli.output import AsJSON, failures_become_exit_codes, print_json, print_table, say
 from daemon.cli.progress import counted
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from model.training.gate_report import GateReport
@@ -80,8 +81,9 @@ def print_gate(report: GateReport) -> None:
         [(split, *counts.values()) for split, counts in report.counts.items()],
     )
     if report.without_patient:
-        nobodys = f"{report.without_patient} of {len(report.inspected)} images"
-        say(f"patients: {nobodys} have no known patient; a leak between those is not seen")
+        nobodys = f"{report.without_patient} of {number_of(len(report.inspected), 'image')}"
+        verb = "has" if report.without_patient == 1 else "have"
+        say(f"patients: {nobodys} {verb} no known patient; a leak between those is not seen")
     for check_name, findings in report.by_check(report.findings):
         state = "allowed" if check_name in report.allowed else "FAILED"
         say(f"{check_name}: {len(findings)} found, {state}. To do: {ADVICE[check_name]}")

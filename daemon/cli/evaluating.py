@@ -25,6 +25,7 @@ from daemon.cli.output import (
 )
 from daemon.cli.progress import counted
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -156,14 +157,13 @@ def _package(named: str, config: Config) -> ModelPackage:
 def _print(evaluation: Evaluation) -> None:
     outcomes = evaluation.outcomes
     say(
-        f"{outcomes.images} images of {outcomes.patients} patients: {outcomes.scored} scored, "
+        f"{number_of(outcomes.images, 'image')} of {number_of(outcomes.patients, 'patient')}: "
+        f"{outcomes.scored} scored, "
         f"{outcomes.refused} refused, {outcomes.not_selected} not selected"
     )
     if outcomes.without_whole_contract:
-        say(
-            f"the contract could not be judged whole for {outcomes.without_whole_contract} images: "
-            f"they have no header, or it lacks values"
-        )
+        said = number_of(outcomes.without_whole_contract, "image")
+        say(f"the contract could not be judged whole for {said}: no header, or one without values")
     for label in evaluation.labels:
         _print_label(label)
 

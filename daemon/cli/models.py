@@ -18,6 +18,7 @@ from daemon.cli.output import (
     say,
 )
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from daemon.catalogue import Serving
@@ -196,8 +197,8 @@ def _probes_in_words(package: ModelPackage, report: CheckReport) -> str:
     if package.probes is None or report.probe_difference is None:
         return "it has no probes: 'medimgd models admit' will refuse it; pack it again with some"
     return (
-        f"it reproduces the recorded scores of {len(report.probe_scores)} probes: largest "
-        f"difference {report.probe_difference:.2g}, tolerance {package.probes.tolerance:g}"
+        f"it reproduces the recorded scores of {number_of(len(report.probe_scores), 'probe')}: "
+        f"largest difference {report.probe_difference:.2g}, tolerance {package.probes.tolerance:g}"
     )
 
 

@@ -15,6 +15,7 @@ from daemon.cli.output import (
     say,
 )
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from dicom_io.association import Destination
@@ -66,7 +67,7 @@ def send(
     else:
         for result in failed:
             typer.echo(f"{result.path}: {printable(str(result.outcome))}", err=True)
-        say(f"{sent} instances stored by {to}, {len(failed)} not")
+        say(f"{number_of(sent, 'instance')} stored by {to}, {len(failed)} not")
     if failed or not sent:
         raise typer.Exit(ExitCode.PEER)
 

@@ -12,6 +12,7 @@ import typer
 
 from daemon.cli.output import AsJSON, ConfigPath, failures_become_exit_codes, print_json, say
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from model.conversion import Conversion
@@ -86,9 +87,9 @@ def _folder_of(package: str, config: Path | None) -> Iterator[Path]:
 def _say_what_was_made(made: Conversion) -> None:
     say(f"{made.converted} is in {made.folder}; it computes with {made.runtime} in float32")
     say(
-        f"{made.probes} probes ({made.bundled_probes} of the package's own): largest difference of "
-        f"a probability {made.largest_difference:.2g}, tolerance {made.tolerance:g}; all findings "
-        "are the same"
+        f"{number_of(made.probes, 'probe')} ({made.bundled_probes} of the package's own): "
+        f"largest difference of a probability {made.largest_difference:.2g}, tolerance "
+        f"{made.tolerance:g}; all findings are the same"
     )
     if not made.is_telling:
         say(

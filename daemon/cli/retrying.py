@@ -22,6 +22,7 @@ from daemon.cli.output import (
     say,
 )
 from daemon.exit_codes import ExitCode
+from dicom_io.wording import number_of
 
 if TYPE_CHECKING:
     from daemon.retrying import Retry, StudyRetrier
@@ -158,7 +159,7 @@ def _retry_many(
         for one in done:
             _print_retry(one)
         tried = sum(one.anything for one in done)
-        say(f"{tried} of {len(found)} studies are tried again")
+        say(f"tried again: {tried} of {number_of(len(found), 'study', 'studies')}")
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -171,7 +172,7 @@ def _confirm(
     if as_json:
         raise typer.BadParameter("a program says --yes, or --dry-run to look")
     _print_found(found, waits, now, as_json=False)
-    typer.confirm(f"Try {len(found)} studies again?", abort=True)
+    typer.confirm(f"Try {number_of(len(found), 'study', 'studies')} again?", abort=True)
 
 
 def _print_found(found: Sequence[StuckStudy], waits: str, now: datetime, *, as_json: bool) -> None:
@@ -186,7 +187,8 @@ def _print_found(found: Sequence[StuckStudy], waits: str, now: datetime, *, as_j
                 for each in found
             ],
         )
-    say(f"{len(found)} studies wait for a person: {waits}")
+    said = number_of(len(found), "study waits", "studies wait")
+    say(f"{said} for a person: {waits}")
 
 
 def _waits(state: str) -> WaitsForPerson:

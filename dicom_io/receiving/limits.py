@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from dicom_io.receiving.shared_places import Holder, SharedPlaces, Tally
+from dicom_io.wording import number_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -135,18 +136,18 @@ class OpenAssociations:
         limits = self._limits
         if held.in_all >= limits.maximum_associations:
             return (
-                f"{limits.maximum_associations} associations are open, the most allowed: "
+                f"{_open(limits.maximum_associations)}, the most allowed: "
                 "send again later, or raise maximum_associations"
             )
         if held.from_address >= limits.maximum_associations_per_address:
             return (
-                f"{held.from_address} associations are open from {holder.address}, the most "
+                f"{_open(held.from_address)} from {holder.address}, the most "
                 "allowed for one address: send again later, or raise "
                 "maximum_associations_per_address"
             )
         if rule_limit is not None and held.by_rule >= rule_limit:
             return (
-                f"{held.by_rule} associations are open by the rule {holder.rule}, the most it "
+                f"{_open(held.by_rule)} by the rule {holder.rule}, the most it "
                 "allows: send again later, or raise its maximum_associations"
             )
         return ""
@@ -191,3 +192,7 @@ class OpenAssociations:
             error.strerror or error,
             extra={"action": "places not shared"},
         )
+
+
+def _open(count: int) -> str:
+    return number_of(count, "association is open", "associations are open")

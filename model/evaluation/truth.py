@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dicom_io.wording import number_of
 from model.errors import EvaluationFault
 from model.labels import OutputKindValues
 from model.package import ModelPackage
@@ -86,7 +87,8 @@ def match_classes(
     )
     several = int((found.truth(everything).sum(axis=1) > 1).sum()) if is_exclusive else 0
     if several:
-        faults.append(f"{several} images have several labels, but the labels exclude each other")
+        said = number_of(several, "image has", "images have")
+        faults.append(f"{said} several labels, but the labels exclude each other")
     if faults:
         raise EvaluationFault(
             f"{package.at_version} and the data do not fit: {'; '.join(faults)}. The package's "

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from dicom_io.errors import OutsideContract, Refusal, UnreadableInstance
 from dicom_io.tensors import TensorRecipe
+from dicom_io.wording import number_of
 from model.durable import make_folders, publish
 from model.errors import TrainingDataFault
 from model.training.inspection import InspectedImage
@@ -158,4 +159,5 @@ def _without_folder(sentence: str, files: Sequence[Path]) -> str:
 def _listed(faults: Sequence[str]) -> str:
     shown = "; ".join(faults[:MOST_FAULTS_SHOWN])
     more = f"; and {len(faults) - MOST_FAULTS_SHOWN} more" * (len(faults) > MOST_FAULTS_SHOWN)
-    return f"{len(faults)} images cannot be read as [input] says: {shown}{more}. Remove them"
+    said = number_of(len(faults), "image")
+    return f"{said} cannot be read as [input] says: {shown}{more}. Remove what is named"

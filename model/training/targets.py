@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dicom_io.wording import number_of
 from model.errors import TrainingDataFault
 from model.training.dataset import Dataset, LabelledImage, SplitValues
 from model.training.heads import HeadValues
@@ -42,8 +43,8 @@ def check_classes(dataset: Dataset, plan: TrainingPlan) -> None:
         faults += [f"{split} holds no image of {name}" for name in absent]
     if plan.head.kind is HeadValues.MULTI_CLASS:
         several = [image.name for image in dataset.images if len(image.labels) != 1]
-        faults += [f"{len(several)} images have not one class, for example {n}"
-                   for n in several[:1]]  # fmt: skip
+        said = number_of(len(several), "image has", "images have")
+        faults += [f"{said} not one class, for example {n}" for n in several[:1]]
     if faults:
         raise TrainingDataFault(f"data and {plan.path.name} do not fit: {'; '.join(faults)}")
 

@@ -328,7 +328,7 @@ def test_demo_ends_with_every_expected_report(tmp_path: Path) -> None:
     done = medimgd("demo", "--once", "--folder", str(tmp_path / "run"))
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "chest X-ray: 1 of 1 instances acknowledged" in done.stdout
+    assert "chest X-ray: 1 of 1 instance acknowledged" in done.stdout
     assert "Pneumonia PRESENT" in done.stdout
     assert "=== chest CT: UNMATCHED ===" in done.stdout
     assert "=== head MR: UNMATCHED ===" in done.stdout

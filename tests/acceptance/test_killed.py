@@ -240,7 +240,7 @@ def test_archive_away_all_the_time_gets_the_report_when_it_returns_and_inference
 
     (after,) = site.dossier(ct_study_uid()).results
     assert after == before
-    assert site.log().count("analysed 1 inputs") == 1
+    assert site.log().count("analysed 1 input") == 1
 
 
 def test_archive_short_of_space_is_asked_again(site: Installation, archive) -> None:

@@ -372,7 +372,7 @@ def test_a_region_where_none_was_found_then_is_another_result(site: MarkedSite) 
     found = site.replay(site.analyse(moved=8.0))
 
     assert not found.is_same
-    assert "1 regions now, 0 then" in found.regions.words
+    assert "1 region now, 0 then" in found.regions.words
 
 
 def test_models_that_tell_no_places_are_not_compared(site: MarkedSite) -> None:

@@ -416,7 +416,7 @@ def test_results_made_without_a_destination_are_offered_once_there_is_one(
     Courier(nowhere, database, OneReport()).work()  # type: ignore[arg-type]
     assert read_dossier(database, STUDY).deliveries == ()
     (sentence,) = [s for s in read_status(nowhere, now_utc()).attention if "no destination" in s]
-    assert sentence.startswith("1 results")
+    assert sentence.startswith("1 result has no destination")
 
     Courier(config, database, OneReport()).work()  # type: ignore[arg-type]
 

@@ -90,7 +90,7 @@ def test_ct_tensor_is_the_windowed_volume_averaged(ct: list[Path]) -> None:
 
 
 def test_ct_without_one_slice_is_incomplete(ct: list[Path]) -> None:
-    with pytest.raises(UnsuitableSeries, match="about 1 slices are missing") as caught:
+    with pytest.raises(UnsuitableSeries, match="about 1 slice is missing") as caught:
         build_tensor(ct[:20] + ct[21:], LUNG)
     assert caught.value.reason is RefusalReason.INCOMPLETE_SERIES
 

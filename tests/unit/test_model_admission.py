@@ -280,7 +280,7 @@ def test_weights_that_do_not_reproduce_the_recorded_scores_are_refused(
 ) -> None:
     (sentence,) = unmet(package_with(tmp_path), difference=difference)
 
-    assert sentence.startswith("probes: wanted the recorded scores of 1 probes within 0.001")
+    assert sentence.startswith("probes: wanted the recorded scores of 1 probe within 0.001")
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,7 @@ def test_image_with_several_labels_contradicts_labels_that_exclude_each_other(tm
     (tmp_path / "images.csv").write_text("\n".join(lines))
     made = package(tmp_path, labels=(BRIGHT, DARK), output="softmax")
 
-    with pytest.raises(EvaluationFault, match="1 images have several labels"):
+    with pytest.raises(EvaluationFault, match="1 image has several labels"):
         evaluated(tmp_path, tmp_path / "images.csv", made=made)
 
 

@@ -124,7 +124,7 @@ def test_a_dry_run_lists_and_changes_nothing(
 
     assert done.exit_code == 0
     assert uids["held"] in done.stdout
-    assert "1 studies wait for a person: held" in done.stdout
+    assert "1 study waits for a person: held" in done.stdout
     assert states(ward, uids["held"]) == [StudyState.HELD]
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_done_without_a_yes(config: Config, ward: Ward, uids: dict[st
     asked = retry(config, "--state", "held", answer="n\n")
     silent = retry(config, "--state", "held", answer="")
 
-    assert "Try 1 studies again?" in asked.stdout
+    assert "Try 1 study again?" in asked.stdout
     assert (asked.exit_code, silent.exit_code) == (1, 1)
     assert states(ward, uids["held"]) == [StudyState.HELD]
 
@@ -150,7 +150,7 @@ def test_a_yes_sets_all_of_them_going_and_no_others(
     done = retry(config, "--state", "held", *options, answer=answer)
 
     assert done.exit_code == 0
-    assert "3 of 3 studies are tried again" in done.stdout
+    assert "tried again: 3 of 3 studies" in done.stdout
     assert states(ward, *held) == [StudyState.COMPLETE] * 3
     assert states(ward, unmatched) == [StudyState.UNMATCHED]
 
@@ -247,7 +247,7 @@ def test_many_are_retried_and_none_is_completed_that_is_still_received(
 
     assert done.exit_code == 0
     assert f"{uid}: it is still being received; 'medimgd retry {uid}' goes on" in done.stdout
-    assert "0 of 1 studies are tried again" in done.stdout
+    assert "tried again: 0 of 1 study" in done.stdout
     assert states(ward, uid) == [StudyState.RECEIVING]
     assert pending(ward, uid) == 0
 

@@ -138,7 +138,7 @@ def test_data_that_do_not_fit_the_configuration_are_refused_with_everything(tmp_
 
     for words in (
         "class BLUE is not in data.classes", "train holds no image of MIDDLE",
-        "there is no split validation", "1 images have not one class, for example b",
+        "there is no split validation", "1 image has not one class, for example b",
     ):  # fmt: skip
         assert words in str(caught.value)
 

@@ -319,7 +319,7 @@ def test_a_result_that_cannot_be_written_is_named_with_its_remedy(
 
     attention = attention_of(ward, tmp_path)
 
-    assert "1 results could not be written and reach no archive: see 'medimgd retry" in attention
+    assert "1 result could not be written, which no archive gets: see 'medimgd retry" in attention
     assert "have not moved" not in attention
 
 
@@ -336,7 +336,7 @@ def test_what_an_archive_accepted_and_does_not_hold_waits_for_a_person(
     line = line_of(ward, uid)
 
     attention = attention_of(ward, tmp_path)
-    assert "1 results were rejected or given up, or accepted and not found" in attention
+    assert "1 result was rejected or given up, or accepted and not found" in attention
     assert "have not moved" not in attention
     assert line.delivery == DeliverySummary("not found 1/2", needs_person=True)
     assert line.waits_for == "confirmation by the archive, then a person"

@@ -135,7 +135,7 @@ def test_missing_slice_is_an_incomplete_series() -> None:
     del planes[3]
 
     with pytest.raises(
-        UnsuitableSeries, match=r"about 1 slices are missing: a step of 5.00 mm after 5.00 mm"
+        UnsuitableSeries, match=r"about 1 slice is missing: a step of 5.00 mm after 5.00 mm"
     ) as caught:
         order_slices(planes)
     assert caught.value.reason is RefusalReason.INCOMPLETE_SERIES
@@ -195,7 +195,7 @@ def test_localisers_are_left_out_and_noted() -> None:
 
 
 def test_localisers_alone_are_no_volume() -> None:
-    with pytest.raises(UnsuitableSeries, match="the series has 0 and 1 localisers"):
+    with pytest.raises(UnsuitableSeries, match="the series has 0 and 1 localiser"):
         order_slices([_plane(1, 0, is_localiser=True)])
 
 

@@ -380,7 +380,7 @@ def test_a_study_whose_files_cannot_be_removed_keeps_no_other(hospital) -> None:
 
     for _ in range(2):
         with pytest.raises(
-            SpoolFailure, match=r"of 1 studies .* study 1\.2\.1: could not move files"
+            SpoolFailure, match=r"of 1 study .* study 1\.2\.1: could not move files"
         ):
             purge_finished_studies(
                 hospital.database, hospital.spool, MUCH_LATER, older_than_days=30, limit=1
