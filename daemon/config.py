@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -77,11 +77,11 @@ class StudySection(Section):
 class DestinationSection(Section):
     """One archive that receives the results."""
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
-    host: str = Field(min_length=1)
-    port: Annotated[int, Field(ge=1, le=65535)]
-    ae_title: AETitle
-    calling_ae_title: AETitle | None = None
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$", examples=["pacs"])
+    host: str = Field(min_length=1, examples=["10.1.0.20"])
+    port: int = Field(ge=1, le=65535, examples=[104])
+    ae_title: AETitle = Field(examples=["PACS"])
+    calling_ae_title: AETitle | None = Field(default=None, examples=["MEDIMGD"])
     """Our AE title towards this archive; the receiver's when absent."""
     timeout_seconds: Seconds = 30.0
     confirm: bool = True

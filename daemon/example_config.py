@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from daemon.config import Config, DestinationSection
 
 _HEADER = """\
-# medimgd configuration. Every setting is shown with its default; a line without '#' is in force.
+# medimgd configuration. Every setting is shown with its default, or as an example where it has
+# none; a line without '#' is in force.
 # Any of them can also come from the environment: MEDIMGD_<SECTION>__<SETTING>, for example
 # MEDIMGD_RECEIVER__PORT=104. Check with 'medimgd config check'.
 """
@@ -74,7 +75,9 @@ def _field(name: str, field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> Any:
     if field.default_factory is not None:
         return "this host's name"
-    return "" if field.is_required() or field.default is None else field.default
+    if field.examples:
+        return field.examples[0]
+    return "" if field.default is None else field.default
 
 
 def _toml(value: Any) -> str:

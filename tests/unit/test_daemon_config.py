@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from daemon.config import Config, load_config
 from daemon.errors import ConfigurationError
+from daemon.example_config import example_toml
 from daemon.passwords import hash_password
 
 HASH = hash_password("secret")
@@ -256,3 +258,13 @@ def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         config.receiver.port = 1  # type: ignore[misc]
     assert isinstance(config, Config)
+
+
+def test_every_line_of_the_example_may_be_put_in_force(tmp_path: Path) -> None:
+    """Also what has no default, and of a destination no value that has another type."""
+    in_force = re.sub(r"(?m)^# (?=\[\[|[a-z_]+ = )", "", example_toml())
+
+    config = load_config(write(tmp_path, in_force))
+
+    (destination,) = config.destinations
+    assert (destination.port, destination.calling_ae_title) == (104, config.receiver.ae_title)
