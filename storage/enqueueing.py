@@ -175,22 +175,24 @@ def supersede_within(
     """Supersede the study's waiting jobs that the newest preparation does not want.
 
     And failed ones without a tensor: only a preparation that wants them could let them run again.
+    And those of models that it asks otherwise, in another version say, or about other images: what
+    those answer stands for the failed ones, and a person is asked again only if they fail too.
     """
-    table, tensor = schema.job, schema.tensor
+    table, tensor, kept = schema.job, schema.tensor, schema.job.alias()
     has_tensor = exists().where(tensor.c.job_id == table.c.id)
+    keep = list(keep)
+    asked = select(kept.c.model_name).where(kept.c.id.in_(keep))
     query = select(table).where(
         table.c.study_instance_uid == study_instance_uid,
         or_(
             table.c.state == JobState.WAITING,
-            and_(table.c.state == JobState.FAILED, ~has_tensor),
+            and_(table.c.state == JobState.FAILED, or_(~has_tensor, table.c.model_name.in_(asked))),
         ),
-        table.c.id.not_in(list(keep)),
+        table.c.id.not_in(keep),
     )
     old = [job_from_row(row) for row in connection.execute(query).mappings()]
     for job in old:
-        # As in _revive, a failed one is here by a retry.
-        actor = Actor.OPERATOR if job.state is JobState.FAILED else Actor.PREPARER
-        move_job(connection, job, JobState.SUPERSEDED, actor, now, reason=_NOT_WANTED)
+        move_job(connection, job, JobState.SUPERSEDED, Actor.PREPARER, now, reason=_NOT_WANTED)
         drop_tensor(connection, job.id)
     return tuple(job.id for job in old)
 

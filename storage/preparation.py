@@ -86,7 +86,7 @@ class Prepared:
     refused_job_ids: tuple[int, ...]
     superseded_job_ids: tuple[int, ...]
     """Jobs of older instance sets, or that this preparation did not want: they waited, or had
-    failed and could not run again without it."""
+    failed and could not run again without it, or need not: it asks their model otherwise."""
 
 
 def claim_study_for_preparation(

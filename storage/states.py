@@ -187,7 +187,7 @@ JOB_MOVES: Moves[JobState] = _moves(
         (_J.RUNNING, _J.WAITING): {Actor.WORKER, Actor.SCHEDULER},
         # A later preparation was finished first: its report must stay the latest one.
         (_J.RUNNING, _J.SUPERSEDED): {Actor.WORKER, Actor.SCHEDULER},
-        (_J.FAILED, _J.SUPERSEDED): {Actor.OPERATOR},
+        (_J.FAILED, _J.SUPERSEDED): {Actor.PREPARER, Actor.OPERATOR},
         (_J.REFUSED, _J.SUPERSEDED): {Actor.OPERATOR},
         # The older instance set is the current one again, after retention removed the rest; or
         # the older version serves again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, seconds
+from storage_hospital import CXR, NOON, PNEUMONIA, STUDY, make_tensor, seconds
 
 from dicom_io.errors import RefusalReason
 from dicom_io.vocabulary import ModelIdentity, PresenceValues
@@ -67,10 +67,13 @@ def said(hospital) -> list[tuple[str, str]]:
 def test_what_failed_of_an_old_version_is_not_tried_again_after_the_new_one_spoke(
     hospital,
 ) -> None:
+    """It failed while the new one was prepared: before, nobody would have to end it."""
     failed = hospital.enqueue()
     (job,) = hospital.claim()
-    fail_attempt(hospital.database, job, "the network broke", retryable=False, now=NOON)
-    speak(hospital, NEWER)
+    retry_study(hospital.database, STUDY, LATER, prepare_again=True)
+    hospital.prepare(LATER, models=(NEWER,))
+    fail_attempt(hospital.database, job, "the network broke", retryable=False, now=LATER)
+    end(hospital, take(hospital, NEWER))
 
     retried = retry_study(hospital.database, STUDY, NEXT_DAY)
 
@@ -80,6 +83,38 @@ def test_what_failed_of_an_old_version_is_not_tried_again_after_the_new_one_spok
     assert get_job(hospital.database, failed).state is JobState.SUPERSEDED
     assert said(hospital) == [("1.0.0", "failure"), ("2.0.0", "finding")]
     assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "digest"),
+    [(NEWER, "cd" * 32), (replace(CXR, weights_sha256="ee" * 32), "ab" * 32)],
+    ids=["another version", "a package replaced under its version, that prepares otherwise"],
+)
+def test_one_retry_is_enough_where_the_model_is_asked_otherwise_than_when_it_failed(
+    hospital, model, digest
+) -> None:
+    failed = hospital.enqueue()
+    (job,) = hospital.claim()
+    fail_attempt(hospital.database, job, "the network broke", retryable=False, now=NOON)
+
+    retry_study(hospital.database, STUDY, LATER, prepare_again=True)
+    prepared = hospital.prepare(LATER, models=(model,), tensor=make_tensor(digest=digest))
+
+    assert prepared.superseded_job_ids == (failed,)
+    assert end(hospital, take(hospital, model)) is JobState.DONE
+    assert stuck_studies(hospital.database, WaitsForPerson.FAILED) == ()
+    assert not retry_study(hospital.database, STUDY, NEXT_DAY).anything
+
+
+def test_what_another_model_failed_at_still_waits_for_a_person(hospital) -> None:
+    failed = hospital.enqueue()
+    (job,) = hospital.claim()
+    fail_attempt(hospital.database, job, "the network broke", retryable=False, now=NOON)
+
+    retry_study(hospital.database, STUDY, LATER, prepare_again=True)
+    hospital.prepare(LATER, models=(replace(CXR, name="another"),))
+
+    assert get_job(hospital.database, failed).state is JobState.FAILED
 
 
 def _finds_nothing(hospital, job: ClaimedJob) -> None:

@@ -66,7 +66,7 @@ _MACHINES = {
         done        refused     preparer
         failed      waiting     operator
         failed      refused     operator
-        failed      superseded  operator
+        failed      superseded  preparer operator
         refused     waiting     operator
         refused     refused     preparer
         refused     superseded  operator

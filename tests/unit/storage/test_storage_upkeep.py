@@ -586,10 +586,14 @@ def test_what_held_a_study_back_past_its_time_starts_that_anew_when_it_ends(
 def test_a_failed_analysis_that_a_retry_ends_starts_the_time_of_its_images_anew(hospital) -> None:
     hospital.enqueue()
     (first,) = hospital.claim()
+    hospital.arrive(2)
+    complete_now(hospital.database, STUDY, NOON)
+    hospital.prepare()
     fail_attempt(hospital.database, first, "x", retryable=False, now=NOON)
     (failure,) = results_awaiting_composition(hospital.database)
     withhold_result(hospital.database, failure.id, "", NOON)
-    _analysed_again(hospital)
+    (second,) = hospital.claim()
+    finish_job(hospital.database, Analysed(second, (PNEUMONIA,), NOON), NOON)
     _composed_and_sent(hospital, NOON)
 
     retried = retry_study(hospital.database, STUDY, _later(29))
