@@ -80,7 +80,8 @@ class Supervisor:
     children : sequence of Child
         What to keep running.
     config_path : Path or None
-        Handed to the children, so that all read the same file.
+        The configuration file. It is read now, and the children are handed what it holds: one that
+        starts again after an edit must not run on other settings than its siblings.
     command : callable, optional
         Role and slot to argument vector; tests put small programs here.
     """
@@ -92,7 +93,7 @@ class Supervisor:
         command: Callable[[str, str], list[str]] = command_of,
     ) -> None:
         self._children = list(children)
-        self._config_path = config_path
+        self._configuration = _kept(b"" if config_path is None else config_path.read_bytes())
         self._command = command
         self._stop = threading.Event()
 
@@ -109,6 +110,7 @@ class Supervisor:
             given_up = self._tend(time.monotonic())
         dying = [child.slot for child in self._children if child.deaths and not child.is_running]
         self._stop_all()
+        os.close(self._configuration)
         if given_up is not None or dying:
             return ExitCode.CHILD_KEEPS_DYING
         return ExitCode.OK
@@ -154,13 +156,15 @@ class Supervisor:
         child.start_again_at = 0.0
 
     def _start(self, child: Child) -> None:
-        environment = dict(os.environ, **{SUPERVISOR_VARIABLE: str(os.getpid())})
-        if self._config_path is not None:
-            environment[CONFIG_VARIABLE] = str(self._config_path)
+        environment = os.environ | {
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+            CONFIG_VARIABLE: f"/proc/self/fd/{self._configuration}",
+        }
         try:
             child.process = subprocess.Popen(
                 self._command(child.role, child.slot),
                 env=environment,
+                pass_fds=[self._configuration],
                 stdin=subprocess.DEVNULL,
                 # A terminal's Ctrl-C reaches the parent alone, which then stops them in order.
                 start_new_session=True,
@@ -195,6 +199,14 @@ class Supervisor:
         """Kill every child; what they held returns when its leases are reclaimed."""
         for child in self._children:
             _signal(child, signal.SIGKILL)
+
+
+def _kept(text: bytes) -> int:
+    """Return the descriptor of a file in memory: nobody else reads or changes it."""
+    descriptor = os.memfd_create("medimgd.toml")
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(text)
+    return descriptor
 
 
 def _signal(child: Child, number: signal.Signals) -> None:

@@ -33,8 +33,10 @@ def until(condition, seconds: float = 20.0) -> None:
 def running():
     threads: list[tuple[Supervisor, threading.Thread, list[ExitCode]]] = []
 
-    def run(children: list[Child], command) -> tuple[Supervisor, list[ExitCode]]:
-        watched = Supervisor(children, None, command)
+    def run(
+        children: list[Child], command, config_path: Path | None = None
+    ) -> tuple[Supervisor, list[ExitCode]]:
+        watched = Supervisor(children, config_path, command)
         codes: list[ExitCode] = []
         thread = threading.Thread(target=lambda: codes.append(watched.run()))
         thread.start()
@@ -67,6 +69,32 @@ def test_a_killed_child_starts_again(running, number: int) -> None:
 
     until(lambda: child.is_running and child.process.pid != first)
     assert child.deaths == 1
+
+
+@pytest.mark.parametrize("at_first", ["[study]\nquiet_seconds = 11\n", None])
+def test_a_child_that_starts_again_has_the_configuration_of_its_siblings(
+    running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_first: str | None
+) -> None:
+    """Whatever was written into the file since, or into one where there was none."""
+    monkeypatch.chdir(tmp_path)
+    path, told = tmp_path / "medimgd.toml", tmp_path / "told"
+    if at_first is not None:
+        path.write_text(at_first)
+    child = Child("courier", "courier-1")
+    tells = (
+        "from daemon.config import load_config; import time\n"
+        f"with open({str(told)!r}, 'a') as file:\n"
+        "    print(load_config().study.quiet_seconds, file=file, flush=True)\n"
+        "time.sleep(60)"
+    )
+    running([child], lambda role, slot: program(tells), path if at_first else None)
+    until(lambda: told.exists() and told.read_text().count("\n") == 1)
+    path.write_text("[study]\nquiet_seconds = 22\n")
+
+    child.process.send_signal(signal.SIGKILL)
+
+    until(lambda: told.read_text().count("\n") == 2)
+    assert len(set(told.read_text().split())) == 1
 
 
 def test_an_essential_child_that_keeps_dying_ends_the_parent(
