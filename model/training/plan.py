@@ -189,11 +189,8 @@ def _check_labels(
     claimed = {name for label in labels for name in label.classes}
     for name in sorted(claimed - set(data.classes)):
         root.faults.append(f"labels: there is no class {name} in data.classes")
-    rest = sorted(set(data.classes) - claimed)
     if head.kind is HeadValues.BINARY and len(labels) != 1:
         root.faults.append(f"labels: a binary head has one label; received {len(labels)}")
-    if head.kind is HeadValues.BINARY and not rest:
-        root.faults.append("data.classes: a binary head needs a class that the label is not for")
     if head.kind is HeadValues.MULTI_CLASS and len(data.classes) < 2:
         root.faults.append("data.classes: a multi-class head needs two classes at least")
     is_simple = all(len(label.classes) == 1 for label in labels)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dicom_io.wording import number_of
 from model.errors import TrainingDataFault
-from model.training.dataset import Dataset, LabelledImage, SplitValues
+from model.training.dataset import NO_LABEL, Dataset, LabelledImage, SplitValues
 from model.training.heads import HeadValues
 from model.training.plan import TrainingPlan
 from model.training.plan_fit import UNWEIGHTED, DrawingValues
@@ -40,13 +40,25 @@ def check_classes(dataset: Dataset, plan: TrainingPlan) -> None:
             faults.append(f"there is no split {split}; it is needed to learn or to choose by")
             continue
         absent = [name for name in known if not counts.get(name)]
-        faults += [f"{split} holds no image of {name}" for name in absent]
+        faults += [f"{split} holds no image of {name}{_none_in_words(name)}" for name in absent]
     if plan.head.kind is HeadValues.MULTI_CLASS:
         several = [image.name for image in dataset.images if len(image.labels) != 1]
         said = number_of(len(several), "image has", "images have")
         faults += [f"{said} not one class, for example {n}" for n in several[:1]]
+    else:
+        learned_from = dataset.images_of(SplitValues.TRAIN)
+        faults += [
+            f"every image of train has {label.name}: nothing tells it apart"
+            for label in plan.labels
+            if learned_from and all(each.labels & set(label.classes) for each in learned_from)
+        ]
     if faults:
         raise TrainingDataFault(f"data and {plan.path.name} do not fit: {'; '.join(faults)}")
+
+
+def _none_in_words(name: str) -> str:
+    is_none = name.casefold() == NO_LABEL
+    return " (a manifest's word for no class at all: give those images another one)" * is_none
 
 
 def targets_of(images: Sequence[LabelledImage], plan: TrainingPlan) -> FloatArray:

@@ -143,6 +143,34 @@ def test_data_that_do_not_fit_the_configuration_are_refused_with_everything(tmp_
         assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["binary", "multi-label"])
+def test_images_without_any_class_are_what_a_label_is_told_from(tmp_path, kind):
+    # Given a manifest that names one class, or none,
+    values = {**changed(data={"classes": ["BRIGHT"]}, head={"kind": kind})}
+    plan = read_plan(write_config(tmp_path, values))
+    validation = (
+        image("c", split=SplitValues.VALIDATION),
+        image("d", "BRIGHT", split=SplitValues.VALIDATION),
+    )
+
+    # then images of none are the rest,
+    with_rest = dataset_of(image("a"), image("b", "BRIGHT"), *validation)
+    check_classes(with_rest, plan)
+    assert targets_of(with_rest.images, plan).tolist() == [[0], [1], [0], [1]]
+
+    # and without them there is nothing to learn.
+    with pytest.raises(TrainingDataFault, match="every image of train has Bright"):
+        check_classes(dataset_of(image("b", "BRIGHT"), *validation), plan)
+
+
+def test_class_named_as_the_word_for_no_class_is_said_to_be_that_word(tmp_path):
+    values = changed(data={"classes": ["none", "BRIGHT"]})
+    data = dataset_of(image("a"), image("b", "BRIGHT"))
+
+    with pytest.raises(TrainingDataFault, match="a manifest's word for no class"):
+        check_classes(data, read_plan(write_config(tmp_path, values)))
+
+
 def part_of(count: int, positives: int) -> Part:
     targets = (np.arange(count) < positives).astype(np.float32)[:, None]
     values = np.arange(2 * count, dtype=np.float32).reshape(-1, 1, 1, 1) / (2 * count)

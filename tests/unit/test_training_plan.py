@@ -147,7 +147,8 @@ def test_every_fault_is_named_at_once_by_its_place(tmp_path):
     ("tables", "words"),
     [
         ({"data": {"classes": ["DARK"]}}, "labels: there is no class BRIGHT in data.classes"),
-        ({"data": {"classes": ["BRIGHT"]}}, "needs a class that the label is not for"),
+        ({"data": {"classes": ["BRIGHT"]}, "head": {"class_weights": {"BRIGHT": 2.0}}},
+         "head.class_weights: can be stated only where"),
         ({"data": {"classes": ["A", "A"]}}, "data.classes: must name the classes"),
         ({"ensemble": {"members": 2}, "folds": {"count": 3, "use": "ensemble"}},
          "ensemble.members: must be 1 where the folds are the ensemble"),
