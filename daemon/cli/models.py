@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -290,8 +291,8 @@ def _print_package(package: ModelPackage) -> None:
             (
                 label.name,
                 f"({label.code.value}, {label.code.scheme}, {label.code.meaning})",
-                f"{label.threshold:.3f}",
-                f"{label.undetermined_low:.3f} to {label.undetermined_high:.3f}"
+                f"{label.threshold:.9g}",
+                f"{label.undetermined_low:.9g} to {label.undetermined_high:.9g}"
                 if label.undetermined_low < label.undetermined_high
                 else "",
             )
@@ -301,4 +302,20 @@ def _print_package(package: ModelPackage) -> None:
     for limit in package.limits:
         say(f"limit: {limit}")
     for name, value in package.metrics.items():
-        say(f"{name}: {value}")
+        say(f"{name}: {figure_in_words(value)}")
+
+
+def figure_in_words(value: object) -> str:
+    """Return what a manifest's ``[metrics]`` says under one name, as a person reads it.
+
+    Figures of an evaluation are tables: empty where there is none, ``low`` and ``high`` the ends
+    of their interval. What somebody else wrote there is printed as it is.
+    """
+    if not isinstance(value, Mapping):
+        return str(value)
+    rest = {name: each for name, each in value.items() if name not in ("value", "low", "high")}
+    if rest or ("low" in value) != ("high" in value):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    figure = str(value.get("value", "none"))
+    ends = f" (95 % interval {value['low']} to {value['high']})" if "low" in value else ""
+    return figure + ends
