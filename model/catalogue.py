@@ -104,9 +104,13 @@ class Catalogue:
         found = [item for item in self.installed if at_version in _names_of(item)]
         if len(found) == 1:
             return found[0]
+        if found:
+            which = ", ".join(item.title for item in found)
+            raise CatalogueFault(
+                at_version, [f"several packages have this name; say which: {which}"]
+            )
         known = ", ".join(item.title for item in self.installed) or "none"
-        what = "no package has this name" if not found else "several packages have this name"
-        raise CatalogueFault(at_version, [f"{what}; installed are {known}"])
+        raise CatalogueFault(at_version, [f"no package has this name; installed are {known}"])
 
 
 def _names_of(item: InstalledPackage) -> set[str]:

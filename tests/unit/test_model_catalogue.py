@@ -118,6 +118,15 @@ def test_package_is_found_by_name_and_version_or_by_a_name_of_one_version(tmp_pa
         catalogue.find("three")
 
 
+def test_name_of_several_packages_is_answered_with_those_and_no_others(tmp_path):
+    for name, version in (("one", "1.0.0"), ("two", "1.0.0"), ("two", "2.0.0")):
+        put(tmp_path, name, version)
+    catalogue = read_catalogue([tmp_path], bundled=False)
+
+    with pytest.raises(CatalogueFault, match=r"say which: two@1\.0\.0, two@2\.0\.0$"):
+        catalogue.item("two")
+
+
 def test_broken_package_is_found_by_its_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     catalogue = read_catalogue([tmp_path], bundled=False)
