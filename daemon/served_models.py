@@ -33,6 +33,10 @@ ANOTHER_TRY_SECONDS = 30.0
 PAUSE_FOR_EACH_SECOND = 9.0
 """Trying in vain, as with a silent server, may take a tenth of the time that other models need."""
 
+FINISHED_SECONDS = 60.0
+"""A version that serves no more is unloaded when nobody needed it for this long; what comes to wait
+for it after all loads it again. Longer than any model waits for its turn (``turns.PATIENCE``)."""
+
 TIMES_THE_WEIGHTS = 4
 """What a model that was never loaded is expected to occupy, as a multiple of its weights file."""
 
@@ -96,7 +100,8 @@ class ServedModels:
         standings = () if self._database is None else list_standings(self._database)
         now_serving = serving(self._config, standings)
         if now_serving is self._serving:
-            return self._try_again()
+            has_finished = self._unload_finished()
+            return self._try_again() or has_finished
         if self._serving is not None:
             self._deaths.forget()
         self._serving = now_serving
@@ -211,6 +216,22 @@ class ServedModels:
             else:
                 self.out_of_order.pop(package.at_version, None)  # left for when it is needed
         return bool(due)
+
+    def _unload_finished(self) -> bool:
+        """Unload versions that another one has replaced and nothing waits for; True if any."""
+        wanted, now = self._wanted(), time.monotonic()
+        finished = [
+            name
+            for name, loaded in self._loaded.items()
+            if loaded.package not in wanted and now - self._last_used[name] >= FINISHED_SECONDS
+        ]
+        for name in finished:
+            _logger.info(
+                "%s has finished what waited for it, and is unloaded", name,
+                extra={ACTION: "model_unloaded", MODEL: name},
+            )  # fmt: skip
+            self._unload(name)
+        return bool(finished)
 
     def _load(self, package: ModelPackage) -> None:
         name, started = package.at_version, time.monotonic()

@@ -883,6 +883,32 @@ def test_model_for_which_the_device_has_no_memory_now_is_tried_again(clinic, mon
     assert clinic.states([study]) == [JobState.DONE]
 
 
+def test_version_that_another_replaced_is_unloaded_once_it_has_finished(
+    clinic, monkeypatch, caplog
+) -> None:
+    # Given a version for which a study waits when another one takes its place,
+    caplog.set_level(logging.INFO)
+    worker = clinic.worker()
+    first = clinic.receive()
+    write_package(clinic.folder / "models" / "tiny-2.0.0", version="2.0.0", weights=b"x" * 1000)
+    assert clinic.models.refresh()
+
+    # when it has finished, then it stays for a while, in case that more waits for it,
+    assert worker.work()
+    assert clinic.states([first]) == [JobState.DONE]
+    assert not clinic.models.refresh()
+    assert clinic.models.is_loaded("tiny@1.0.0")
+
+    # and gives its memory back when nothing did; what serves stays.
+    monkeypatch.setattr(served_models, "FINISHED_SECONDS", 0.0)
+    assert clinic.models.refresh()
+    assert clinic.models.detail()["models"] == ["tiny@2.0.0"]
+    assert caplog.text.count("tiny@1.0.0 has finished what waited for it, and is unloaded") == 1
+    assert not clinic.models.refresh()
+    # What is asked of it after all, by a retry say, loads it again.
+    assert clinic.models.obtain("tiny@1.0.0") is not None
+
+
 def test_another_try_takes_no_room_of_models_that_serve(sized: Clinic, monkeypatch) -> None:
     # Given a model that did not fit when it took the place of another,
     monkeypatch.setattr(served_models, "ANOTHER_TRY_SECONDS", 0.0)
