@@ -265,17 +265,28 @@ def explained(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield f"  refused: {evaluation['refusal']}"
     candidates = list(evaluation.get("candidates", ()))
     for candidate in candidates:
-        yield f"  candidate {candidate['rank']}: {candidate['sop_instance_uid']}"
+        yield f"  candidate {candidate['rank']}: {_candidate_in_words(evaluation, candidate)}"
         yield from _conditions([candidate["where"]], 2)
         for clause in candidate.get("contract", ()):
             yield f"    contract: {clause['text']}"
             yield from _conditions([clause["evaluation"]], 3)
     for group in evaluation.get("not_matching", ()):
         example = group["example"]
-        yield f"  {group['count']} not matching, for example {example['sop_instance_uid']}"
+        words = _candidate_in_words(evaluation, example)
+        yield f"  {group['count']} not matching, for example {words}"
         yield from _conditions([example["where"]], 2)
     if len(candidates) > 1:
         yield f"  order: {'; '.join(evaluation.get('ranked_by', ()))}"
+
+
+def _candidate_in_words(evaluation: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+    """Return what was considered: a series by its own UID, not its judged instance's alone."""
+    judged = candidate["sop_instance_uid"]
+    if evaluation.get("level") != "series":
+        return f"instance {judged}"
+    whole = f"series {candidate['series_instance_uid']}"
+    count = candidate["instances"]
+    return whole if count == 1 else f"{whole}, {count} instances, judged by {judged}"
 
 
 def _conditions(evaluations: Sequence[Mapping[str, Any]], depth: int) -> Iterator[str]:
