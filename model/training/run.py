@@ -15,8 +15,9 @@ from model.durable import make_folders
 from model.errors import TrainingPlanFault, TrainingRunFault
 from model.package_files import sha256_of
 from model.training.dataset import SplitValues
-from model.training.device import Environment, prepare
+from model.training.device import CPU, MIXED, Environment, prepare
 from model.training.ensemble import Trained, train_networks
+from model.training.network_plan import NetworkKindValues
 from model.training.plan import TrainingPlan
 from model.training.run_choice import Chosen, choose
 from model.training.run_config import write_config
@@ -72,7 +73,8 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
     Raises
     ------
     TrainingPlanFault
-        No data are named, or the configuration makes no package that loads and serves.
+        No data are named, or the configuration makes no package that loads and serves, or asks
+        for what this device computes wrongly.
     TrainingRunFault
         The folder holds another run, one that nobody asked to go on with, or one that was begun
         on another device, in another precision or with other libraries.
@@ -94,6 +96,7 @@ def run_training(plan: TrainingPlan, wishes: RunWishes, watch: Watch) -> Finishe
             return FinishedRun(folder, Path(str(finished)))
         environment = prepare(plan.fit.precision, wishes.threads)
         _require_same(environment, folder)
+        _require_right_gradients(environment, plan)
         watch.say(f"training on {environment.device}, {environment.dtype_policy}: {folder.root}")
         untrained = try_untrained(plan, folder)
         with open_dataset(source) as dataset:
@@ -154,6 +157,21 @@ def _require_same(environment: Environment, folder: RunFolder) -> None:
             f"({'; '.join(differences)}): what went on here would end in other weights; go on "
             f"where it was begun, or train into a new folder"
         )
+
+
+def _require_right_gradients(environment: Environment, plan: TrainingPlan) -> None:
+    """Refuse what TensorFlow computes wrongly.
+
+    oneDNN's gradients of 3-D convolutions over few slices are, in bfloat16, several times too
+    large or no numbers, and others in each run (TensorFlow 2.21).
+    """
+    is_mixed_on_cpu = environment.device == CPU and environment.dtype_policy == MIXED
+    if is_mixed_on_cpu and plan.network.kind is NetworkKindValues.COMPACT_3D:
+        fault = (
+            "fit.precision: on a CPU the gradients of compact-3d are wrong in bfloat16; take auto "
+            "or off, or a GPU"
+        )
+        raise TrainingPlanFault(f"training configuration {plan.path.name}", [fault])
 
 
 def _trained(

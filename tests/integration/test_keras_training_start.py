@@ -59,6 +59,18 @@ def test_layer_that_the_network_lacks_is_refused_before_the_images_are_read(
     assert list((tmp_path / "run").rglob("*.keras")) == []
 
 
+@pytest.mark.parametrize(("kind", "is_refused"), [("compact-3d", True), ("compact", False)])
+def test_bfloat16_that_a_cpu_computes_wrongly_is_refused_at_once(films, tmp_path, kind, is_refused):
+    # Given volumes, and a person who asks for bfloat16 where no GPU is,
+    volume = {"kind": "volume", "slices": 4}
+    plan = plan_of(tmp_path, input=volume, network={"kind": kind}, fit={"precision": "on"})
+
+    # then what convolves across slices is not trained; slice by slice the gradients are right.
+    expected = (TrainingPlanFault, "fit.precision") if is_refused else (TrainingDataFault, "cannot")
+    with pytest.raises(expected[0], match=expected[1]):
+        run_training(plan, RunWishes(tmp_path / "run", films), STOP)
+
+
 def test_layer_that_the_untrained_network_has_is_in_the_package_whatever_was_trained(
     films, tmp_path
 ):
