@@ -36,6 +36,9 @@ ConfigPath = Annotated[
     ),
 ]
 
+WIDEST_LINE = 10_000
+"""Characters of a row where nobody's terminal is: what reads it by lines must find whole UIDs."""
+
 
 def say(text: str = "") -> None:
     """Print one line to standard output."""
@@ -77,7 +80,7 @@ def console() -> Console:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Draw a table; nothing is cut when standard output is not a terminal."""
+    """Draw a table; where standard output is no terminal, every row is one line, however long."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -89,7 +92,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], title
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     drawn = console()
     if not sys.stdout.isatty():
-        drawn.width = 240
+        drawn.width = WIDEST_LINE
     drawn.print(table)
 
 
