@@ -115,30 +115,35 @@ class ShadowWorker:
     def _run(
         self, package: ModelPackage, predictor: Predictor, claimed: Sequence[ClaimedRun]
     ) -> None:
+        analysed = 0
         for one in claimed:
             try:
-                self._run_one(package, predictor, one)
+                analysed += self._run_one(package, predictor, one)
             except LeaseLost as error:
                 _logger.info("%s", error, extra={ACTION: "shadow_lease_lost"})
-        _logger.info(
-            "shadow %s analysed %s", package.at_version, number_of(len(claimed), "input"),
-            extra={ACTION: "shadow_analysed", MODEL: package.at_version, COUNT: len(claimed)},
-        )  # fmt: skip
+        if analysed:
+            _logger.info(
+                "shadow %s analysed %s", package.at_version, number_of(analysed, "input"),
+                extra={ACTION: "shadow_analysed", MODEL: package.at_version, COUNT: analysed},
+            )  # fmt: skip
 
-    def _run_one(self, package: ModelPackage, predictor: Predictor, claimed: ClaimedRun) -> None:
+    def _run_one(self, package: ModelPackage, predictor: Predictor, claimed: ClaimedRun) -> bool:
+        """Let a shadow say what it says about one input; False when it could not."""
         run = claimed.run
         if not _is_made_for(claimed, package):
             said = "the package was replaced under the same version since the study was prepared"
             end_run(self._database, run, ShadowState.FAILED, said, now_utc())
-            return
+            return False
         try:
             scores = predictor.predict(np.stack([claimed.tensor.values]))
         except UnusableOutput as error:
             end_run(self._database, run, ShadowState.REFUSED, str(error), now_utc())
         except ModelError as error:
             self._fail(claimed, error)
+            return False
         else:
             finish_run(self._database, run, judge(scores[0], package.labels), now_utc())
+        return True
 
     def _fail(self, claimed: ClaimedRun, error: MedimgdError) -> None:
         run = claimed.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,8 +169,9 @@ def test_a_shadow_that_fails_leaves_the_study_as_it_is(
 
 
 def test_a_server_that_is_away_costs_a_shadow_no_attempt(
-    config, database, hospital, packages
+    config, database, hospital, packages, caplog
 ) -> None:
+    caplog.set_level(logging.INFO)
     workers = Workers(config, database)
     enqueue(hospital, packages[0])
     workers.step()
@@ -181,6 +183,8 @@ def test_a_server_that_is_away_costs_a_shadow_no_attempt(
     (run,) = runs_of_study(database, STUDY)
     assert (run.state, run.attempts, run.reason) == (ShadowState.WAITING, 0, "away")
     assert not workers.step(), "it waits a while"
+    assert "shadow tiny@2.0.0: away" in caplog.text
+    assert "shadow tiny@2.0.0 analysed" not in caplog.text
 
 
 def test_a_superseded_version_is_loaded_again_for_what_waits_for_it(
