@@ -8,16 +8,27 @@ TensorFlow until it is asked to: ``keras_runtime`` hands both in.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from model.runtimes.port import FloatArray
 
 MOST_PARAMETERS = 2**28
 """A graph is written as one message of at most 2 GiB, and is held several times for a while."""
 
+SAME_OUTPUT = 1e-4
+"""How far an output may be from Keras's own, as a share of the largest above 1: additions in
+another order differ by some 1e-6."""
+
 BatchFunction = Callable[[FloatArray], FloatArray]
+
+_LIBRARY_FAULTS = (
+    ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +46,9 @@ def own_threads_for_each_session() -> None:
     os.environ.setdefault("TF_OVERRIDE_GLOBAL_THREADPOOL", "1")
 
 
-def freeze(tf: Any, compute: Any, network: Any) -> FrozenNetwork | None:
+def freeze(
+    tf: Any, compute: Any, network: Any, shape: Sequence[int | None]
+) -> FrozenNetwork | None:
     """Return a network as a graph for batches of any size.
 
     Parameters
@@ -44,29 +57,59 @@ def freeze(tf: Any, compute: Any, network: Any) -> FrozenNetwork | None:
     compute : tf.function
         From one batch to the outputs of the network.
     network : keras.Model
+    shape : sequence of int or None
+        Of one input; None where an edge is open.
 
     Returns
     -------
     FrozenNetwork or None
-        None where the network insists on its batch, is very large, or holds something besides
-        numbers that cannot become a constant; then ``compute`` itself has to do.
+        None where the network insists on its batch or on whole shapes, is very large, or holds
+        something besides numbers that cannot become a constant.
     """
-    shape = tuple(network.inputs[0].shape)
-    if shape[0] is not None or network.count_params() > MOST_PARAMETERS:
+    if network.inputs[0].shape[0] is not None or network.count_params() > MOST_PARAMETERS:
         return None
     # TensorFlow has no public name for it; its converters and those of others use this one.
     from tensorflow.python.framework.convert_to_constants import (  # noqa: PLC0415
         convert_variables_to_constants_v2,
     )
 
-    traced = compute.get_concrete_function(tf.TensorSpec(shape, tf.float32))
     try:
+        traced = compute.get_concrete_function(tf.TensorSpec((None, *shape), tf.float32))
         frozen = convert_variables_to_constants_v2(traced)
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError):
+    except (tf.errors.OpError, *_LIBRARY_FAULTS):
         return None
     if len(frozen.inputs) != 1 or len(frozen.outputs) != 1:
         return None
     return FrozenNetwork(frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name)
+
+
+def answers_alike(tf: Any, function: BatchFunction, network: Any, shape: Sequence[int]) -> bool:
+    """Return whether a function of a batch gives what Keras gives, operation by operation.
+
+    Not every layer computes the same where the length of its input was left open: of a series,
+    ``TimeDistributed`` takes only as many slices as the batch has inputs.
+
+    Parameters
+    ----------
+    tf : module
+    function : callable
+    network : keras.Model
+    shape : sequence of int
+        Of one input. Two are tried, no part of which is like another.
+    """
+    size = (2, *shape)
+    values = np.random.default_rng(0).random(size) * np.linspace(0, 1, np.prod(size)).reshape(size)
+    batch = values.astype(np.float32)
+    try:
+        with warnings.catch_warnings():
+            # Keras warns of a tensor for a list of one, which is no mistake.
+            warnings.simplefilter("ignore")
+            own = np.asarray(network(batch, training=False), np.float32)
+        given = function(batch)
+    except (tf.errors.OpError, *_LIBRARY_FAULTS):
+        return False
+    tolerance = SAME_OUTPUT * max(1.0, float(np.abs(own).max()))
+    return given.shape == own.shape and bool(np.abs(given - own).max() <= tolerance)
 
 
 def open_session(tf: Any, network: FrozenNetwork, *, threads: int, cores: int) -> BatchFunction:

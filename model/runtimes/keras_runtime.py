@@ -24,6 +24,7 @@ from model.runtimes.keras_attention import KerasAttention
 from model.runtimes.keras_end import last_operation
 from model.runtimes.keras_frozen import (
     BatchFunction,
+    answers_alike,
     freeze,
     open_session,
     own_threads_for_each_session,
@@ -54,8 +55,9 @@ class KerasPredictor(BatchedPredictor):
         the whole process unless an earlier predictor computes on one; ``gpu`` is a fault where
         there is none.
     batch_sizes : sequence of int, optional
-        The sizes to compile on a GPU, by default 1, 8, 32 for images and 1, 4 for volumes; on a
-        CPU the largest is the limit of one computation.
+        The sizes to compile on a GPU, by default 1, 8, 32 for images and 1, 4 for volumes, and on a
+        CPU where the network cannot be frozen; elsewhere the largest is the limit of one
+        computation.
     threads : int, optional
         CPU cores to compute on; all when None. For explanations the first predictor of a process
         decides.
@@ -88,7 +90,7 @@ class KerasPredictor(BatchedPredictor):
 
     @property
     def trace_count(self) -> int:
-        """How often the network was compiled; it stands still after ``warm_up``."""
+        """How often the network was compiled for a size; it stands still after ``warm_up``."""
         return 0 if self._compiled is None else int(self._compiled.experimental_get_tracing_count())
 
     def load(self) -> None:
@@ -112,8 +114,10 @@ class KerasPredictor(BatchedPredictor):
         faults = disagreements(self._package, self._network)
         if faults:
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
-        self._compiled = self._compile(tf)
-        self._functions = self._divided(tf)
+        self._functions = self._shared_out(tf) if self._tf_device == "/CPU:0" else None
+        if self._functions is None:
+            compiled = self._compiled = self._compile(tf)
+            self._functions = Undivided(lambda batch: compiled(batch).numpy())
         if self._package.regions is not None:
             self._compiled_map = compiled_map(
                 tf, self._network, self._package.regions.layer, self._tf_device
@@ -213,15 +217,17 @@ class KerasPredictor(BatchedPredictor):
                 f"{first_line[:200]}"
             ) from error
 
-    def _divided(self, tf: Any) -> Division[BatchFunction]:
-        """Let each core of a CPU compute inputs of its own where the network can be frozen."""
-        on_cpu = self._tf_device == "/CPU:0"
-        frozen = freeze(tf, self._compiled, self._network) if on_cpu else None
+    def _shared_out(self, tf: Any) -> Shared[BatchFunction] | None:
+        """Let each core compute inputs of its own where the frozen network answers alike."""
+        recipe = self._package.recipe
+        frozen = freeze(tf, self._compile(tf), self._network, recipe.shape)
         if frozen is None:
-            return Undivided(lambda batch: self._compiled(batch).numpy())
-        self._takes_any_size = True
+            return None
         cores = usable_cores(self._threads)
         alone = open_session(tf, frozen, threads=1, cores=cores)
+        if not answers_alike(tf, alone, self._network, probe_shape(recipe)):
+            return None
+        self._takes_any_size = True
         whole = open_session(tf, frozen, threads=cores, cores=cores)
         return Shared(alone, whole, cores, self._largest_part)
 
