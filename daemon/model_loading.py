@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daemon.config import Config
 from daemon.logs import ACTION, MODEL, REASON, SECONDS
-from daemon.recycling import resident_bytes
+from daemon.recycling import resident_bytes, return_memory
 from daemon.runtimes import PredictorMaker
 from model.errors import DeviceOutOfMemory, ModelError, RuntimeFault
 from model.package import ModelPackage
@@ -112,6 +112,7 @@ class ModelLoader:
         before = self._all_bytes()
         load_warm(package, predictor)
         self._has_loaded = True
+        return_memory()  # loading takes more than what is loaded
         occupied = self._all_bytes() - before
         return Loaded(package, predictor, max(0, occupied))
 

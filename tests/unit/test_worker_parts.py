@@ -783,6 +783,29 @@ def test_model_loaded_for_its_turn_is_no_growth_of_the_memory(sized: Clinic, mon
     assert process._models.load_count > 3
 
 
+def test_what_loading_took_for_a_while_is_no_part_of_what_a_model_occupies(
+    sized: Clinic, monkeypatch
+) -> None:
+    # Given a runtime that frees half of what it took, and a system that is told of it when asked,
+    resident = [0]
+
+    def load(package: ModelPackage, predictor: ScriptedPredictor) -> float:
+        predictor.load()
+        resident[0] += 80 * MEBIBYTE
+        return 0.0
+
+    def return_memory() -> None:
+        resident[0] -= 40 * MEBIBYTE
+
+    monkeypatch.setattr(model_loading, "load_warm", load)
+    monkeypatch.setattr(model_loading, "resident_bytes", lambda: resident[0])
+    monkeypatch.setattr(model_loading, "return_memory", return_memory)
+
+    sized.worker()
+
+    assert sized.models.detail()["loaded_mib"] == {"a@1.0.0": 40, "b@1.0.0": 40}
+
+
 def test_model_too_large_for_the_memory_is_served_alone_and_said(tmp_path, monkeypatch, caplog):
     clinic = Clinic(tmp_path, memory_megabytes=10, device="cpu")
     clinic.install("big", "other")
