@@ -17,8 +17,9 @@ import numpy as np
 
 from model.runtimes.port import FloatArray
 
-MOST_PARAMETERS = 2**28
-"""A graph is written as one message of at most 2 GiB, and is held several times for a while."""
+MOST_PARAMETERS = 2**25
+"""Above that memory speaks against it: a session holds its weights some five times over, and takes
+twice that while it simplifies them."""
 
 SAME_OUTPUT = 1e-4
 """How far an output may be from Keras's own, as a share of the largest above 1: additions in
@@ -133,6 +134,9 @@ def open_session(tf: Any, network: FrozenNetwork, *, threads: int, cores: int) -
         use_per_session_threads=True,
         device_count={"GPU": 0},
     )
+    # The graph is complete: what a later part of it would be joined to need not be kept.
+    settings.experimental.optimize_for_static_graph = True
+    settings.experimental.disable_output_partition_graphs = True
     session = tf.compat.v1.Session(graph=graph, config=settings)
     computed: BatchFunction = session.make_callable(network.output, [network.input])
     return computed
