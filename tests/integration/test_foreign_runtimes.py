@@ -272,6 +272,23 @@ def test_trial_of_a_package_takes_its_own_runtime(tmp_path):
     np.testing.assert_allclose(report.probabilities[1], model.expected(np.ones((16, 16, 1))), 1e-5)
 
 
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_network_that_depends_on_its_neighbours_is_found_on_any_number_of_cores(
+    tmp_path, monkeypatch, cores
+):
+    # Given a network whose answers are set into proportion to each other,
+    network = onnx_network((16, 16, 1))
+    (end,) = [each for each in network.graph.node if each.op_type == "Identity"]
+    end.op_type = "LpNormalization"
+    end.attribute.append(onnx.helper.make_attribute("axis", 0))
+    model = write_onnx_package(tmp_path / "p", content=network.SerializeToString())
+    monkeypatch.setattr("model.runtimes.onnx_runtime.usable_cores", lambda _: cores)
+
+    (fault,) = try_package(model.folder, "cpu").faults
+
+    assert "the same input scores differently alone and in a batch" in fault
+
+
 @pytest.fixture(scope="module")
 def keras_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return write_package(tmp_path_factory.mktemp("keras") / "p", labels=LABELS, channels=3)
