@@ -6,6 +6,7 @@ checked: by itself OpenVINO computes in bfloat16 where the processor can, and sc
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,9 +165,12 @@ class OpenVINOPredictor(BatchedPredictor):
         return signature
 
     def _shared_out(self, compile_for: Callable[..., _Compiled]) -> Shared[_Compiled]:
-        cores, largest = usable_cores(self._threads), min(self._largest_part, _LARGEST_PART)
-        alone = compile_for(range(1, largest + 1), at_once=cores)
-        return Shared(alone, compile_for([1]), cores, largest)
+        # Each takes memory for all that it computes: no more of them than a batch has parts.
+        most = self._sizes[-1]
+        at_once = min(usable_cores(self._threads), most)
+        largest = min(self._largest_part, _LARGEST_PART, math.ceil(most / at_once))
+        alone = compile_for(range(1, largest + 1), at_once=at_once)
+        return Shared(alone, compile_for([1]), at_once, largest)
 
     def _compile(
         self,

@@ -112,6 +112,35 @@ def test_volume_of_any_number_of_slices_is_computed_where_both_leave_it_open(tmp
         np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cores", "sizes", "at_once"),
+    [("image", 2, [1, 2], 2), ("image", 16, [1, 2], 16), ("image", 64, [1], 32),
+     ("volume", 2, [1], 2), ("volume", 64, [1], 4)],
+)  # fmt: skip
+def test_openvino_is_compiled_for_no_more_than_a_batch_has_parts(
+    tmp_path, monkeypatch, kind, cores, sizes, at_once
+):
+    # Given OpenVINO, which takes memory for every input that might be computed at once,
+    model = write_onnx_package(tmp_path / "p", runtime="openvino", kind=kind)
+    streams: dict[int, list[int]] = {}
+    compile_one = OpenVINOPredictor._compile_one
+
+    def noted(self: Any, *given: Any) -> Any:
+        *_, size, settings = given
+        streams.setdefault(settings["NUM_STREAMS"], []).append(size)
+        return compile_one(self, *given)
+
+    monkeypatch.setattr(OpenVINOPredictor, "_compile_one", noted)
+    monkeypatch.setattr("model.runtimes.openvino_runtime.usable_cores", lambda _: cores)
+
+    predictor = opened(model.folder)
+
+    # then it gets ready for one batch, whatever the number of cores.
+    assert streams == {at_once: sizes, 1: [1]}
+    values = inputs(model, 9)
+    np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
+
+
 @pytest.mark.parametrize("runtime", FOREIGN)
 def test_description_names_library_device_and_precision(tmp_path, runtime):
     predictor = opened(write_onnx_package(tmp_path / "p", runtime=runtime).folder, threads=1)
