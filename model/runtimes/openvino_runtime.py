@@ -30,6 +30,7 @@ from model.runtimes.signature import (
     channels_last,
     laid_out,
     laid_out_shape,
+    probe_shape,
     squashing_faults,
 )
 
@@ -134,6 +135,9 @@ class OpenVINOPredictor(BatchedPredictor):
             self._takes_any_size = True
             self._networks = self._shared_out(compile_for)
         self._signature = signature
+        # One thread hands over the first array of a process: where two do at once, OpenVINO's
+        # binding (2026.4) waits in one for the interpreter and in the other for itself, forever.
+        self._run(np.zeros((1, *probe_shape(self._package.recipe)), np.float32))
         self._description = PredictorDescription(
             model=self._package.at_version,
             runtime=f"openvino {ov.__version__.partition('-')[0]}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from model.runtime_plan import RuntimeValues
 from model.runtimes.check import check_package, try_package
 from model.runtimes.onnx_runtime import ONNXPredictor
 from model.runtimes.opening import RuntimeOptions, installed_runtimes, open_predictor
-from model.runtimes.openvino_runtime import OpenVINOPredictor
+from model.runtimes.openvino_runtime import OpenVINOPredictor, _Compiled
 from model.runtimes.port import Predictor
 from tests.tiny_models import BRIGHT, DARK, TinyLabel, TinyModel, write_package
 from tests.tiny_onnx import onnx_network, write_onnx_package
@@ -139,6 +140,24 @@ def test_openvino_is_compiled_for_no_more_than_a_batch_has_parts(
     assert streams == {at_once: sizes, 1: [1]}
     values = inputs(model, 9)
     np.testing.assert_allclose(predictor.predict(values), expected(model, values), atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_openvino_is_asked_by_one_thread_before_several_ask_at_once(tmp_path, monkeypatch, threads):
+    # Given that OpenVINO's binding hangs when the first arrays of a process come two at once,
+    model = write_onnx_package(tmp_path / "p", runtime="openvino")
+    askers: list[threading.Thread] = []
+    ask = _Compiled._ask
+
+    def noted(self: _Compiled, *given: Any) -> Any:
+        askers.append(threading.current_thread())
+        return ask(self, *given)
+
+    monkeypatch.setattr(_Compiled, "_ask", noted)
+
+    opened(model.folder, threads=threads)
+
+    assert askers == [threading.current_thread()]
 
 
 @pytest.mark.parametrize("runtime", FOREIGN)
