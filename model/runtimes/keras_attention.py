@@ -10,7 +10,7 @@ Selvaraju et al., Grad-CAM, ICCV 2017; Draelos and Carin, HiResCAM, arXiv:2011.0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,9 @@ from model.runtimes.keras_layers import (
     given_shapes,
     recorded,
 )
+from model.runtimes.keras_tracing import Traced
 from model.runtimes.port import Attention, FloatArray
+from model.runtimes.signature import Shape
 
 MOST_INPUTS = 8
 """Inputs of one computation: the features of every layer are held for the way back."""
@@ -52,7 +54,9 @@ class KerasAttention:
     device : str
         Where to compute, as TensorFlow names it.
     shape : sequence of int, optional
-        Of one input; the network's own when absent.
+        Of one input, by which layers are chosen; the network's own when absent.
+    open_shape : sequence of int or None, optional
+        Of one input, as what is compiled may leave it open; see ``Traced``.
 
     Raises
     ------
@@ -66,7 +70,8 @@ class KerasAttention:
         network: Any,
         plan: ExplanationPlan,
         device: str,
-        shape: Sequence[int | None] | None = None,
+        shape: Shape | None = None,
+        open_shape: Shape | None = None,
     ) -> None:
         self._tf = tf
         shape = tuple(shape or network.inputs[0].shape[1:])
@@ -77,7 +82,8 @@ class KerasAttention:
         self._method = plan.method
         self._outputs = int(network.outputs[0].shape[-1])
         self._most = MOST_INPUTS if len(network.inputs[0].shape) == 4 else 1
-        self._compute = _compiled(tf, network, self._layers, plan.method, device)
+        compute = _function(tf, network, self._layers, plan.method, device)
+        self._compute = Traced(tf, compute, open_shape)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -123,17 +129,11 @@ def _faults_as_reasons(tf: Any) -> Iterator[None]:
         raise CannotExplain(f"this network allows none ({type(error).__name__})") from error
 
 
-def _compiled(
+def _function(
     tf: Any, network: Any, layers: Sequence[Any], method: MethodValues, device: str
-) -> Any:
-    """Return a function of (batch, targets) that gives one map per layer, compiled once."""
-    shape = (None, *network.inputs[0].shape[1:])
-    signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None, None), tf.float32)]
+) -> Callable[[Any, Any], list[Any]]:
+    """Return a function of (batch, targets) that gives one map per layer."""
 
-    # Autograph would wrap the reason why there is no map into a traceback of many lines.
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=signature, jit_compile=False, autograph=False
-    )
     def compute(batch: Any, targets: Any) -> Any:
         with tf.device(device), recorded(layers) as seen, linear_ends(network):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

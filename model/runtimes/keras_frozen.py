@@ -55,8 +55,8 @@ def freeze(
     Parameters
     ----------
     tf : module
-    compute : tf.function
-        From one batch to the outputs of the network.
+    compute : callable
+        From one batch to the outputs of the network, as tensors.
     network : keras.Model
     shape : sequence of int or None
         Of one input; None where an edge is open.
@@ -75,7 +75,9 @@ def freeze(
     )
 
     try:
-        traced = compute.get_concrete_function(tf.TensorSpec((None, *shape), tf.float32))
+        traced = tf.function(compute, jit_compile=False).get_concrete_function(
+            tf.TensorSpec((None, *shape), tf.float32)
+        )
         frozen = convert_variables_to_constants_v2(traced)
     except (tf.errors.OpError, *_LIBRARY_FAULTS):
         return None

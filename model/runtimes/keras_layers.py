@@ -176,7 +176,7 @@ def given_shapes(
     if not undecided:
         return shapes
     with recorded(undecided) as seen:
-        # Without autograph, as in ``keras_attention``.
+        # Without autograph, as in ``keras_tracing``.
         traced = tf.function(lambda values: network(values, training=False), autograph=False)
         traced.get_concrete_function(tf.TensorSpec((1, *shape), tf.float32))
     pairs = zip(undecided, seen, strict=True)

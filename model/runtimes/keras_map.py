@@ -11,6 +11,8 @@ from typing import Any
 from model.errors import CannotLocate
 from model.package import ModelPackage
 from model.runtimes.keras_layers import all_layers, recorded
+from model.runtimes.keras_tracing import Traced
+from model.runtimes.signature import Shape
 
 
 def map_faults(package: ModelPackage, network: Any) -> list[str]:
@@ -29,15 +31,10 @@ def map_faults(package: ModelPackage, network: Any) -> list[str]:
     return [f"[regions] layer {name} must give {wanted}, {package.output.size}); it gives {shape}"]
 
 
-def compiled_map(tf: Any, network: Any, name: str, device: str) -> Any:
-    """Return a function of a batch that gives the layer's output, compiled once for all sizes."""
+def compiled_map(tf: Any, network: Any, name: str, device: str, shape: Shape | None) -> Traced:
+    """Return a function of a batch that gives the layer's output; of `shape` see ``Traced``."""
     (layer,) = _layers_named(network, name)
-    shape = (None, *network.inputs[0].shape[1:])
 
-    # Without autograph: see ``keras_attention``.
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=False, autograph=False
-    )
     def compute(values: Any) -> Any:
         with tf.device(device), recorded([layer]) as (outputs,):
             network(values, training=False)
@@ -45,7 +42,7 @@ def compiled_map(tf: Any, network: Any, name: str, device: str) -> Any:
                 raise CannotLocate(f"the network uses the layer {layer.name} {len(outputs)} times")
             return tf.cast(outputs[0], tf.float32)
 
-    return compute
+    return Traced(tf, compute, shape)
 
 
 def map_layer(network: Any, name: str) -> Any | None:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ from model.runtimes.keras_frozen import (
     own_threads_for_each_session,
 )
 from model.runtimes.keras_map import compiled_map, map_faults
+from model.runtimes.keras_tracing import Traced
 from model.runtimes.port import Attention, FloatArray, PredictorDescription
 from model.runtimes.sharing import Division, Shared, Undivided, usable_cores
-from model.runtimes.signature import fits, probe_shape, squashing_faults
+from model.runtimes.signature import Shape, fits, probe_shape, squashing_faults
 from model.runtimes.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,11 @@ class KerasPredictor(BatchedPredictor):
         self._network: Any = None
         self._compiled: Any = None
         self._functions: Division[BatchFunction] | None = None
+        self._shape: Shape | None = None
+        """Of one input, with its open edges, where the network is right with these left open."""
         self._attention: KerasAttention | CannotExplain | None = None
         """What computes maps, or why nothing does; None before it was asked for."""
-        self._compiled_map: Any = None
+        self._compiled_map: Traced | None = None
         """What computes the map of ``[regions]``; None in packages without that table."""
 
     @property
@@ -116,11 +119,13 @@ class KerasPredictor(BatchedPredictor):
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         self._functions = self._shared_out(tf) if self._tf_device == "/CPU:0" else None
         if self._functions is None:
-            compiled = self._compiled = self._compile(tf)
+            # One trace per batch size; the sizes are few and fixed, so tracing ends with warm-up.
+            compiled = self._compiled = tf.function(self._function(tf), jit_compile=False)
             self._functions = Undivided(lambda batch: compiled(batch).numpy())
+        self._shape = self._package.recipe.shape if self._leaves_edges_open(tf) else None
         if self._package.regions is not None:
             self._compiled_map = compiled_map(
-                tf, self._network, self._package.regions.layer, self._tf_device
+                tf, self._network, self._package.regions.layer, self._tf_device, self._shape
             )
         self._description = PredictorDescription(
             model=self._package.at_version,
@@ -159,7 +164,7 @@ class KerasPredictor(BatchedPredictor):
         tf, _ = _import_libraries()
         plan, shape = self._package.explanation, probe_shape(self._package.recipe)
         try:
-            return KerasAttention(tf, self._network, plan, self._tf_device, shape)
+            return KerasAttention(tf, self._network, plan, self._tf_device, shape, self._shape)
         except CannotExplain as error:
             return error
 
@@ -220,7 +225,7 @@ class KerasPredictor(BatchedPredictor):
     def _shared_out(self, tf: Any) -> Shared[BatchFunction] | None:
         """Let each core compute inputs of its own where the frozen network answers alike."""
         recipe = self._package.recipe
-        frozen = freeze(tf, self._compile(tf), self._network, recipe.shape)
+        frozen = freeze(tf, self._function(tf), self._network, recipe.shape)
         if frozen is None:
             return None
         cores = usable_cores(self._threads)
@@ -231,11 +236,19 @@ class KerasPredictor(BatchedPredictor):
         whole = open_session(tf, frozen, threads=cores, cores=cores)
         return Shared(alone, whole, cores, self._largest_part)
 
-    def _compile(self, tf: Any) -> Any:
+    def _leaves_edges_open(self, tf: Any) -> bool:
+        """Return whether what is compiled for a series of any length is right."""
+        recipe = self._package.recipe
+        if None not in recipe.shape or isinstance(self._functions, Shared):
+            return True
+        traced = Traced(tf, self._function(tf), recipe.shape)
+        return answers_alike(
+            tf, lambda batch: traced(batch).numpy(), self._network, probe_shape(recipe)
+        )
+
+    def _function(self, tf: Any) -> Callable[[Any], Any]:
         network, device = self._network, self._tf_device
 
-        # One trace per batch size; the sizes are few and fixed, so tracing ends with warm-up.
-        @tf.function(jit_compile=False)  # type: ignore[untyped-decorator]
         def compute(values: Any) -> Any:
             with tf.device(device):
                 return tf.cast(network(values, training=False), tf.float32)

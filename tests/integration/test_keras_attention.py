@@ -273,6 +273,27 @@ def test_a_gradient_that_is_no_number_costs_only_its_own_map(written: Written) -
     assert brightest(lit) == {(2, 4), (2, 5), (3, 4), (3, 5)}
 
 
+def test_network_that_looks_slice_by_slice_is_looked_into_at_all_of_them(written: Written) -> None:
+    # Given a network that takes any number of slices, one after the other: Keras computes only as
+    # many of them as the batch has inputs where both numbers are left open,
+    series = keras.Input((None, SIDE, SIDE, 1))
+    slices = layers.TimeDistributed(layers.Conv2D(1, 4, strides=4), name="map")(series)
+    score = layers.Dense(1)(layers.GlobalAveragePooling3D()(slices))
+    predictor = written(
+        keras.Model(series, score), kind="volume", slices=None, labels=(BRIGHT,),
+        changes={
+            "explanation": {"layers": ["map"]}, "regions": {"label": "Bright", "threshold": 0.5},
+        },
+    )  # fmt: skip
+
+    for length in (7, 5):
+        volume = np.full((1, length, SIDE, SIDE, 1), 0.5, np.float32)
+
+        # then both maps have a cell for every slice.
+        assert predictor.explain(volume, [0]).values.shape == (1, length, SIDE // 4, SIDE // 4)
+        assert predictor.locate(volume).shape == (1, length, SIDE // 4, SIDE // 4, 1)
+
+
 def test_a_volume_has_a_map_of_three_axes(written: Written) -> None:
     predictor = written(
         detector(6.0, shape=(16, SIDE, SIDE, 1)), kind="volume", slices=16,
@@ -327,7 +348,7 @@ def test_warm_up_leaves_nothing_to_compile(written: Written) -> None:
 
     assert attention is not None
     assert predictor._attention is attention
-    assert attention._compute.experimental_get_tracing_count() == 1
+    assert attention._compute.count == 1
 
 
 def chosen(network: Any, **plan: Any) -> list[str]:

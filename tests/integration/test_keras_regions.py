@@ -160,11 +160,11 @@ def test_whatever_keeps_a_map_away_is_said_and_the_finding_stays(package, predic
 def test_warming_up_compiles_the_map_too(package):
     predictor = loaded(package)
     predictor.warm_up()
-    traces = predictor._compiled_map.experimental_get_tracing_count()
+    traces = predictor._compiled_map.count
 
     predictor.locate(np.stack([spotted()] * 7))
 
-    assert traces == predictor._compiled_map.experimental_get_tracing_count() == 1
+    assert traces == predictor._compiled_map.count == 1
 
 
 def test_the_reason_for_no_regions_is_one_sentence(tmp_path):
