@@ -55,6 +55,7 @@ class Shared(Generic[Engine]):
     whole : Engine
         Computes one batch on all cores, for what is too few to be shared out.
     cores : int
+        How many parts are computed at once.
     largest_part : int
         How many inputs one core takes at once.
 
@@ -104,7 +105,11 @@ class Shared(Generic[Engine]):
         if len(parts) == 1:
             return compute(self._alone, batch)
         computed = [self._threads.submit(compute, self._alone, part) for part in parts]
-        wait(computed)
+        try:
+            wait(computed)
+        finally:
+            for each in computed:
+                each.cancel()  # who was interrupted waits for no more than what is begun
         return np.concatenate([each.result() for each in computed])
 
     def _number_of_parts(self, inputs: int) -> int:

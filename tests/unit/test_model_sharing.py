@@ -134,6 +134,32 @@ def test_fault_of_one_part_is_told_once_all_parts_have_ended():
     assert ended == [4]
 
 
+def test_who_is_interrupted_waits_for_no_more_than_what_is_begun(monkeypatch):
+    # Given a batch of eight parts, two of which are being computed,
+    begun, release = threading.Semaphore(0), threading.Event()
+    alone = Engine()
+
+    def compute(engine: Engine, part: FloatArray) -> FloatArray:
+        begun.release()
+        release.wait(timeout=20)
+        return engine(part)
+
+    def interrupted(_: object) -> None:
+        assert begun.acquire(timeout=20)
+        assert begun.acquire(timeout=20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model.runtimes.sharing.wait", interrupted)
+    shared = Shared(alone, Engine(), cores=2, largest_part=1)
+
+    with pytest.raises(KeyboardInterrupt):
+        shared.compute(batch_of(8), compute)
+    release.set()
+    shared._threads.shutdown()
+
+    assert alone.sizes == [1, 1]
+
+
 def test_network_with_one_way_gets_its_batches_whole():
     engine = Engine()
     division = Undivided(engine)
