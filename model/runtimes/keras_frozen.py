@@ -86,7 +86,7 @@ def freeze(
     return FrozenNetwork(frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name)
 
 
-def answers_alike(tf: Any, function: BatchFunction, network: Any, shape: Sequence[int]) -> bool:
+def answers_alike(tf: Any, function: BatchFunction, compute: Any, shape: Sequence[int]) -> bool:
     """Return whether a function of a batch gives what Keras gives, operation by operation.
 
     Not every layer computes the same where the length of its input was left open: of a series,
@@ -96,18 +96,18 @@ def answers_alike(tf: Any, function: BatchFunction, network: Any, shape: Sequenc
     ----------
     tf : module
     function : callable
-    network : keras.Model
+    compute : callable
+        What was made that function of, given TensorFlow's tensors; it is called as it is.
     shape : sequence of int
         Of one input. Two are tried, no part of which is like another.
     """
-    size = (2, *shape)
-    values = np.random.default_rng(0).random(size) * np.linspace(0, 1, np.prod(size)).reshape(size)
-    batch = values.astype(np.float32)
+    batch = np.random.default_rng(0).random((2, *shape), np.float32)
+    batch *= np.linspace(0, 1, batch.size, dtype=np.float32).reshape(batch.shape)
     try:
         with warnings.catch_warnings():
             # Keras warns of a tensor for a list of one, which is no mistake.
             warnings.simplefilter("ignore")
-            own = np.asarray(network(batch, training=False), np.float32)
+            own = compute(tf.constant(batch)).numpy()
         given = function(batch)
     except (tf.errors.OpError, *_LIBRARY_FAULTS):
         return False

@@ -225,12 +225,13 @@ class KerasPredictor(BatchedPredictor):
     def _shared_out(self, tf: Any) -> Shared[BatchFunction] | None:
         """Let each core compute inputs of its own where the frozen network answers alike."""
         recipe = self._package.recipe
-        frozen = freeze(tf, self._function(tf), self._network, recipe.shape)
+        compute = self._function(tf)
+        frozen = freeze(tf, compute, self._network, recipe.shape)
         if frozen is None:
             return None
         cores = usable_cores(self._threads)
         alone = open_session(tf, frozen, threads=1, cores=cores)
-        if not answers_alike(tf, alone, self._network, probe_shape(recipe)):
+        if not answers_alike(tf, alone, compute, probe_shape(recipe)):
             return None
         self._takes_any_size = True
         whole = open_session(tf, frozen, threads=cores, cores=cores)
@@ -241,10 +242,9 @@ class KerasPredictor(BatchedPredictor):
         recipe = self._package.recipe
         if None not in recipe.shape or isinstance(self._functions, Shared):
             return True
-        traced = Traced(tf, self._function(tf), recipe.shape)
-        return answers_alike(
-            tf, lambda batch: traced(batch).numpy(), self._network, probe_shape(recipe)
-        )
+        compute = self._function(tf)
+        traced = Traced(tf, compute, recipe.shape)
+        return answers_alike(tf, lambda b: traced(b).numpy(), compute, probe_shape(recipe))
 
     def _function(self, tf: Any) -> Callable[[Any], Any]:
         network, device = self._network, self._tf_device

@@ -22,6 +22,7 @@ from model.package import load_package
 from model.package_files import sha256_of
 from model.runtimes.check import check_package, try_package
 from model.runtimes.keras_end import last_operation
+from model.runtimes.keras_frozen import answers_alike
 from model.runtimes.keras_runtime import KerasPredictor
 from model.runtimes.port import Predictor
 from tests.tiny_models import BRIGHT, DARK, WEIGHTS_NAME, TinyLabel, TinyModel, write_package
@@ -159,6 +160,31 @@ def test_network_that_needs_the_number_of_slices_is_compiled_for_each(tmp_path, 
         # then its answer is about all of them.
         logits = np.array(network(values, training=False))
         np.testing.assert_allclose(result, 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def placed(values: Any) -> Any:
+    with tf.device("/CPU:0"):
+        return 3 * values
+
+
+def full(batch: np.ndarray) -> np.ndarray:
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+
+@pytest.mark.parametrize(
+    ("function", "alike"),
+    [
+        (lambda batch: 3 * batch + 1e-6, True),
+        (lambda batch: 3 * batch + 1e-3, False),
+        (lambda batch: 3 * batch[:1], False),
+        (lambda batch: np.nan * batch, False),
+        (full, False),
+    ],
+    ids=["rounding", "another answer", "fewer answers", "no number", "no memory"],
+)
+def test_what_was_compiled_is_used_only_where_it_gives_the_same(function, alike):
+    # Given what is computed on one device of several, as it is told to.
+    assert answers_alike(tf, function, placed, (4, 4, 1)) is alike
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
