@@ -153,3 +153,8 @@ def _tell(evaluation: Evaluation, split: SplitValues, watch: Watch) -> None:
             if label.figures[name].value is not None
         )
         watch.say(f"{split}: {label.name} at {label.threshold:g}: {words}")
+        if label.figures["specificity"].value == 0 or label.figures["sensitivity"].value == 0:
+            watch.say(
+                f"{split}: {label.name}: images with and without it are answered alike: the "
+                f"network tells nothing apart at this threshold, and is no model to serve"
+            )

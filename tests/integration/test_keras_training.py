@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from daemon.cli.application import app
 from daemon.cli.training import _asked_to_stop, _command
 from model.errors import TrainingDataFault, TrainingRunFault, TrainingStopped
 from model.package import load_package
-from model.training import run_tensors
+from model.training import run_evaluation, run_tensors
 from model.training.device import prepare
 from model.training.ensemble import Trained, train_networks
 from model.training.plan import TrainingPlan, read_plan
@@ -400,6 +401,23 @@ def test_package_is_measured_on_films_whose_headers_were_emptied(tmp_path):
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "run/evaluation/validation/report.json").read_text())
     assert (report["outcomes"]["scored"], report["outcomes"]["without_whole_contract"]) == (16, 16)
+
+
+@pytest.mark.parametrize(("specificity", "is_warned"), [(0.0, True), (0.2, False)])
+def test_network_that_tells_nothing_apart_is_said_to(specificity, is_warned):
+    # Given a measured label, at whose threshold every image may be Present,
+    figures = {
+        name: SimpleNamespace(value=value)
+        for name, value in (
+            ("roc_auc", 0.4), ("sensitivity", 1.0), ("specificity", specificity), ("accuracy", 0.5)
+        )
+    }  # fmt: skip
+    label = SimpleNamespace(name="Bright", threshold=0.0, figures=figures)
+    told: list[str] = []
+
+    run_evaluation._tell(SimpleNamespace(labels=[label]), "test", Watch(note=told.append))  # type: ignore[arg-type]
+
+    assert any("tells nothing apart" in each for each in told) == is_warned
 
 
 def test_classes_that_exclude_each_other_have_one_answer_each(tmp_path):
