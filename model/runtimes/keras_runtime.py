@@ -117,11 +117,8 @@ class KerasPredictor(BatchedPredictor):
         faults = disagreements(self._package, self._network)
         if faults:
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
-        self._functions = self._shared_out(tf) if self._tf_device == "/CPU:0" else None
-        if self._functions is None:
-            # One trace per batch size; the sizes are few and fixed, so tracing ends with warm-up.
-            compiled = self._compiled = tf.function(self._function(tf), jit_compile=False)
-            self._functions = Undivided(lambda batch: compiled(batch).numpy())
+        shared = self._shared_out(tf) if self._tf_device == "/CPU:0" else None
+        self._functions = shared or self._compiled_for_each_size(tf)
         self._shape = self._package.recipe.shape if self._leaves_edges_open(tf) else None
         if self._package.regions is not None:
             self._compiled_map = compiled_map(
@@ -236,6 +233,16 @@ class KerasPredictor(BatchedPredictor):
         self._takes_any_size = True
         whole = open_session(tf, frozen, threads=cores, cores=cores)
         return Shared(alone, whole, cores, self._largest_part)
+
+    def _compiled_for_each_size(self, tf: Any) -> Undivided[BatchFunction]:
+        if self._tf_device == "/CPU:0":
+            logger.info(
+                "%s cannot be frozen, and is compiled for each size of batch",
+                self._package.at_version, extra={"action": "network_not_frozen"},
+            )  # fmt: skip
+        # One trace per batch size; the sizes are few and fixed, so tracing ends with warm-up.
+        compiled = self._compiled = tf.function(self._function(tf), jit_compile=False)
+        return Undivided(lambda batch: compiled(batch).numpy())
 
     def _leaves_edges_open(self, tf: Any) -> bool:
         """Return whether what is compiled for a series of any length is right."""

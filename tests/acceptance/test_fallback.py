@@ -81,4 +81,4 @@ def test_archive_without_any_report_class_gets_the_picture_and_asks_for_a_person
     states = {each.role: each.state for each in dossier.deliveries}
     assert states == {"SC": DeliveryState.SENT, "SR": DeliveryState.REJECTED}
     assert received == [SecondaryCaptureImageStorage]
-    assert "were rejected or given up" in site.run("status", check=3).stdout
+    assert "was rejected or given up" in site.run("status", check=3).stdout

@@ -114,10 +114,12 @@ def test_warm_predictor_compiles_nothing_more(predictor, caplog):
     assert predictor.trace_count == traces == 0
 
 
-def test_network_that_cannot_be_frozen_is_compiled_for_each_size(tiny, monkeypatch):
+def test_network_that_cannot_be_frozen_is_compiled_for_each_size(tiny, monkeypatch, caplog):
     # Given a network that holds more than one file of constants can,
     monkeypatch.setattr("model.runtimes.keras_frozen.MOST_PARAMETERS", 5)
-    predictor = loaded(tiny)
+    with caplog.at_level("INFO"):
+        predictor = loaded(tiny)
+    assert "tiny@1.0.0 cannot be frozen" in caplog.text
     predictor.warm_up()
     traces = predictor.trace_count
     values = np.random.default_rng(4).random((41, 16, 16, 1), dtype=np.float32)
