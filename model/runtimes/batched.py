@@ -85,9 +85,10 @@ class BatchedPredictor(ABC):
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch, channels last; return (batch, outputs)."""
 
-    def _settle(self, one: FloatArray) -> None:
-        """Choose between ways of computing, given one input."""
+    def _settle(self, one: FloatArray) -> Sequence[int]:
+        """Choose between ways of computing, given one input; return the sizes to warm up then."""
         del one  # there is one way
+        return self._sizes
 
     def _run_map(self, chunk: FloatArray) -> FloatArray:
         """Compute the map of one batch, channels last; ``CannotLocate`` where there is none."""
@@ -95,11 +96,10 @@ class BatchedPredictor(ABC):
         raise CannotLocate("the runtime that serves this model gives no map")
 
     def warm_up(self) -> float:
-        """Compute every batch size once, so that no study waits for it; return the seconds."""
+        """Compute what has to be prepared once, so that no study waits; return the seconds."""
         started = time.perf_counter()
         shape = probe_shape(self._package.recipe)
-        self._settle(np.zeros((1, *shape), np.float32))
-        for size in self._sizes:
+        for size in self._settle(np.zeros((1, *shape), np.float32)):
             self.predict(np.zeros((size, *shape), np.float32))
         return time.perf_counter() - started
 

@@ -165,9 +165,10 @@ class KerasPredictor(BatchedPredictor):
         except CannotExplain as error:
             return error
 
-    def _settle(self, one: FloatArray) -> None:
+    def _settle(self, one: FloatArray) -> Sequence[int]:
         assert self._functions is not None  # noqa: S101 - warmed up once loaded
         self._functions.settle(one, _call)
+        return self._functions.sizes_to_warm(self._sizes)
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         """Compute one batch; (size, outputs)."""
@@ -227,11 +228,11 @@ class KerasPredictor(BatchedPredictor):
         if frozen is None:
             return None
         cores = usable_cores(self._threads)
-        alone = open_session(tf, frozen, threads=1, cores=cores)
-        if not answers_alike(tf, alone, compute, probe_shape(recipe)):
+        whole = open_session(tf, frozen, threads=cores, cores=cores)
+        if not answers_alike(tf, whole, compute, probe_shape(recipe)):
             return None
         self._takes_any_size = True
-        whole = open_session(tf, frozen, threads=cores, cores=cores)
+        alone = open_session(tf, frozen, threads=1, cores=cores)
         return Shared(alone, whole, cores, self._largest_part)
 
     def _compiled_for_each_size(self, tf: Any) -> Undivided[BatchFunction]:

@@ -135,9 +135,10 @@ class ONNXPredictor(BatchedPredictor):
             raise RuntimeFault(f"{self._package.at_version}: " + "; ".join(faults))
         return signature
 
-    def _settle(self, one: FloatArray) -> None:
+    def _settle(self, one: FloatArray) -> Sequence[int]:
         assert self._sessions is not None  # noqa: S101 - warmed up once loaded
         self._sessions.settle(one, self._computed)
+        return self._sessions.sizes_to_warm(self._sizes)
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         assert self._sessions is not None  # noqa: S101 - predict refuses before load

@@ -226,9 +226,10 @@ class OpenVINOPredictor(BatchedPredictor):
                 f"{taken} here; scores would differ from those the model was admitted with"
             )
 
-    def _settle(self, one: FloatArray) -> None:
+    def _settle(self, one: FloatArray) -> Sequence[int]:
         assert self._networks is not None  # noqa: S101 - warmed up once loaded
         self._networks.settle(one, self._computed)
+        return self._networks.sizes_to_warm(self._sizes)
 
     def _run(self, chunk: FloatArray) -> FloatArray:
         assert self._networks is not None  # noqa: S101 - predict refuses before load

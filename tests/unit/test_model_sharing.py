@@ -110,13 +110,27 @@ def test_way_that_no_batch_goes_is_given_up_and_measured_no_more():
     assert shared.fewest_shared == 1
 
 
-def test_slow_network_is_measured_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("slow_seconds", "computed"),
+    [(0.01, 1), (10.0, 2)],
+    ids=["too slow to be asked again", "one that does not count, and one trial"],
+)
+def test_slow_network_is_measured_once(monkeypatch, slow_seconds, computed):
+    monkeypatch.setattr("model.runtimes.sharing._SLOW_SECONDS", slow_seconds)
     monkeypatch.setattr("model.runtimes.sharing._TRIAL_SECONDS", 0.01)
-    alone = Engine(seconds=0.02)
+    alone, whole = Engine(seconds=0.05), Engine(seconds=0.02)
+    shared = Shared(alone, whole, cores=4, largest_part=1)
 
-    Shared(alone, Engine(), cores=2, largest_part=1).settle(ONE, ask)
+    shared.settle(ONE, ask)
 
-    assert len(alone.sizes) == 2  # one that does not count, and one trial
+    assert (len(alone.sizes), len(whole.sizes)) == (computed, computed)
+    assert shared.fewest_shared == 3
+
+
+@pytest.mark.parametrize(("cores", "largest", "warmed"), [(2, 4, [1, 8]), (16, 4, [1, 32])])
+def test_no_more_is_warmed_up_than_is_computed_at_a_time(cores, largest, warmed):
+    assert Shared(Engine(), Engine(), cores, largest).sizes_to_warm((1, 8, 32)) == warmed
+    assert Undivided(Engine()).sizes_to_warm((1, 8, 32)) == (1, 8, 32)
 
 
 def test_fault_of_one_part_is_told_once_all_parts_have_ended():
