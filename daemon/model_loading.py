@@ -73,7 +73,7 @@ class ModelLoader:
         self._has_loaded = False
 
     def load(self, package: ModelPackage) -> Loaded:
-        """Load a package and compute every batch size once.
+        """Load a package and warm it up.
 
         Raises
         ------

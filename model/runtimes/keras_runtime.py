@@ -133,7 +133,7 @@ class KerasPredictor(BatchedPredictor):
         )
 
     def warm_up(self) -> float:
-        """Compute every batch size once, so that no study waits for it; return the seconds."""
+        """Compute what has to be prepared once, so that no study waits; return the seconds."""
         seconds = super().warm_up()
         started = time.perf_counter()
         blank = np.zeros((1, *probe_shape(self._package.recipe)), np.float32)

@@ -109,7 +109,7 @@ def import_runtime(kind: RuntimeValues) -> None:
 
 
 def load_warm(package: ModelPackage, predictor: Predictor) -> float:
-    """Load a predictor and compute every batch size once; return the seconds of computing.
+    """Load a predictor and warm it up; return the seconds of computing.
 
     Raises
     ------

@@ -52,7 +52,7 @@ class Predictor(Protocol):
         """
 
     def warm_up(self) -> float:
-        """Compute every batch size once, so that no study waits for it; return the seconds."""
+        """Compute what has to be prepared once, so that no study waits; return the seconds."""
 
     def predict(self, batch: FloatArray) -> FloatArray:
         """Return one probability per label.
